@@ -1,0 +1,21 @@
+"""ATSC and its neighbours for mdistiller, registered from outside.
+
+Importing this package does nothing and needs no torch. `register()` adds our distillers, trainer and config keys to
+mdistiller, or to the embedded host where mdistiller is absent; `unregister()` takes exactly them away again.
+"""
+
+__version__ = "0.1.0"
+
+
+def register():
+    """Add our distillers, trainer and config keys to the host; calling it again changes nothing."""
+    from atsc_plugin import registration
+
+    registration.register()
+
+
+def unregister():
+    """Take our entries and keys off the host again, and nothing that is somebody else's."""
+    from atsc_plugin import registration
+
+    registration.unregister()

@@ -1,0 +1,203 @@
+"""cfg -> data, teacher, student, distiller, trainer: the only place where the parts meet.
+
+Reads top to bottom as a run is made: `prepare` builds, `trainer_of` hands over. Nothing but a missing teacher is
+written here.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from atsc_plugin import host, teachers
+from atsc_plugin.data.splits import Data, LoaderFacts, digits100_data
+from atsc_plugin.engine import run_files
+from atsc_plugin.engine.trainer import PluginTrainer, parameter_count, unwrap
+from atsc_plugin.errors import PluginError
+from atsc_plugin.seeds import stream
+
+
+@dataclass
+class Run:
+    """Everything of one run, built and not yet started."""
+
+    cfg: object
+    name: str
+    folder: Path
+    device: torch.device
+    data: Data
+    distiller: torch.nn.Module
+    teacher_from: str | None
+
+
+def device_of(cfg):
+    """EXPERIMENT.DEVICE as a torch device; a device that is not there is refused."""
+    wanted = cfg.EXPERIMENT.DEVICE
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise PluginError(f"EXPERIMENT.DEVICE is '{wanted}'; expected auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise PluginError(
+            f"EXPERIMENT.DEVICE is '{wanted}', but torch sees {torch.cuda.device_count()} CUDA devices; "
+            "use cpu, auto or one of those."
+        )
+    return device
+
+
+def data_of(cfg, device):
+    """The data set of a configuration, with its loaders."""
+    if cfg.DATASET.TYPE == "digits100":
+        sizes = LoaderFacts(cfg.SOLVER.BATCH_SIZE, cfg.DATASET.TEST.BATCH_SIZE, device, cfg.EXPERIMENT.SEED)
+        return digits100_data(cfg.DATASET.DIGITS100, sizes)
+    train, test, images, classes = host.get_dataset(cfg)
+    name = cfg.DATASET.TYPE
+    # The host's normalisation is a constant of its own; a card carries it so that the student can be used without it.
+    mean, std = ([0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]) if name == "cifar100" else ([], [])
+    return Data(name, f"{name}-{images}", classes, host.image_size(name), train, None, test, images, mean, std)
+
+
+def network(cfg, role, classes, seed):
+    """The student or teacher network, freshly initialised from its own random stream."""
+    name = cfg.DISTILLER[role]
+    torch.manual_seed(stream(seed, "initialise", role))
+    if cfg.DATASET.TYPE == "imagenet":
+        return host.imagenet_model_dict[name](pretrained=role == "TEACHER")
+    return host.models_for(cfg.DATASET.TYPE)[name][0](num_classes=classes)
+
+
+def distiller_of(cfg, student, teacher, data):
+    """The configured distiller around its networks, with the arguments mdistiller gives it."""
+    kind = host.distiller_dict[cfg.DISTILLER.TYPE]
+    torch.manual_seed(stream(cfg.EXPERIMENT.SEED, "initialise", "distiller"))
+    if teacher is None:
+        return kind(student)
+    return (
+        kind(student, teacher, cfg, data.train_images) if cfg.DISTILLER.TYPE == "CRD" else kind(student, teacher, cfg)
+    )
+
+
+def skeleton(cfg, data):
+    """The distiller with unfilled weights, for a checkpoint that brings them all."""
+    student = network(cfg, "STUDENT", data.classes, cfg.EXPERIMENT.SEED)
+    teacher = None if cfg.DISTILLER.TYPE == "NONE" else network(cfg, "TEACHER", data.classes, 0)
+    return distiller_of(cfg, student, teacher, data)
+
+
+def place(cfg, overrides=()):
+    """(name, run directory) of a configuration; nothing is created."""
+    name = run_files.experiment_name(cfg, overrides)
+    return name, run_files.run_directory(cfg, name)
+
+
+def prepare(cfg, overrides=(), dry=False):
+    """Build all of a run. A missing teacher is trained here if the configuration says so, unless `dry`."""
+    name, folder = place(cfg, overrides)
+    device = device_of(cfg)
+    data = data_of(cfg, device)
+    skeleton(cfg, data)  # a pair that the method cannot serve is refused here, before any teacher is trained
+    teacher, teacher_from = None, None
+    if cfg.DISTILLER.TYPE != "NONE":
+        source = teachers.find(cfg, data)
+        teacher_from = source.text
+        teacher = network(cfg, "TEACHER", data.classes, cfg.TEACHER.SEED).to(device)
+        if not dry:
+            teachers.load(source, cfg, teacher, data, lambda own: data_of(own, device))
+    student = network(cfg, "STUDENT", data.classes, cfg.EXPERIMENT.SEED)
+    distiller = distiller_of(cfg, student.to(device), teacher, data).to(device)
+    return Run(cfg, name, folder, device, data, distiller, teacher_from)
+
+
+def loaders(run):
+    """(validation loader of every epoch, test loader of the end or None), by EXPERIMENT.SELECT_ON."""
+    select = run.cfg.EXPERIMENT.SELECT_ON
+    if select == "val" and run.data.val is None:
+        raise PluginError(
+            f"EXPERIMENT.SELECT_ON is val, but {run.data.name} has no validation split; use auto or test."
+        )
+    return (run.data.test, None) if select == "test" or run.data.val is None else (run.data.val, run.data.test)
+
+
+def trainer_of(run):
+    """Our trainer, or one of the host's around DataParallel, as its own script builds it."""
+    cfg = run.cfg
+    val, test = loaders(run)
+    if cfg.SOLVER.TRAINER == "plugin":
+        facts = {
+            "method": cfg.DISTILLER.TYPE,
+            "student": cfg.DISTILLER.STUDENT,
+            **run.data.facts(),
+            "host": host.NAME,
+            "host_version": host.VERSION,
+            "teacher_from": run.teacher_from,
+        }
+        return PluginTrainer(
+            run.name, run.distiller, run.data.train, val, cfg, test_loader=test, facts=facts, folder=run.folder
+        )
+    if host.NAME == "mdistiller" and run.device.type != "cuda":
+        raise PluginError(
+            f"SOLVER.TRAINER {cfg.SOLVER.TRAINER} of mdistiller needs a GPU (it calls .cuda()); this run is on the CPU."
+            " Use SOLVER.TRAINER plugin."
+        )
+    wrapped = torch.nn.DataParallel(run.distiller) if run.device.type == "cuda" else _Unwrapped(run.distiller)
+    return host.trainer_dict[cfg.SOLVER.TRAINER](
+        str(run.folder.relative_to(cfg.LOG.PREFIX)), wrapped, run.data.train, val, cfg
+    )
+
+
+class _Unwrapped(torch.nn.Module):
+    """DataParallel's face (`.module`) where there is nothing to parallelise over."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, **inputs):
+        return self.module(**inputs)
+
+
+def plan(run):
+    """The resolved plan of a run as (label, text) pairs: what `train --dry-run` prints."""
+    cfg, data = run.cfg, run.data
+    distiller = unwrap(run.distiller)
+    steps = -(-data.train_images // cfg.SOLVER.BATCH_SIZE)
+    learnable = list(distiller.get_learnable_parameters())
+    extra = distiller.get_extra_parameters() if hasattr(distiller, "get_extra_parameters") else 0
+    pairs = [
+        ("host", f"{host.NAME} {host.VERSION} ({host.FOLDER})"),
+        ("device", str(run.device)),
+        ("data", f"{data.identity}: {data.train_images} training images, {data.classes} classes, {data.image_size} px"),
+        ("method", f"{cfg.DISTILLER.TYPE} ({type(distiller).__module__}.{type(distiller).__name__})"),
+        ("student", f"{cfg.DISTILLER.STUDENT}, {parameter_count(distiller.student.parameters()):,} parameters"),
+    ]
+    if run.teacher_from:
+        pairs.append(
+            (
+                "teacher",
+                f"{cfg.DISTILLER.TEACHER}, {parameter_count(distiller.teacher.parameters()):,} "
+                f"parameters, from {run.teacher_from}",
+            )
+        )
+    return [
+        *pairs,
+        ("trained", f"{parameter_count(learnable):,} parameters, {extra:,} of them the method's own"),
+        (
+            "trainer",
+            f"{cfg.SOLVER.TRAINER}, {cfg.SOLVER.EPOCHS} epochs of {steps} steps of {cfg.SOLVER.BATCH_SIZE}, "
+            f"{cfg.SOLVER.EPOCHS * steps:,} steps",
+        ),
+        ("run", str(run.folder)),
+    ]
+
+
+def check_place(folder):
+    """Refuse a place that cannot be written before hours are spent; nothing is created."""
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        kind = "is a file" if not place.is_dir() else "cannot be written"
+        raise PluginError(f"The run directory would be {folder}, but {place} {kind}. Choose another LOG.PREFIX.")

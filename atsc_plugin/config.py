@@ -1,0 +1,151 @@
+"""The way from a YAML file and overrides to one frozen configuration.
+
+`load_cfg` is what the commands call: it reads, checks everything and reports all mistakes at once, before any work.
+The keys themselves stand in keys.py.
+"""
+
+import ast
+import difflib
+
+import yaml
+from yacs.config import CfgNode
+
+from atsc_plugin.errors import ConfigError, PluginError
+from atsc_plugin.host import CFG, HOST_LIMITS, distiller_dict, host_datasets, models_for, trainer_dict
+from atsc_plugin.keys import KEYS, find, flatten
+
+OWN_DATASETS = ("digits100",)
+
+
+def load_cfg(path, overrides=()):
+    """A frozen configuration from the host's defaults, a YAML file and `KEY VALUE ...`; all mistakes in one error."""
+    cfg = CFG.clone()
+    cfg.defrost()
+    problems = []
+    for name, value in _leaves(_read_yaml(path), problems):
+        problems += _set(cfg, name, value, strict=True)
+    if len(overrides) % 2:
+        problems.append(f"overrides come as KEY VALUE pairs; '{overrides[-1]}' has no value. Add one.")
+    for name, text in zip(overrides[::2], overrides[1::2], strict=False):
+        problems += _set(cfg, name, text, strict=False)
+    problems += check(cfg)
+    if problems:
+        raise ConfigError(problems)
+    cfg.freeze()
+    return cfg
+
+
+def _read_yaml(path):
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise PluginError(
+            f"Config file {path} cannot be read: {error.strerror}. Name one, e.g. --cfg configs/quickstart/simkd.yaml."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PluginError(f"Config file {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise PluginError(f"Config file {path} holds a {type(content).__name__}; expected nested keys such as SOLVER:.")
+    return content
+
+
+def _leaves(tree, problems, prefix=""):
+    for step, value in tree.items():
+        name = f"{prefix}{step}"
+        if not isinstance(step, str):
+            problems.append(
+                f"{name}: a key must be text, got {type(step).__name__}; YAML reads on/off/yes/no as "
+                "booleans, quote them."
+            )
+        elif isinstance(value, dict):
+            yield from _leaves(value, problems, f"{name}.")
+        else:
+            yield name, value
+
+
+def _set(cfg, name, value, strict):
+    """Set one key; a list of zero or one problems. Strict: the exact type, as the host's merge demands of a file."""
+    node, leaf = find(cfg, name)
+    if node is None or isinstance(node[leaf], CfgNode):
+        near = difflib.get_close_matches(name, list(flatten(cfg)), n=1, cutoff=0.5)
+        kind = "is a group of keys, not a key" if node is not None else "is no key"
+        return [f"{name} {kind}" + (f"; did you mean {near[0]}?" if near else ".")]
+    old = node[leaf]
+    if not strict:
+        value = _decode(value, old)
+    if isinstance(old, (list, tuple)) and isinstance(value, (list, tuple)):
+        kinds = {type(entry) for entry in old}
+        if kinds and any(type(entry) not in kinds for entry in value):
+            return [f"{name}: got {value!r}, expected entries of type {'/'.join(k.__name__ for k in kinds)}."]
+        value = type(old)(value)
+    if type(value) is not type(old):
+        hint = f" Write {float(value)}." if type(old) is float and type(value) is int else ""
+        if type(old) is float and isinstance(value, str) and "e" in value.lower():
+            hint = " YAML reads 1e-4 as text: write 1.0e-4 or 0.0001."
+        return [f"{name}: got {value!r} ({type(value).__name__}), expected {type(old).__name__}, e.g. {old!r}.{hint}"]
+    node[leaf] = value
+    return []
+
+
+def _decode(text, old):
+    """The value a word of the command line stands for: the key's own type decides."""
+    if isinstance(old, str):
+        return text
+    if isinstance(old, bool) and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return float(value) if isinstance(old, float) and type(value) is int else value
+
+
+def datasets():
+    """Every DATASET.TYPE this installation knows."""
+    return (*OWN_DATASETS, *host_datasets())
+
+
+def check(cfg):
+    """Mistakes in values that have the right type: unknown names, numbers out of range."""
+    problems = []
+    for key in KEYS:
+        node, leaf = find(cfg, key.name)
+        value = node[leaf]
+        if key.choices and value not in key.choices:
+            problems.append(_unknown(key.name, value, key.choices))
+        if key.minimum is not None and not value >= key.minimum:  # `not >=` also catches nan
+            problems.append(f"{key.name}: got {value}, expected at least {key.minimum}.")
+    for name in ("SOLVER.BATCH_SIZE", "SOLVER.EPOCHS", "DATASET.TEST.BATCH_SIZE"):
+        node, leaf = find(cfg, name)
+        if node[leaf] < 1:
+            problems.append(f"{name}: got {node[leaf]}, expected at least 1.")
+    problems += _check_names(cfg)
+    if cfg.SOLVER.TYPE != "SGD":
+        problems.append(_unknown("SOLVER.TYPE", cfg.SOLVER.TYPE, ("SGD",)))
+    return problems
+
+
+def _check_names(cfg):
+    problems = []
+    method, data = cfg.DISTILLER.TYPE, cfg.DATASET.TYPE
+    if method not in distiller_dict:
+        problems.append(_unknown("DISTILLER.TYPE", method, distiller_dict))
+    if cfg.SOLVER.TRAINER not in (trainer_dict or {"plugin": None}):
+        problems.append(_unknown("SOLVER.TRAINER", cfg.SOLVER.TRAINER, trainer_dict or {"plugin": None}))
+    if data not in datasets():
+        return [*problems, _unknown("DATASET.TYPE", data, datasets()) + HOST_LIMITS.get(data, "")]
+    for role in ("STUDENT", "TEACHER"):
+        name = cfg.DISTILLER[role]
+        if name not in models_for(data) and not (role == "TEACHER" and method == "NONE"):
+            problems.append(_unknown(f"DISTILLER.{role}", name, models_for(data)))
+    return problems
+
+
+def _unknown(name, value, allowed):
+    allowed = [str(entry) for entry in allowed]
+    near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{name}: got '{value}', expected one of {', '.join(allowed)}{hint}"

@@ -1,0 +1,212 @@
+"""What feature distillation needs to know of a network: its classifier, its last map, and the projector between two.
+
+Pure torch, no host: the networks only have to return (logits, {"feats": [...], "preact_feats": [...]}), as mdistiller's
+do. A network that cannot be served is refused by name when a distiller is built, never in the middle of a run.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from atsc_plugin.errors import ModelRefused
+
+
+def classifier_of(model, name="the network"):
+    """The linear layer behind the pooled features: attribute fc, linear, classifier or classifier[0]."""
+    for attribute in ("fc", "linear", "classifier"):
+        layer = getattr(model, attribute, None)
+        if isinstance(layer, nn.Sequential) and len(layer):
+            layer = layer[0]
+        if isinstance(layer, nn.Linear):
+            return layer
+    raise ModelRefused(
+        f"{name} has no nn.Linear called fc, linear, classifier or classifier[0]; the shared classifier is taken from "
+        "there. Use another network or give it that attribute."
+    )
+
+
+def pool(feature_map):
+    """N x C x H x W -> N x C, the mean over the map."""
+    return feature_map.mean(dim=(2, 3))
+
+
+def align(feature_map, size):
+    """Average-pool a map larger than `size` down to it; a smaller one is left as it is."""
+    return F.adaptive_avg_pool2d(feature_map, size) if feature_map.shape[-1] > size else feature_map
+
+
+class Projector(nn.Sequential):
+    """SimKD's bottleneck C_s -> inner -> C_t: 1x1, 3x3, 1x1 convolutions without bias, each with BN and ReLU."""
+
+    def __init__(self, channels_in, inner, channels_out):
+        layers = []
+        for before, after, kernel in ((channels_in, inner, 1), (inner, inner, 3), (inner, channels_out, 1)):
+            layers.append(nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False))
+            layers += [nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+
+
+def projector(channels_in, channels_out, factor, key):
+    """A Projector whose inner width is C_t / factor; `key` is the config key that a refusal names."""
+    if not 1 <= factor <= channels_out:
+        raise ModelRefused(
+            f"{key} is {factor}, but the teacher's map has {channels_out} channels; expected 1 to {channels_out}."
+        )
+    return Projector(channels_in, channels_out // factor, channels_out)
+
+
+@dataclass(frozen=True)
+class MapSource:
+    """Where a network's last map is read: 'feats', 'preact', or the path of one of its modules; then a ReLU or not."""
+
+    place: str
+    relu: bool = False
+
+    def __call__(self, model, image):
+        """(logits, map) of one forward pass."""
+        if self.place in ("feats", "preact"):
+            logits, feats = model(image)
+            feature_map = feats["feats" if self.place == "feats" else "preact_feats"][-1]
+        else:
+            with _recording(model.get_submodule(self.place)) as seen:
+                logits, _ = model(image)
+            feature_map = seen[-1]
+        return logits, F.relu(feature_map) if self.relu else feature_map
+
+
+FEATS, PREACT = MapSource("feats"), MapSource("preact", relu=True)
+
+
+@contextmanager
+def _recording(module):
+    seen = []
+    handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@dataclass(frozen=True)
+class MapFacts:
+    """A network's last map as a distiller needs it: how to read it, its channels and its side in pixels."""
+
+    source: MapSource
+    channels: int
+    size: int
+
+
+def teacher_map(model, image_size, name):
+    """The map F_t whose global average is the classifier's input; refused by name where there is none.
+
+    Tried in this order: the last of `feats`, the ReLU of the last of `preact_feats` (WRNs take feats before their last
+    BN), then every module's output (MobileNetV2 and ShuffleV2 have a convolution behind their last `feats`).
+    """
+    image = _probe_image(model, image_size)
+    with _evaluating(model), torch.no_grad():
+        pooled, feats = _classifier_input(model, image, name)
+        for source in _sources(feats):
+            if _averages_to(source(model, image)[1], pooled):
+                return _facts(source, model, image)
+        source = _search_modules(model, image, pooled)
+        if source is not None:
+            return _facts(source, model, image)
+    raise ModelRefused(
+        f"{name} cannot be the teacher here: none of its maps averages to its classifier's {pooled.shape[1]} inputs "
+        f"(tried feats[-1], relu(preact_feats[-1]) and every module's output at {image_size} pixels), so the student "
+        "could not predict through that classifier. Use a teacher with global average pooling before the classifier."
+    )
+
+
+def student_map(model, image_size, name):
+    """The map F_s that is projected: the last of `feats`, or for WRNs the ReLU of the last pre-activation."""
+    image = _probe_image(model, image_size)
+    with _evaluating(model), torch.no_grad():
+        pooled, feats = _classifier_input(model, image, name)
+        matching = [source for source in _sources(feats) if _averages_to(source(model, image)[1], pooled)]
+        return _facts(matching[0] if matching else FEATS, model, image)
+
+
+def unused_parameters(model, source, image_size):
+    """Names of the parameters that cannot move the map: the student's own head and whatever else lies behind it."""
+    names, parameters = zip(*[(n, p) for n, p in model.named_parameters() if p.requires_grad], strict=True)
+    with _evaluating(model), torch.enable_grad():
+        total = source(model, _probe_image(model, image_size))[1].sum()
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    return [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
+
+
+def _sources(feats):
+    return [FEATS, PREACT] if feats.get("preact_feats") else [FEATS]
+
+
+def _facts(source, model, image):
+    shape = source(model, image)[1].shape
+    return MapFacts(source, shape[1], shape[-1])
+
+
+def _averages_to(feature_map, pooled):
+    if feature_map.dim() != 4 or feature_map.shape[1] != pooled.shape[1]:
+        return False
+    return torch.allclose(pool(feature_map), pooled, rtol=1e-4, atol=1e-6)
+
+
+def _classifier_input(model, image, name):
+    inputs = []
+    handle = classifier_of(model, name).register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
+    try:
+        output = model(image)
+    except RuntimeError as error:
+        raise ModelRefused(
+            f"{name} does not run on {image.shape[-1]}-pixel images: {error}. Choose a network made for this size."
+        ) from error
+    finally:
+        handle.remove()
+    if not (isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], dict) and output[1].get("feats")):
+        raise ModelRefused(
+            f"{name} returns {type(output).__name__}; expected (logits, dict with 'feats'), as mdistiller's."
+        )
+    return inputs[-1], output[1]
+
+
+def _search_modules(model, image, pooled):
+    """The first module, in order of execution, whose output (or its ReLU) averages to the classifier's input."""
+    found = []
+
+    def look(path):
+        def hook(_module, _inputs, output):  # compared at once: a later in-place ReLU would change the output
+            if not found and isinstance(output, torch.Tensor):
+                relus = [relu for relu in (False, True) if _averages_to(F.relu(output) if relu else output, pooled)]
+                found.extend(MapSource(path, relu) for relu in relus[:1])
+
+        return hook
+
+    handles = [module.register_forward_hook(look(path)) for path, module in model.named_modules() if path]
+    try:
+        model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def _probe_image(model, image_size):
+    """Two fixed noise images where the network lives; a generator of its own, so that no run's draws are moved."""
+    parameter = next(model.parameters())
+    noise = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    return noise.to(parameter.device, parameter.dtype)
+
+
+@contextmanager
+def _evaluating(model):
+    """Eval mode for a probe, so that no running statistic moves; every module's own mode is put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,117 @@
+"""What a run says of itself: a line an epoch, where it ran, and its result.
+
+`Records` writes log.jsonl, mdistiller's worklog.txt and its TensorBoard folder `train.events`; `about` and `result_of`
+are the contents of about.json and result.json.
+"""
+
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+from tensorboardX import SummaryWriter
+
+from atsc_plugin import __version__
+from atsc_plugin.engine import run_files
+from atsc_plugin.engine.meters import peak_memory_mb
+
+
+class Records:
+    """The three logs of a run, one entry an epoch in each."""
+
+    def __init__(self, folder, first_epoch):
+        self.folder = Path(folder)
+        run_files.keep_lines_before(folder, first_epoch)
+        self.events = SummaryWriter(str(self.folder / "train.events"))
+
+    def write(self, line):
+        run_files.append_line(self.folder, line)
+        figures = {name: value for name, value in line.items() if isinstance(value, (int, float)) and name != "epoch"}
+        for name, value in figures.items():
+            self.events.add_scalar(name, value, line["epoch"])
+        self.events.flush()
+        with open(self.folder / "worklog.txt", "a", encoding="utf-8") as file:
+            rule = "-" * 25
+            entries = [f"epoch: {line['epoch']}", *(f"{name}: {value:.4f}" for name, value in figures.items())]
+            file.write("\n".join([rule, *entries, rule]) + "\n")
+
+    def close(self):
+        self.events.close()
+
+    @staticmethod
+    def epoch_text(line, epochs, best):
+        """One readable line of an epoch for the terminal."""
+        parts = [f"{name} {value:.4f}" for name, value in line.items() if name == "ce" or name.startswith("loss")]
+        return (
+            f"epoch {line['epoch']}/{epochs}  lr {line['lr']:.4g}  {'  '.join(parts)}  train {line['train_top1']:.1f}  "
+            f"top-1 {line['top1']:.2f} (best {best:.2f})  {line['seconds']:.1f} s  "
+            f"{line['images_per_second']:.0f} images/s"
+        )
+
+
+def device_name(device):
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+
+
+def about(trainer, argv):
+    """Where and how a run was started."""
+    return {
+        "plugin": __version__,
+        "host": trainer.facts.get("host"),
+        "host_version": trainer.facts.get("host_version"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device_name(trainer.device),
+        "world_size": 1,
+        "seed": trainer.cfg.EXPERIMENT.SEED,
+        "command": " ".join(argv),
+        "commit": _commit(),
+        "teacher_from": trainer.facts.get("teacher_from"),
+    }
+
+
+def _commit():
+    """The commit of this checkout, None for an installed wheel or without git."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def result_of(trainer, *, last, best, teacher_after):
+    """The content of result.json: accuracies in percent, sizes in parameters."""
+    cfg, facts = trainer.cfg, trainer.facts
+    module, unused = trainer.deployed()
+    dropped = tuple(f"backbone.{name}." for name in unused)
+    return {
+        "method": cfg.DISTILLER.TYPE,
+        "teacher": None if trainer.teacher_before is None else cfg.DISTILLER.TEACHER,
+        "student": cfg.DISTILLER.STUDENT,
+        "dataset": cfg.DATASET.TYPE,
+        "classes": facts.get("classes"),
+        "seed": cfg.EXPERIMENT.SEED,
+        "epochs": cfg.SOLVER.EPOCHS,
+        "top1_last": last["top1"],
+        "top1_best": best,
+        "top5_last": last["top5"],
+        "selected_on": "test" if trainer.test_loader is None else "val",
+        "best_epoch": trainer.best_epoch,
+        "teacher_top1_before": trainer.teacher_before,
+        "teacher_top1_after": teacher_after,
+        "seconds": trainer.trained_seconds,
+        "images_per_second": trainer.trained_images / max(trainer.trained_seconds, 1e-9),
+        "peak_memory_mb": peak_memory_mb(trainer.device),
+        "params_student": sum(p.numel() for p in trainer.distiller.student.parameters()),
+        "params_deployed": sum(p.numel() for name, p in module.named_parameters() if not name.startswith(dropped)),
+        "params_trained": sum(p.numel() for group in trainer.optimizer.param_groups for p in group["params"]),
+        "host": facts.get("host"),
+        "host_version": facts.get("host_version"),
+        "torch": torch.__version__,
+        "device": device_name(trainer.device),
+    }

@@ -1,0 +1,206 @@
+"""Our trainer, registry key "plugin": any distiller of mdistiller's contract, on any device, with a run directory.
+
+It takes the host's five arguments, so that a host's own script can build it; `build` adds what only it knows (a test
+split beside the validation split, facts for the cards). A distiller needs no more than the host's contract. It may
+offer `param_groups(cfg)` for its own learning rates, and `deployed()` with `unused_modules()` for what leaves the run.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+
+from atsc_plugin.distillers.deployed import DeployedStudent
+from atsc_plugin.engine import checkpoint, run_files, run_state
+from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
+from atsc_plugin.engine.meters import Meters, NotFinite, peak_memory_mb, progress
+from atsc_plugin.engine.records import Records, result_of
+from atsc_plugin.errors import PluginError
+from atsc_plugin.files import write_json
+from atsc_plugin.seeds import stream
+
+
+def unwrap(distiller):
+    """The distiller itself, out of DataParallel or its like."""
+    return getattr(distiller, "module", distiller)
+
+
+def parameter_count(parameters):
+    return sum(p.numel() for p in parameters)
+
+
+def learning_rate(cfg, epoch):
+    """SOLVER.LR * LR_DECAY_RATE^(number of LR_DECAY_STAGES that lie before this epoch), mdistiller's law."""
+    return cfg.SOLVER.LR * cfg.SOLVER.LR_DECAY_RATE ** sum(epoch > stage for stage in cfg.SOLVER.LR_DECAY_STAGES)
+
+
+class PluginTrainer:
+    """Train, evaluate every epoch, keep the best and the last, write the run directory. The result is written last."""
+
+    def __init__(
+        self, experiment_name, distiller, train_loader, val_loader, cfg, *, test_loader=None, facts=None, folder=None
+    ):
+        self.cfg, self.facts = cfg, facts or {}
+        self.distiller = unwrap(distiller)
+        self.train_loader, self.val_loader, self.test_loader = train_loader, val_loader, test_loader
+        self.device = next(self.distiller.parameters()).device
+        self.folder = Path(folder or run_files.run_directory(cfg, Path(experiment_name).name))
+        self.optimizer = self.make_optimizer()
+        self.best_top1, self.best_epoch = -1.0, 0
+        self.trained_seconds, self.trained_images = 0.0, 0
+        self.teacher_before = None
+
+    def make_optimizer(self):
+        """SGD over the distiller's groups; a group's `lr_scale` multiplies the scheduled rate."""
+        groups = getattr(self.distiller, "param_groups", None)
+        parameters = groups(self.cfg) if groups else self.distiller.get_learnable_parameters()
+        solver = self.cfg.SOLVER
+        return torch.optim.SGD(parameters, lr=solver.LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
+
+    # ---- the run ----
+
+    def train(self, resume=False):
+        """Run all epochs that are missing; returns the content of result.json."""
+        first = self._start(resume)
+        if first == 1:
+            self.teacher_before = self._teacher_top1()
+        self._epochs(first)
+        result = self._result()
+        self.records.close()
+        write_json(result, self.folder / "result.json")
+        print(f"done: test top-1 {result['top1_last']:.2f} last, {result['top1_best']:.2f} best epoch; {self.folder}")
+        return result
+
+    def fit(self):
+        """The epochs alone, without measuring a teacher or writing a result: for a network trained on the way."""
+        self._epochs(self._start(resume=False))
+        self.records.close()
+
+    def _start(self, resume):
+        run_files.create(self.folder)
+        first = run_state.continue_from_latest(self) if resume else 1
+        if not resume:
+            run_state.write_start(self)
+        self.records = Records(self.folder, first)
+        return first
+
+    def _epochs(self, first):
+        for epoch in range(first, self.cfg.SOLVER.EPOCHS + 1):
+            line = self._epoch(epoch)
+            run_state.save_epoch(self, line)
+            self.records.write(line)
+
+    def _epoch(self, epoch):
+        rate = learning_rate(self.cfg, epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        torch.manual_seed(stream(self.cfg.EXPERIMENT.SEED, "step", epoch))  # for loaders and layers that draw globally
+        if hasattr(self.train_loader, "set_epoch"):
+            self.train_loader.set_epoch(epoch)
+        started = time.perf_counter()
+        trained = self._pass(epoch)
+        seconds = time.perf_counter() - started
+        images = trained.pop("images")
+        self.trained_seconds += seconds
+        self.trained_images += images
+        scores = self._evaluate(self.val_loader)
+        line = {
+            "epoch": epoch,
+            "lr": rate,
+            **trained,
+            "top1": scores["top1"],
+            "top5": scores["top5"],
+            "test_loss": scores["loss"],
+            "seconds": seconds,
+            "images_per_second": images / seconds,
+            "memory_mb": peak_memory_mb(self.device),
+        }
+        print(self.records.epoch_text(line, self.cfg.SOLVER.EPOCHS, max(self.best_top1, scores["top1"])), flush=True)
+        return line
+
+    def _pass(self, epoch):
+        """One pass over the training images; mean losses by name and training top-1."""
+        self.distiller.train()
+        meters = Meters(self.device)
+        waiting, bar = time.perf_counter(), progress(self.train_loader, f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}")
+        for step, batch in enumerate(bar, 1):
+            inputs = self._inputs(batch, epoch)
+            meters.data_seconds += time.perf_counter() - waiting
+            self.optimizer.zero_grad(set_to_none=True)
+            logits, losses = self.distiller(**inputs)
+            losses = {name: part.mean() for name, part in losses.items()}
+            sum(losses.values()).backward()
+            self.optimizer.step()
+            meters.add(losses, logits.detach(), inputs["target"])
+            if step % 50 == 0 or step == len(self.train_loader):
+                bar.set_postfix(self._read(meters, epoch, step), refresh=False)
+            waiting = time.perf_counter()
+        return meters.summary()
+
+    def _read(self, meters, epoch, step):
+        """The meters on the host side, read rarely because it waits for the device."""
+        try:
+            return meters.postfix()
+        except NotFinite as error:
+            good = "its last epoch's checkpoint is `latest`" if epoch > 1 else "no epoch was finished"
+            raise PluginError(
+                f"Training stopped in epoch {epoch}, by step {step}: {error}; expected finite numbers. In "
+                f"{self.folder} {good}. Lower SOLVER.LR or the weight of that part."
+            ) from error
+
+    def _inputs(self, batch, epoch):
+        """mdistiller's batch tuples: (image, target[, index[, contrastive_index]])."""
+        names = ("image", "target", "index", "contrastive_index")
+        if not 2 <= len(batch) <= 4:
+            raise PluginError(f"The loader gives batches of {len(batch)} entries; expected 2 to 4: {', '.join(names)}.")
+        inputs = {name: self._moved(entry) for name, entry in zip(names, batch, strict=False)}
+        return {**inputs, "epoch": epoch}
+
+    def _moved(self, entry):
+        if isinstance(entry, (list, tuple)):  # forks with a weak and a strong view of each image
+            return type(entry)(self._moved(part) for part in entry)
+        return entry.to(self.device, non_blocking=True)
+
+    # ---- evaluation ----
+
+    def _evaluate(self, loader, label="eval"):
+        self.distiller.eval()
+        return evaluate(lambda image: self.distiller(image=image), loader, self.device, label)
+
+    def _teacher_top1(self):
+        teacher = getattr(self.distiller, "teacher", None)
+        if not isinstance(teacher, torch.nn.Module):
+            return None
+        top1 = evaluate(in_eval_mode(teacher), self.test_loader or self.val_loader, self.device, "teacher")["top1"]
+        print(f"teacher {self.cfg.DISTILLER.TEACHER}: top-1 {top1:.2f}", flush=True)
+        return top1
+
+    def _teacher_is_trained(self):
+        teacher = {id(p) for p in self.distiller.teacher.parameters()}
+        return any(id(p) in teacher for group in self.optimizer.param_groups for p in group["params"])
+
+    def _result(self):
+        teacher_after = self.teacher_before
+        if teacher_after is not None and self._teacher_is_trained():
+            teacher_after = self._teacher_top1()
+        last = self._evaluate(self.test_loader or self.val_loader, "test, last")
+        if self.test_loader is None:
+            best = self.best_top1  # mdistiller's habit: the same images choose the epoch and report it
+        elif self.best_epoch == self.cfg.SOLVER.EPOCHS:
+            best = last["top1"]
+        else:
+            best = self._top1_of_best()
+        return result_of(self, last=last, best=best, teacher_after=teacher_after)
+
+    def _top1_of_best(self):
+        kept = {name: tensor.clone() for name, tensor in self.distiller.state_dict().items()}
+        self.distiller.load_state_dict(checkpoint.load(self.folder / "best")["model"])
+        top1 = self._evaluate(self.test_loader, "test, best")["top1"]
+        self.distiller.load_state_dict(kept)
+        return top1
+
+    def deployed(self):
+        """(module that predicts, names of the backbone's modules it does without)."""
+        if hasattr(self.distiller, "deployed"):
+            return self.distiller.deployed(), self.distiller.unused_modules()
+        return DeployedStudent(self.distiller.student), []

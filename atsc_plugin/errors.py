@@ -1,0 +1,27 @@
+"""What a person is told when something cannot be done.
+
+Every message says what it got, what was expected and what to do. The commands print it and leave with exit status 2,
+without a traceback; whoever uses the package as a library catches `PluginError`.
+"""
+
+
+class PluginError(Exception):
+    """A mistake in the input or the surroundings, not in the program."""
+
+
+class HostError(PluginError):
+    """The knowledge-distillation host is absent, broken or lacks what was asked of it."""
+
+
+class ConfigError(PluginError):
+    """One or more mistakes in a configuration; all of them are in `problems`."""
+
+    def __init__(self, problems):
+        self.problems = list(problems)
+        count = len(self.problems)
+        head = "The configuration has a mistake:" if count == 1 else f"The configuration has {count} mistakes:"
+        super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
+
+
+class ModelRefused(PluginError, ValueError):
+    """A method cannot serve this network; the message names it and says why."""

@@ -1,0 +1,51 @@
+"""Files that appear whole, and the NumPy numbers a checkpoint may hold.
+
+Every write goes to a temporary file in the same folder, is flushed to the disk and then renamed, so that a reader sees
+the old file or the new one. Needs no torch, so that whatever only reads and writes run directories needs none.
+"""
+
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+# mdistiller decays the rate with NumPy, so a NumPy number sits in the optimizer state it saves. These rebuild such a
+# number and run nothing; the second name is the one NumPy 1 wrote.
+_SCALAR = np.float64(0).__reduce__()[0]
+NUMPY_NUMBERS = [
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
+]
+
+
+@contextmanager
+def whole_file(path):
+    """A binary file that takes its name only when the block ends well."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; a result is for colleagues too
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(text, path):
+    """Text, whole."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(content, path):
+    """Indented JSON, whole."""
+    write_text(json.dumps(content, indent=2) + "\n", path)

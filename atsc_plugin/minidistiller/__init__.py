@@ -1,0 +1,9 @@
+"""The embedded host: what the plugin runs on when mdistiller is not installed.
+
+Module paths, model names, parameter names and numbers are those of mdistiller (github.com/megvii-research/mdistiller)
+at commit a08d46f, so checkpoints move in both directions; the code is written here. It holds what the plugin needs
+and no more: 23 CIFAR networks, Vanilla, KD, DKD and ReviewKD, the config tree, CIFAR-100 and a plain trainer.
+Nothing here knows the plugin; atsc_plugin.host is the only caller.
+"""
+
+__version__ = "embedded-a08d46f"

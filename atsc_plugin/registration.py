@@ -1,0 +1,48 @@
+"""Joins the host's registries in place, and leaves them again.
+
+`atsc_plugin.register()` and `unregister()` call this. The file is not named register.py: importing a submodule of that
+name would replace the package's function `register` by the module.
+"""
+
+from atsc_plugin import host, keys
+from atsc_plugin.distillers.simkd import SimKD
+from atsc_plugin.engine.trainer import PluginTrainer
+from atsc_plugin.errors import PluginError
+
+DISTILLERS = {"SIMKD": SimKD}
+TRAINERS = {"plugin": PluginTrainer}
+_added_keys = []
+
+
+def register():
+    """Add every entry and key, or none: somebody else's entry under one of our names is an error that names both."""
+    for table, ours in _tables():
+        for name, entry in ours.items():
+            if table.get(name, entry) is not entry:
+                raise PluginError(
+                    f"The host's registry already has {name}: {_place(table[name])}; ours would be {_place(entry)}. "
+                    "Unregister or rename the other one first."
+                )
+    _added_keys.extend(keys.add_keys(host.CFG))
+    for table, ours in _tables():
+        table.update(ours)
+
+
+def unregister():
+    """Remove our entries where they are still ours, and the keys we added."""
+    for table, ours in _tables():
+        for name, entry in ours.items():
+            if table.get(name) is entry:
+                del table[name]
+    keys.remove_keys(host.CFG, _added_keys)
+    _added_keys.clear()
+
+
+def _tables():
+    """(host's dict, our entries); a fork without a trainer registry has only the first."""
+    tables = [(host.distiller_dict, DISTILLERS), (host.trainer_dict, TRAINERS)]
+    return [(table, ours) for table, ours in tables if table is not None]
+
+
+def _place(entry):
+    return f"{getattr(entry, '__module__', '?')}.{getattr(entry, '__qualname__', repr(entry))}"

@@ -1,0 +1,136 @@
+"""Where a teacher's weights come from: a named file, the host's checkpoint folder, or training one here and keeping it.
+
+A teacher trained here is cached under its network, the identity of its data, its recipe and its seed, so that a
+one-epoch trial never passes for a teacher. It is written whole, under a lock, and writes no result.json.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from atsc_plugin import host
+from atsc_plugin.engine import checkpoint
+from atsc_plugin.engine.trainer import PluginTrainer
+from atsc_plugin.errors import PluginError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One way to a teacher: a file to load, or a file to train into; `text` is what people and about.json are told."""
+
+    path: Path | None
+    train: bool
+    text: str
+
+
+def recipe(cfg, data):
+    """All that decides what a teacher trained here becomes."""
+    node = cfg.TEACHER
+    return {
+        "model": cfg.DISTILLER.TEACHER,
+        "data": data.identity,
+        "seed": node.SEED,
+        "epochs": node.EPOCHS,
+        "batch_size": node.BATCH_SIZE,
+        "lr": node.LR,
+        "lr_decay_stages": list(node.LR_DECAY_STAGES),
+        "lr_decay_rate": node.LR_DECAY_RATE,
+        "weight_decay": node.WEIGHT_DECAY,
+        "momentum": cfg.SOLVER.MOMENTUM,
+    }
+
+
+def cached_file(cfg, data):
+    """The file of the teacher with this recipe, there or not."""
+    key = hashlib.sha256(json.dumps(recipe(cfg, data), sort_keys=True).encode()).hexdigest()[:12]
+    return Path(cfg.TEACHER.CACHE) / f"{cfg.DISTILLER.TEACHER}-{data.name}-{cfg.TEACHER.EPOCHS}ep-{key}.pth"
+
+
+def find(cfg, data):
+    """The first source there is; a PluginError that names every place when there is none."""
+    name = cfg.DISTILLER.TEACHER
+    if cfg.DISTILLER.TEACHER_CKPT:
+        path = Path(cfg.DISTILLER.TEACHER_CKPT).expanduser()
+        if not path.is_file():
+            raise PluginError(f"DISTILLER.TEACHER_CKPT names {path}, which is not there. Name an existing file.")
+        return Source(path, False, str(path))
+    if data.name == "imagenet":
+        return Source(None, False, "the host's pretrained weights")
+    stock = host.models_for(data.name)[name][1] if data.name in host.host_datasets() else None
+    if stock and Path(stock).is_file():
+        return Source(Path(stock), False, str(stock))
+    cached = cached_file(cfg, data)
+    if cached.is_file():
+        return Source(cached, False, f"{cached} (trained here before)")
+    if cfg.TEACHER.TRAIN_IF_MISSING:
+        return Source(cached, True, f"training it here for {cfg.TEACHER.EPOCHS} epochs into {cached}")
+    looked = [f"DISTILLER.TEACHER_CKPT (empty), {stock or 'no file of the host'}, {cached}"]
+    raise PluginError(
+        f"No weights for teacher {name}; looked for {', '.join(looked)}. Name a file with DISTILLER.TEACHER_CKPT, or "
+        "set TEACHER.TRAIN_IF_MISSING True to train it here."
+    )
+
+
+def load(source, cfg, teacher, data, data_of):
+    """`teacher` filled with the source's weights, trained first where need be; data_of(cfg) makes its own loaders."""
+    if source.path is None:
+        return teacher
+    if source.train:
+        _train(source.path, cfg, teacher, data, data_of)
+    print(f"teacher {cfg.DISTILLER.TEACHER} from {source.path}", flush=True)
+    return checkpoint.load_network(teacher, source.path, cfg.DISTILLER.TEACHER, data.classes)
+
+
+def _train(path, cfg, teacher, data, data_of):
+    """Train the teacher and put it at `path`; whoever waited for the lock finds it there and trains nothing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 - held by the block below
+    except OSError as error:
+        raise PluginError(
+            f"TEACHER.CACHE {path.parent} cannot be written: {error.strerror}. Choose another folder."
+        ) from error
+    with lock, _locked(lock):
+        if path.is_file():
+            return
+        print(
+            f"no teacher {cfg.DISTILLER.TEACHER} for {data.name} found: training one for {cfg.TEACHER.EPOCHS} epochs "
+            f"(TEACHER.TRAIN_IF_MISSING); it is kept in {path}",
+            flush=True,
+        )
+        scratch = Path(tempfile.mkdtemp(prefix=".teacher-", dir=path.parent))
+        try:
+            _run(cfg, teacher, data_of, scratch)
+            state = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
+            checkpoint.save({"model": state, "recipe": recipe(cfg, data)}, path)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _locked(file):
+    """An advisory lock that the kernel gives back when its holder dies."""
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _run(cfg, teacher, data_of, folder):
+    """Cross-entropy training by our own trainer, on the recipe of the TEACHER node; the last epoch is the teacher."""
+    own = cfg.clone()
+    own.defrost()
+    own.DISTILLER.TYPE, own.DISTILLER.STUDENT = "NONE", cfg.DISTILLER.TEACHER
+    own.EXPERIMENT.SEED = cfg.TEACHER.SEED
+    for key in ("EPOCHS", "BATCH_SIZE", "LR", "LR_DECAY_STAGES", "LR_DECAY_RATE", "WEIGHT_DECAY"):
+        own.SOLVER[key] = cfg.TEACHER[key]
+    own.freeze()
+    data = data_of(own)
+    distiller = host.distiller_dict["NONE"](teacher)
+    PluginTrainer("teacher", distiller, data.train, data.val or data.test, own, folder=folder).fit()

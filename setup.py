@@ -1,0 +1,34 @@
+"""Install atsc_plugin: `pip install -e .` for the plugin, `pip install -e ".[test]"` for the plugin and its tests."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "atsc_plugin" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="atsc_plugin",
+    version=VERSION,
+    description="Adaptive-teacher distillation for mdistiller: methods, trainer and commands registered from outside",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_packages(include=["atsc_plugin", "atsc_plugin.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.7",  # safe_globals with (callable, name): NumPy numbers in older checkpoints
+        "torchvision>=0.22",  # CIFAR-100 reader and the host's transforms
+        "yacs>=0.1.8",  # the host's config tree
+        "tensorboardX>=2.6",  # the host's event files
+        "numpy>=1.26",
+        "scipy>=1.10",  # digits100; mdistiller's OFD imports it without naming it
+        "scikit-learn>=1.3",  # the handwritten digits inside digits100
+        "safetensors>=0.4",  # deployed students: a format that cannot run code
+        "tqdm>=4.60",
+        "pyyaml>=6.0",
+    ],
+    extras_require={"test": ["pytest>=7.4", "ruff>=0.6"]},
+    entry_points={"console_scripts": ["atsc-plugin = atsc_plugin.__main__:main"]},
+)

@@ -1,0 +1,135 @@
+"""The toy data set: its promises about splits, order, classes and errors."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from atsc_plugin.data import digits100 as module
+from atsc_plugin.data.digits100 import CLASS_NAMES, digits100, load_sources, source_blocks
+
+
+@pytest.fixture(scope="module")
+def small() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return digits100(train=1300, val=200, test=600, seed=3)
+
+
+def test_the_class_names_are_the_hundred_two_digit_numbers() -> None:
+    assert len(CLASS_NAMES) == 100 and CLASS_NAMES[7] == "07" and CLASS_NAMES[73] == "73"
+
+
+def test_every_split_has_the_asked_size_shape_and_types(small) -> None:
+    assert list(small) == ["train", "val", "test"]
+    for name, count in {"train": 1300, "val": 200, "test": 600}.items():
+        images, labels = small[name]
+        assert images.shape == (count, 32, 32, 3) and images.dtype == np.uint8
+        assert labels.shape == (count,) and labels.dtype == np.int64
+
+
+def test_classes_are_balanced_to_within_one_image() -> None:
+    labels = digits100(train=250, val=99, test=100, seed=0)
+    for name, counts in {"train": {2, 3}, "val": {0, 1}, "test": {1}}.items():
+        assert set(np.bincount(labels[name][1], minlength=100)) == counts
+
+
+def test_the_same_seed_gives_the_same_images_and_another_seed_others(small) -> None:
+    again, other = digits100(1300, 200, 600, seed=3), digits100(1300, 200, 600, seed=4)
+    for name in small:
+        assert np.array_equal(small[name][0], again[name][0])
+        assert not (small[name][0] == other[name][0]).all(axis=(1, 2, 3)).any()
+
+
+def test_no_image_comes_twice_and_no_two_splits_share_one(small) -> None:
+    images = np.concatenate([small[name][0] for name in small])
+    assert len({image.tobytes() for image in images}) == len(images)
+
+
+def test_a_smaller_split_is_the_beginning_of_a_larger_one_across_the_drawing_chunks(small) -> None:
+    fewer = digits100(train=module._CHUNK + 1, val=1, test=37, seed=3)
+    for name in small:
+        count = len(fewer[name][0])
+        assert np.array_equal(fewer[name][0], small[name][0][:count])
+        assert np.array_equal(fewer[name][1], small[name][1][:count])
+
+
+def test_the_source_blocks_cut_the_digits_into_disjoint_parts_with_all_ten_classes_in_each() -> None:
+    greys, digit_of = load_sources()
+    blocks = source_blocks(len(greys))
+    indices = [index for low, high in blocks.values() for index in range(low, high)]
+    assert sorted(indices) == list(range(1797))
+    for low, high in blocks.values():
+        assert set(digit_of[low:high]) == set(range(10))
+
+
+def test_each_split_draws_from_its_own_block_and_from_the_digits_of_the_label(monkeypatch) -> None:
+    greys, digit_of = load_sources()
+    drawn: list[np.ndarray] = []
+    cover = module._cover
+
+    def spy(atlas, which, *rest):
+        drawn.append(np.asarray(which))
+        return cover(atlas, which, *rest)
+
+    monkeypatch.setattr(module, "_cover", spy)
+    splits = digits100(train=400, val=300, test=200, seed=1)
+    calls = len(drawn) // 3
+    for position, name in enumerate(splits):
+        low, high = source_blocks(len(greys))[name]
+        layers = drawn[position * calls : (position + 1) * calls]
+        assert all((low <= which).all() and (which < high).all() for which in layers)
+        left, right = layers[-2:]
+        assert np.array_equal(10 * digit_of[left] + digit_of[right], splits[name][1])
+        assert len(set(left)) > 50
+
+
+def test_the_left_digit_is_the_ten_and_stands_left_of_the_right_one() -> None:
+    unit = np.random.default_rng(0).random((5000, 4))
+    left_x, left_y, right_x, right_y = module._pair_places(unit)
+    assert (right_x - left_x >= module.PAIR_STEP_X[0]).all() and module.PAIR_STEP_X[0] > 5
+    for place in (left_x, left_y, right_x, right_y):
+        assert place.min() >= module.MARGIN - 1e-9 and place.max() <= 31 - module.MARGIN + 1e-9
+        assert np.ptp(place) > 5
+
+
+def test_mirrored_classes_look_different_on_the_average() -> None:
+    images, labels = digits100(train=20_000, val=1, test=1, seed=0)["train"]
+    bright = images.astype(np.float32).mean(axis=3)
+
+    def lean(number: int) -> float:  # ink of the left half minus ink of the right half
+        mean = bright[labels == number].mean(axis=0)
+        return float(mean[:, :16].mean() - mean[:, 16:].mean())
+
+    # An 8 holds more ink than a 1, so that 81 leans to the left and 18 to the right.
+    assert lean(81) > 0.5 and lean(18) < -0.5
+
+
+def test_a_drawn_digit_is_the_source_digit_enlarged_and_upright() -> None:
+    greys, _ = load_sources()
+    atlas = module._enlarge(greys)
+    low, high = module.DIGIT_SIZE
+    upright = np.array([[(16 - low) / (high - low), 0.5, 0.5]])  # drawn at twice the source's 8 pixels, not turned
+    for index in (0, 4, 7):
+        drawn = module._cover(atlas, np.array([index]), np.array([15.5]), np.array([15.5]), upright)[0]
+        shrunk = drawn[8:24, 8:24].reshape(8, 2, 8, 2).mean(axis=(1, 3))
+        assert np.corrcoef(shrunk.ravel(), greys[index].ravel())[0, 1] > 0.95
+
+
+def test_images_use_the_grey_range_and_vary_within_a_class(small) -> None:
+    images, labels = small["train"]
+    assert 20 < images.mean() < 110 and images.min() < 10 and images.max() > 245
+    same = images[labels == 42].astype(np.float32)
+    assert same.std(axis=0).mean() > 15
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (1, -3, 1), (1, 1, 0)])
+def test_a_split_without_images_is_refused_with_what_was_got_and_expected(sizes) -> None:
+    with pytest.raises(ValueError, match=r"got (train|val|test)=(0|-3); expected at least 1"):
+        digits100(*sizes, seed=0)
+
+
+def test_a_missing_scikit_learn_is_named_with_its_remedy(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match="pip install scikit-learn"):
+        digits100(1, 1, 1, seed=0)
