@@ -1,4 +1,4 @@
-"""The floors of the house: a file imports only from lower floors, or from its own room, and only host.py names a host."""
+"""The floors of the house: a file imports only from lower floors or its own room, and only host.py names a host."""
 
 import ast
 import subprocess

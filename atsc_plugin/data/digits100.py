@@ -19,22 +19,23 @@ SIDE = 32
 # writers in one split, where a shuffled cut would put every hand on both sides.
 SHARES = {"train": 0.60, "val": 0.15, "test": 0.25}
 # The side of the 8x8 source square when drawn. Small digits take depth to read.
-DIGIT_SIZE = (11.0, 15.0)
+DIGIT_SIZE = (10.5, 14.0)
 DIGIT_ANGLE = (-25.0, 25.0)  # degrees, each digit for itself; more would turn 6 into 9
 DIGIT_SHEAR = (-0.25, 0.25)
-# The second digit stands this far right of the first and this far below it. The gap leaves some overlap.
-PAIR_STEP_X = (9.0, 14.0)
-PAIR_STEP_Y = (-7.0, 7.0)
-# The pair's middle may stand anywhere that keeps both digits' centres this far from the border. The free place makes
-# "left" a relation between the digits and not a place in the image, which costs a net with a small receptive field.
-MARGIN = 6.5
-INK = (0.45, 1.0)  # each colour channel of a digit
-INK_OPACITY = (0.65, 1.0)
-GROUND = (0.0, 0.3)  # each colour channel of the background's blobs
+# The right digit stands this far from the left one, centre to centre (the least leaves some overlap), in a direction
+# of at most this many degrees above or below the horizontal.
+PAIR_DISTANCE = (11.0, 17.0)
+PAIR_DIRECTION = (-60.0, 60.0)
+# The pair stands anywhere that keeps both centres this far from the border. The free place makes "left" a relation
+# between two digits and no place in the image, and the distance puts the relation beyond what a shallow net sees.
+MARGIN = 5.5
+INK = (0.5, 1.0)  # each colour channel of a digit
+INK_OPACITY = (0.8, 1.0)
+GROUND = (0.0, 0.25)  # each colour channel of the background's blobs
 GROUND_CELLS = 4  # blobs per side
 # Distractors: round pieces cut out of other digits, lying under the two whole ones.
-DISTRACTORS = 4
-DISTRACTOR_OPACITY = (0.65, 1.0)
+DISTRACTORS = 3
+DISTRACTOR_OPACITY = (0.8, 1.0)
 DISTRACTOR_RADIUS = 3.0
 DISTRACTOR_SHIFT = 2.5  # the piece's middle lies at most this many source pixels off the digit's middle, each way
 NOISE = 0.03  # standard deviation, the same in the three channels
@@ -100,7 +101,8 @@ def _cover(atlas: np.ndarray, which: np.ndarray, x: np.ndarray, y: np.ndarray, u
 
 def _pair_places(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Centres x, y of the left digit and of the right one, from unit's 4 columns."""
-    step_x, step_y = _between(unit[:, 0], PAIR_STEP_X), _between(unit[:, 1], PAIR_STEP_Y)
+    distance, direction = _between(unit[:, 0], PAIR_DISTANCE), np.deg2rad(_between(unit[:, 1], PAIR_DIRECTION))
+    step_x, step_y = distance * np.cos(direction), distance * np.sin(direction)
     free_x = SIDE - 1 - 2 * MARGIN - step_x
     free_y = SIDE - 1 - 2 * MARGIN - np.abs(step_y)
     x = MARGIN + unit[:, 2] * free_x

@@ -17,23 +17,29 @@ class Meters:
     """Sums over an epoch; adding costs no synchronisation with the device, reading does."""
 
     def __init__(self, device):
-        self.losses = {}
+        self.losses, self.bad_since = {}, {}
+        self.steps = 0
         self.hits = torch.zeros((), dtype=torch.int64, device=device)
         self.images, self.data_seconds = 0, 0.0
 
     def add(self, losses, logits, target):
         count = len(target)
+        self.steps += 1
         for name, part in losses.items():
-            self.losses[name] = self.losses.get(name, 0) + part.detach().double() * count
+            part = part.detach()
+            self.losses[name] = self.losses.get(name, 0) + part.double() * count
+            bad = torch.where(torch.isfinite(part), math.inf, self.steps)
+            self.bad_since[name] = torch.minimum(self.bad_since.get(name, bad), bad)
         self.hits += correct(logits, target, 1)
         self.images += count
 
     def means(self):
-        """Mean of each loss part; NotFinite names the first that is no number."""
+        """Mean of each loss part; NotFinite names the part that went bad first: soon all of them are."""
         means = {name: (total / self.images).item() for name, total in self.losses.items()}
-        for name, mean in means.items():
-            if not math.isfinite(mean):
-                raise NotFinite(f"loss part '{name}' is {mean}")
+        bad = {name: self.bad_since[name].item() for name, mean in means.items() if not math.isfinite(mean)}
+        if bad:
+            name = min(bad, key=bad.get)
+            raise NotFinite(f"loss part '{name}' is {means[name]} since step {bad[name]:.0f}")
         return means
 
     def postfix(self):

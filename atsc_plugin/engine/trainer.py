@@ -133,18 +133,18 @@ class PluginTrainer:
             self.optimizer.step()
             meters.add(losses, logits.detach(), inputs["target"])
             if step % 50 == 0 or step == len(self.train_loader):
-                bar.set_postfix(self._read(meters, epoch, step), refresh=False)
+                bar.set_postfix(self._read(meters, epoch), refresh=False)
             waiting = time.perf_counter()
         return meters.summary()
 
-    def _read(self, meters, epoch, step):
+    def _read(self, meters, epoch):
         """The meters on the host side, read rarely because it waits for the device."""
         try:
             return meters.postfix()
         except NotFinite as error:
             good = "its last epoch's checkpoint is `latest`" if epoch > 1 else "no epoch was finished"
             raise PluginError(
-                f"Training stopped in epoch {epoch}, by step {step}: {error}; expected finite numbers. In "
+                f"Training stopped in epoch {epoch}: {error}; expected finite numbers. In "
                 f"{self.folder} {good}. Lower SOLVER.LR or the weight of that part."
             ) from error
 

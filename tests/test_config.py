@@ -1,0 +1,184 @@
+"""Configuration: every mistake is told, all of them at once, with the nearest name; the shipped files load everywhere."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from contract import load_contract
+from yacs.config import CfgNode
+
+import atsc_plugin
+from atsc_plugin.config import load_cfg
+from atsc_plugin.errors import ConfigError, PluginError
+from atsc_plugin.host import CFG
+from atsc_plugin.keys import KEYS, add_keys, find, remove_keys
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    atsc_plugin.register()
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text):
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def problems_of(path, *overrides):
+    with pytest.raises(ConfigError) as error:
+        load_cfg(path, overrides)
+    return error.value.problems
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_every_shipped_config_loads_here_and_by_the_hosts_plain_merge(path):
+    cfg = load_cfg(path)
+    assert cfg.is_frozen()
+    recorded = CfgNode(load_contract()["cfg_defaults"])  # the real mdistiller's tree, rebuilt
+    add_keys(recorded)
+    recorded.merge_from_file(str(path))
+    assert recorded.DISTILLER.TYPE == cfg.DISTILLER.TYPE
+    assert recorded.SOLVER.LR == cfg.SOLVER.LR
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_a_config_lies_where_its_content_says(path):
+    dataset, method, *_ = path.relative_to(ROOT / "configs").with_suffix("").parts
+    cfg = load_cfg(path)
+    names = {"NONE": "vanilla"}
+    assert names.get(cfg.DISTILLER.TYPE, cfg.DISTILLER.TYPE.lower()) == method
+    assert cfg.EXPERIMENT.TAG.split(",")[0] == method
+    assert cfg.DATASET.TYPE == ("digits100" if dataset == "quickstart" else dataset)
+
+
+def test_overrides_take_the_type_of_their_key():
+    cfg = load_cfg(
+        CONFIGS[0],
+        ["SOLVER.LR", "1", "SOLVER.EPOCHS", "3", "EXPERIMENT.NAME", "12", "SOLVER.LR_DECAY_STAGES", "[1, 2]",
+         "TEACHER.TRAIN_IF_MISSING", "true", "SOLVER.WEIGHT_DECAY", "1e-4"],
+    )  # fmt: skip
+    assert (cfg.SOLVER.LR, type(cfg.SOLVER.LR)) == (1.0, float)
+    assert cfg.SOLVER.EPOCHS == 3
+    assert cfg.EXPERIMENT.NAME == "12"
+    assert cfg.SOLVER.LR_DECAY_STAGES == [1, 2]
+    assert cfg.TEACHER.TRAIN_IF_MISSING is True
+    assert cfg.SOLVER.WEIGHT_DECAY == 0.0001
+
+
+def test_loading_leaves_the_hosts_own_tree_alone():
+    before = CFG.dump()
+    load_cfg(CONFIGS[0], ["SOLVER.LR", "0.7"])
+    assert CFG.dump() == before
+
+
+def test_a_misspelt_key_is_told_with_the_nearest(written):
+    path = written("SOLVER:\n  QQQQ: 0.1\nDISTILLER:\n  STUDNET: resnet8\n")
+    far, near = problems_of(path)[:2]
+    assert far.startswith("SOLVER.QQQQ is no key")
+    assert near == "DISTILLER.STUDNET is no key; did you mean DISTILLER.STUDENT?"
+
+
+def test_several_mistakes_are_told_together(written):
+    path = written("DISTILLER:\n  TYPE: SIMKDD\n  STUDENT: resnet9\nDATASET:\n  TYPE: digits100\nSOLVER:\n  LR: 1\n")
+    told = "\n".join(problems_of(path, "SOLVER.EPOCHS", "0", "EXPERIMENT.SELECT_ON", "train"))
+    for part in (
+        "DISTILLER.TYPE: got 'SIMKDD'",
+        "did you mean SIMKD?",
+        "DISTILLER.STUDENT: got 'resnet9'",
+        "SOLVER.LR: got 1 (int), expected float, e.g. 0.05. Write 1.0.",
+        "SOLVER.EPOCHS: got 0, expected at least 1.",
+        "EXPERIMENT.SELECT_ON: got 'train', expected one of auto, val, test",
+    ):
+        assert part in told, told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("SOLVER:\n  LR: 1e-4\n", "YAML reads 1e-4 as text"),
+        ("SOLVER: 3\n", "SOLVER is a group of keys"),
+        ("DISTILLER:\n  TYPE: 'NONE'\n  on: 1\n", "YAML reads on/off/yes/no as booleans"),
+        ("SOLVER:\n  LR_DECAY_STAGES: [1, two]\n", "expected entries of type int"),
+        ("SIMKD:\n  LOSS:\n    FEAT_WEIGHT: -1.0\n", "SIMKD.LOSS.FEAT_WEIGHT: got -1.0, expected at least 0.0"),
+        ("SIMKD:\n  LOSS:\n    FEAT_WEIGHT: .nan\n", "SIMKD.LOSS.FEAT_WEIGHT: got nan"),
+        ("DATASET:\n  TYPE: cifar101\n", "did you mean cifar100?"),
+        ("SOLVER:\n  TRAINER: plug\n", "did you mean plugin?"),
+        ("SOLVER:\n  TYPE: Adam\n", "SOLVER.TYPE: got 'Adam', expected one of SGD"),
+    ],
+)
+def test_a_mistake_in_a_file_is_told(written, text, told):
+    assert told in "\n".join(problems_of(written(text)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["SOLVER.LR"], "'SOLVER.LR' has no value"),
+        (["SOLVER.EPOCHS", "many"], "got 'many' (str), expected int"),
+        (["SOLVER.EPOCHS", "2.5"], "got 2.5 (float), expected int"),
+        (["TEACHER.TRAIN_IF_MISSING", "1"], "expected bool"),
+        (["SOLVER.LR_DECAY_STAGES", "[" * 5000], "expected list"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told(overrides, told):
+    assert told in "\n".join(problems_of(CONFIGS[0], *overrides))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("a: [", "not valid YAML"), ("- 1\n- 2\n", "holds a list"), ("!!python/object/apply:os.getcwd []", "not valid YAML")],
+)
+def test_a_file_that_is_no_config_is_refused(written, text, told):
+    with pytest.raises(PluginError, match=told):
+        load_cfg(written(text))
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(PluginError, match="nowhere.yaml cannot be read: No such file"):
+        load_cfg("nowhere.yaml")
+
+
+def test_keys_are_added_once_and_what_the_user_set_stays():
+    tree = CfgNode(load_contract()["cfg_defaults"])
+    assert add_keys(tree) == [key.name for key in KEYS]
+    tree.SIMKD.LOSS.FEAT_WEIGHT = 3.0
+    tree.freeze()
+    assert add_keys(tree) == []
+    assert tree.is_frozen()
+    assert tree.SIMKD.LOSS.FEAT_WEIGHT == 3.0
+
+
+def test_removing_the_keys_leaves_the_hosts_tree_as_it_was():
+    tree = CfgNode(load_contract()["cfg_defaults"])
+    before = tree.dump()
+    remove_keys(tree, add_keys(tree))
+    assert tree.dump() == before
+
+
+def test_a_key_of_another_type_in_the_hosts_tree_is_an_error():
+    tree = CfgNode({"EXPERIMENT": {"SEED": "one"}})
+    with pytest.raises(PluginError, match="EXPERIMENT.SEED = 'one'; expected a int"):
+        add_keys(tree)
+
+
+def test_every_key_says_what_it_means_and_its_default_is_allowed():
+    for key in KEYS:
+        assert len(key.meaning) > 10, key.name
+        assert not key.choices or key.default in key.choices
+        assert key.minimum is None or key.default >= key.minimum
+        node, leaf = find(CFG, key.name)
+        assert type(node[leaf]) is type(key.default)
+
+
+def test_the_frozen_config_survives_a_round_trip_through_its_dump(tmp_path):
+    cfg = load_cfg(CONFIGS[0])
+    (tmp_path / "cfg.yaml").write_text(cfg.dump())
+    assert yaml.safe_load(load_cfg(tmp_path / "cfg.yaml").dump()) == yaml.safe_load(cfg.dump())

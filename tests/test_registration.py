@@ -1,0 +1,125 @@
+"""Joining a host's registries and leaving them; a third party's distiller through our trainer."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import TinyNet, batch
+
+import atsc_plugin
+from atsc_plugin import host, registration
+from atsc_plugin.distillers.simkd import SimKD
+from atsc_plugin.engine.trainer import PluginTrainer
+from atsc_plugin.errors import PluginError
+from atsc_plugin.host import CFG, Distiller, distiller_dict, trainer_dict
+
+
+@pytest.fixture(autouse=True)
+def _registered_afterwards():
+    atsc_plugin.register()
+    yield
+    atsc_plugin.register()
+
+
+def test_importing_the_package_registers_nothing():
+    code = (
+        "import atsc_plugin; from atsc_plugin import host; "
+        "assert 'SIMKD' not in host.distiller_dict and 'plugin' not in host.trainer_dict and 'SIMKD' not in host.CFG; "
+        "atsc_plugin.register(); "
+        "assert 'SIMKD' in host.distiller_dict and 'plugin' in host.trainer_dict and 'SIMKD' in host.CFG; "
+        "assert callable(atsc_plugin.register) and atsc_plugin.register() is None"
+    )
+    root = Path(__file__).resolve().parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+def test_registering_twice_also_after_a_merge_and_on_a_frozen_tree_changes_nothing():
+    CFG.defrost()
+    CFG.merge_from_list(["SIMKD.LOSS.FEAT_WEIGHT", 7.0])
+    CFG.freeze()
+    try:
+        atsc_plugin.register()
+        assert CFG.is_frozen()
+        assert CFG.SIMKD.LOSS.FEAT_WEIGHT == 7.0
+        assert distiller_dict["SIMKD"] is SimKD
+    finally:
+        CFG.defrost()
+        CFG.SIMKD.LOSS.FEAT_WEIGHT = 1.0
+
+
+def test_unregister_takes_ours_and_nothing_else():
+    others = {name: entry for name, entry in distiller_dict.items() if name not in registration.DISTILLERS}
+    atsc_plugin.unregister()
+    assert distiller_dict == others
+    assert "plugin" not in trainer_dict
+    assert "base" in trainer_dict
+    assert "SIMKD" not in CFG
+    assert "SEED" not in CFG.EXPERIMENT
+    assert "KD" in CFG
+
+
+def test_somebody_elses_entry_is_an_error_that_names_both_and_changes_nothing():
+    atsc_plugin.unregister()
+
+    class Theirs(Distiller):
+        pass
+
+    distiller_dict["SIMKD"] = Theirs
+    try:
+        with pytest.raises(PluginError) as error:
+            atsc_plugin.register()
+        assert "Theirs" in str(error.value)
+        assert "atsc_plugin.distillers.simkd.SimKD" in str(error.value)
+        assert "plugin" not in trainer_dict
+        assert "SIMKD" not in CFG
+        atsc_plugin.unregister()
+        assert distiller_dict["SIMKD"] is Theirs
+    finally:
+        del distiller_dict["SIMKD"]
+
+
+def test_a_fork_without_a_trainer_registry_gets_the_distillers(monkeypatch):
+    atsc_plugin.unregister()
+    monkeypatch.setattr(host, "trainer_dict", None)
+    atsc_plugin.register()
+    assert distiller_dict["SIMKD"] is SimKD
+    assert "plugin" not in trainer_dict
+
+
+class MatchLogits(Distiller):
+    """A third party's method, written against the host's registry API and nothing of ours."""
+
+    def __init__(self, student, teacher, cfg):
+        super().__init__(student, teacher)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def get_learnable_parameters(self):
+        return [*super().get_learnable_parameters(), self.scale]
+
+    def get_extra_parameters(self):
+        return 1
+
+    def forward_train(self, image, target, **kwargs):
+        logits, _ = self.student(image)
+        with torch.no_grad():
+            wanted, _ = self.teacher(image)
+        return logits, {"loss_match": F.mse_loss(self.scale * logits, wanted), "loss_ce": F.cross_entropy(logits, target)}
+
+
+def test_a_third_partys_distiller_runs_through_our_trainer_unchanged(tmp_path):
+    cfg = CFG.clone()
+    cfg.merge_from_list(["LOG.PREFIX", str(tmp_path), "SOLVER.EPOCHS", 2, "EXPERIMENT.NAME", "third"])
+    distiller = MatchLogits(TinyNet(), TinyNet(), cfg)
+    start = distiller.student.fc.weight.detach().clone()
+    images, target = batch()
+    train = [(images, target, torch.arange(6))]
+    trainer = PluginTrainer("third", torch.nn.DataParallel(distiller), train, [(images, target)], cfg)
+    result = trainer.train()
+    assert trainer.distiller is distiller
+    assert not torch.equal(distiller.student.fc.weight, start)
+    assert distiller.scale.item() != 1.0
+    assert result["params_trained"] == sum(p.numel() for p in distiller.student.parameters()) + 1
+    assert (tmp_path / "distill" / "third" / "seed_1" / "result.json").is_file()
