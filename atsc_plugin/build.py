@@ -87,6 +87,15 @@ def skeleton(cfg, data):
     return distiller_of(cfg, student, teacher, data)
 
 
+def check_trainer(cfg, device):
+    """Refuse a trainer that this device cannot run before a teacher is trained for it."""
+    if cfg.SOLVER.TRAINER != "plugin" and host.NAME == "mdistiller" and device.type != "cuda":
+        raise PluginError(
+            f"SOLVER.TRAINER {cfg.SOLVER.TRAINER} of mdistiller needs a GPU (it calls .cuda()); this run is on the CPU."
+            " Use SOLVER.TRAINER plugin."
+        )
+
+
 def place(cfg, overrides=()):
     """(name, run directory) of a configuration; nothing is created."""
     name = run_files.experiment_name(cfg, overrides)
@@ -97,6 +106,7 @@ def prepare(cfg, overrides=(), dry=False):
     """Build all of a run. A missing teacher is trained here if the configuration says so, unless `dry`."""
     name, folder = place(cfg, overrides)
     device = device_of(cfg)
+    check_trainer(cfg, device)
     data = data_of(cfg, device)
     skeleton(cfg, data)  # a pair that the method cannot serve is refused here, before any teacher is trained
     teacher, teacher_from = None, None
@@ -136,11 +146,6 @@ def trainer_of(run):
         }
         return PluginTrainer(
             run.name, run.distiller, run.data.train, val, cfg, test_loader=test, facts=facts, folder=run.folder
-        )
-    if host.NAME == "mdistiller" and run.device.type != "cuda":
-        raise PluginError(
-            f"SOLVER.TRAINER {cfg.SOLVER.TRAINER} of mdistiller needs a GPU (it calls .cuda()); this run is on the CPU."
-            " Use SOLVER.TRAINER plugin."
         )
     wrapped = torch.nn.DataParallel(run.distiller) if run.device.type == "cuda" else _Unwrapped(run.distiller)
     return host.trainer_dict[cfg.SOLVER.TRAINER](

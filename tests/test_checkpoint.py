@@ -68,7 +68,7 @@ def test_numpy_numbers_in_a_checkpoint_are_fine(tmp_path):
         lambda state: {"state_dict": state},
         lambda state: {"model": {f"module.{k}": v for k, v in state.items()}},
         lambda state: {"model": {f"module.student.{k}": v for k, v in state.items()}},
-        lambda state: {"model": {f"student.{k}": v for k, v in state.items()} | {f"teacher.{k}": v + 1 for k, v in state.items()}},
+        lambda state: {"model": {f"student.{k}": v for k, v in state.items()} | {"teacher.fc.bias": torch.ones(10)}},
     ],
     ids=["bare", "model", "state_dict", "DataParallel", "wrapped distiller", "distiller with a teacher"],
 )  # fmt: skip

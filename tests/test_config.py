@@ -1,4 +1,4 @@
-"""Configuration: every mistake is told, all of them at once, with the nearest name; the shipped files load everywhere."""
+"""Configuration: every mistake is told, all at once, with the nearest name; the shipped files load everywhere."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def test_a_config_lies_where_its_content_says(path):
     names = {"NONE": "vanilla"}
     assert names.get(cfg.DISTILLER.TYPE, cfg.DISTILLER.TYPE.lower()) == method
     assert cfg.EXPERIMENT.TAG.split(",")[0] == method
-    assert cfg.DATASET.TYPE == ("digits100" if dataset == "quickstart" else dataset)
+    assert ("digits100" if dataset == "quickstart" else dataset) == cfg.DATASET.TYPE
 
 
 def test_overrides_take_the_type_of_their_key():
@@ -134,7 +134,11 @@ def test_a_mistake_on_the_command_line_is_told(overrides, told):
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("a: [", "not valid YAML"), ("- 1\n- 2\n", "holds a list"), ("!!python/object/apply:os.getcwd []", "not valid YAML")],
+    [
+        ("a: [", "not valid YAML"),
+        ("- 1\n- 2\n", "holds a list"),
+        ("!!python/object/apply:os.getcwd []", "not valid YAML"),
+    ],
 )
 def test_a_file_that_is_no_config_is_refused(written, text, told):
     with pytest.raises(PluginError, match=told):

@@ -1,4 +1,4 @@
-"""The loader on the device: its crops are torchvision's, its order is a permutation, its streams follow from the seed."""
+"""The loader on the device: its crops are torchvision's, its order a permutation, its streams follow from the seed."""
 
 import torch
 from torchvision.transforms import functional as tv

@@ -106,7 +106,10 @@ class MatchLogits(Distiller):
         logits, _ = self.student(image)
         with torch.no_grad():
             wanted, _ = self.teacher(image)
-        return logits, {"loss_match": F.mse_loss(self.scale * logits, wanted), "loss_ce": F.cross_entropy(logits, target)}
+        return logits, {
+            "loss_match": F.mse_loss(self.scale * logits, wanted),
+            "loss_ce": F.cross_entropy(logits, target),
+        }
 
 
 def test_a_third_partys_distiller_runs_through_our_trainer_unchanged(tmp_path):

@@ -143,7 +143,9 @@ def test_a_run_resumed_after_an_epoch_ends_as_the_uninterrupted_one(cfg, tmp_pat
     again = resumed.train(resume=True)
     for name, tensor in whole.distiller.state_dict().items():
         assert torch.equal(tensor, resumed.distiller.state_dict()[name]), name
-    assert [without_times(a) for a in log_of(tmp_path / "whole")] == [without_times(b) for b in log_of(tmp_path / "broken")]
+    assert [without_times(a) for a in log_of(tmp_path / "whole")] == [
+        without_times(b) for b in log_of(tmp_path / "broken")
+    ]
     assert {k: again[k] for k in ("top1_last", "top1_best", "best_epoch", "teacher_top1_before")} == {
         k: result[k] for k in ("top1_last", "top1_best", "best_epoch", "teacher_top1_before")
     }
@@ -175,7 +177,9 @@ def test_batches_with_two_to_four_entries_reach_the_distiller_by_name(cfg):
 
 
 def test_the_fit_of_a_network_on_the_way_writes_no_result(cfg, tmp_path):
-    PluginTrainer("t", distiller_dict["NONE"](TinyNet()), tiny_loader(seed=1), tiny_loader(), cfg, folder=tmp_path / "t").fit()
+    PluginTrainer(
+        "t", distiller_dict["NONE"](TinyNet()), tiny_loader(seed=1), tiny_loader(), cfg, folder=tmp_path / "t"
+    ).fit()
     assert (tmp_path / "t" / "latest").is_file()
     assert not (tmp_path / "t" / "result.json").exists()
 
