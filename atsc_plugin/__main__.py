@@ -12,7 +12,7 @@ import importlib
 import sys
 
 from atsc_plugin import __version__
-from atsc_plugin.errors import PluginError
+from atsc_plugin.errors import PluginError, RunStopped
 
 COMMANDS = {
     "train": "train a student (and its teacher where it is missing) from a config file",
@@ -37,7 +37,7 @@ def usage():
 
 
 def main(argv=None):
-    """Run one command; the exit status: 0 done, 1 something found wanting, 2 a mistake that was told."""
+    """Run one command; the exit status: 0 done, 1 found wanting, 2 a mistake that was told, 3 a run that was stopped."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "--version"):
         print(usage())
@@ -52,6 +52,9 @@ def main(argv=None):
         return module.run(args)
     except PluginError as error:
         print(f"error: {error}", file=sys.stderr)
+    except RunStopped as stop:
+        print(f"stopped: {stop}", file=sys.stderr)
+        return 3
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror or error}{place}. What was written before is intact.", file=sys.stderr)

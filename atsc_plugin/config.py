@@ -10,6 +10,7 @@ import difflib
 import yaml
 from yacs.config import CfgNode
 
+from atsc_plugin.distillers.atsc_checks import atsc_problems
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import CFG, HOST_LIMITS, distiller_dict, host_datasets, models_for, trainer_dict
 from atsc_plugin.keys import KEYS, find, flatten
@@ -123,6 +124,8 @@ def check(cfg):
         if node[leaf] < 1:
             problems.append(f"{name}: got {node[leaf]}, expected at least 1.")
     problems += _check_names(cfg)
+    if cfg.DISTILLER.TYPE == "ATSC":
+        problems += atsc_problems(cfg)
     if cfg.SOLVER.TYPE != "SGD":
         problems.append(_unknown("SOLVER.TYPE", cfg.SOLVER.TYPE, ("SGD",)))
     return problems

@@ -9,6 +9,10 @@ class PluginError(Exception):
     """A mistake in the input or the surroundings, not in the program."""
 
 
+class RunStopped(Exception):
+    """A run ended early for a reason it found itself; its files are whole and say so. Exit status 3."""
+
+
 class HostError(PluginError):
     """The knowledge-distillation host is absent, broken or lacks what was asked of it."""
 

@@ -33,7 +33,7 @@ INK_OPACITY = (0.8, 1.0)
 # whole digit from a stroke, and are what makes the set hard: each one costs all nets several points and some epochs.
 DISTRACTORS = 3
 DISTRACTOR_RADIUS = 3.0
-DISTRACTOR_SHIFT = 2.5  # the piece's middle lies at most this many source pixels off its digit's middle, along each axis
+DISTRACTOR_SHIFT = 2.5  # source pixels from the digit's middle to the piece's, at most, along each axis
 GROUND = (0.0, 0.25)  # each colour channel of the background's blobs; dark, because a random crop pads with black
 GROUND_CELLS = 4  # blobs per side
 NOISE = 0.03  # standard deviation, the same for the three channels
@@ -80,7 +80,12 @@ def _per_image(values: np.ndarray) -> np.ndarray:
 
 
 def _cover(
-    atlas: np.ndarray, which: np.ndarray, x: np.ndarray, y: np.ndarray, form: np.ndarray, shift: np.ndarray | None = None
+    atlas: np.ndarray,
+    which: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    form: np.ndarray,
+    shift: np.ndarray | None = None,
 ) -> np.ndarray:
     """How far source digit `which`, centred at x, y, covers each pixel (n x 32 x 32, 0..1).
 

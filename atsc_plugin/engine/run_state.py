@@ -40,9 +40,18 @@ def save_epoch(trainer, line):
         "images": trainer.trained_images,
         "teacher_before": trainer.teacher_before,
     }
+    if trainer.second_optimizer is not None:
+        state["second_optimizer"] = trainer.second_optimizer.state_dict()
+    if hasattr(trainer.distiller, "run_state"):
+        state["method"] = trainer.distiller.run_state()
     if epoch % trainer.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
         checkpoint.save(state, folder / f"epoch_{epoch}")
     checkpoint.save(state, folder / "latest")
+
+
+def write_stop(trainer, epoch, reason):
+    """Why the run ended early; a result.json would say that it had not."""
+    write_json({"epoch": epoch, "reason": reason}, trainer.folder / "stopped.json")
 
 
 def _save_deployed(trainer, path, line):
@@ -67,6 +76,10 @@ def continue_from_latest(trainer):
         trainer.best_top1, trainer.best_epoch = state["best_acc"], state["best_epoch"]
         trainer.trained_seconds, trainer.trained_images = state["seconds"], state["images"]
         trainer.teacher_before = state["teacher_before"]
+        if hasattr(trainer.distiller, "load_run_state"):
+            trainer.distiller.load_run_state(state["method"])
+        if "second_optimizer" in state:
+            trainer.second_state = state["second_optimizer"]  # loaded when the first second step makes its optimizer
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise PluginError(
             f"{path} does not continue this run ({type(error).__name__}: {str(error).splitlines()[0]}); expected the "

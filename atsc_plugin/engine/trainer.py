@@ -1,8 +1,10 @@
 """Our trainer, registry key "plugin": any distiller of mdistiller's contract, on any device, with a run directory.
 
 It takes the host's five arguments, so that a host's own script can build it; `build` adds what only it knows (a test
-split beside the validation split, facts for the cards). A distiller needs no more than the host's contract. It may
-offer `param_groups(cfg)` for its own learning rates, and `deployed()` with `unused_modules()` for what leaves the run.
+split beside the validation split, facts for the cards). A distiller needs no more than the host's contract. It may offer
+`param_groups(cfg)` for its own rates, `second_loss(image, target)` for a second step a batch, `after_epoch(epoch,
+loader)` for figures and a verdict, `run_state()` and `load_run_state(state)` for what a resumed run needs beside the
+weights, `deployed()` and `unused_modules()` for what leaves the run.
 """
 
 import time
@@ -15,7 +17,7 @@ from atsc_plugin.engine import checkpoint, run_files, run_state
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.engine.meters import Meters, NotFinite, peak_memory_mb, progress
 from atsc_plugin.engine.records import Records, result_of
-from atsc_plugin.errors import PluginError
+from atsc_plugin.errors import PluginError, RunStopped
 from atsc_plugin.files import write_json
 from atsc_plugin.seeds import stream
 
@@ -45,7 +47,7 @@ class PluginTrainer:
         self.train_loader, self.val_loader, self.test_loader = train_loader, val_loader, test_loader
         self.device = next(self.distiller.parameters()).device
         self.folder = Path(folder or run_files.run_directory(cfg, Path(experiment_name).name))
-        self.optimizer = self.make_optimizer()
+        self.optimizer, self.second_optimizer, self.second_state = self.make_optimizer(), None, None
         self.best_top1, self.best_epoch = -1.0, 0
         self.trained_seconds, self.trained_images = 0.0, 0
         self.teacher_before = None
@@ -53,7 +55,9 @@ class PluginTrainer:
     def make_optimizer(self):
         """SGD over the distiller's groups; a group's `lr_scale` multiplies the scheduled rate."""
         groups = getattr(self.distiller, "param_groups", None)
-        parameters = groups(self.cfg) if groups else self.distiller.get_learnable_parameters()
+        return self._sgd(groups(self.cfg) if groups else self.distiller.get_learnable_parameters())
+
+    def _sgd(self, parameters):
         solver = self.cfg.SOLVER
         return torch.optim.SGD(parameters, lr=solver.LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
 
@@ -87,8 +91,12 @@ class PluginTrainer:
     def _epochs(self, first):
         for epoch in range(first, self.cfg.SOLVER.EPOCHS + 1):
             line = self._epoch(epoch)
+            report = self._report(epoch, line)
             run_state.save_epoch(self, line)
             self.records.write(line)
+            if report["stop"]:
+                run_state.write_stop(self, epoch, report["warning"])
+                raise RunStopped(f"epoch {epoch}: {report['warning']} The run's files are in {self.folder}.")
 
     def _epoch(self, epoch):
         rate = learning_rate(self.cfg, epoch)
@@ -118,6 +126,17 @@ class PluginTrainer:
         print(self.records.epoch_text(line, self.cfg.SOLVER.EPOCHS, max(self.best_top1, scores["top1"])), flush=True)
         return line
 
+    def _report(self, epoch, line):
+        """What the distiller has to say of the epoch: figures for the log, a warning, whether to stop."""
+        if not hasattr(self.distiller, "after_epoch"):
+            return {"stop": False}
+        report = self.distiller.after_epoch(epoch, self.val_loader)
+        line |= report["figures"]
+        if report["warning"]:
+            line["guard"] = report["warning"]
+            print(f"WARNING epoch {epoch}: {report['warning']}", flush=True)
+        return report
+
     def _pass(self, epoch):
         """One pass over the training images; mean losses by name and training top-1."""
         self.distiller.train()
@@ -131,11 +150,29 @@ class PluginTrainer:
             losses = {name: part.mean() for name, part in losses.items()}
             sum(losses.values()).backward()
             self.optimizer.step()
+            losses |= self._second_step(inputs)
             meters.add(losses, logits.detach(), inputs["target"])
             if step % 50 == 0 or step == len(self.train_loader):
                 bar.set_postfix(self._read(meters, epoch), refresh=False)
             waiting = time.perf_counter()
         return meters.summary()
+
+    def _second_step(self, inputs):
+        """A second loss on parameters of its own, stepped after the first, where the distiller has one; its losses."""
+        if not hasattr(self.distiller, "second_loss"):
+            return {}
+        parameters, losses = self.distiller.second_loss(inputs["image"], inputs["target"])
+        if self.second_optimizer is None:
+            self.second_optimizer = self._sgd(parameters)
+            if self.second_state is not None:
+                self.second_optimizer.load_state_dict(self.second_state)
+        for group in self.second_optimizer.param_groups:
+            group["lr"] = self.optimizer.param_groups[0]["lr"]
+        gradients = torch.autograd.grad(sum(losses.values()), parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.second_optimizer.step()
+        return losses
 
     def _read(self, meters, epoch):
         """The meters on the host side, read rarely because it waits for the device."""

@@ -1,0 +1,144 @@
+"""ATSC: the teacher keeps learning beside the student, and the student predicts through the teacher's classifier."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from atsc_plugin.distillers.atsc_checks import atsc_problems
+from atsc_plugin.distillers.drift import StartingPoint, drift_penalty, rescaled_gradient
+from atsc_plugin.distillers.parts import align, pool
+from atsc_plugin.distillers.shared_classifier import SharedClassifier
+from atsc_plugin.distillers.simkd import feature_loss
+from atsc_plugin.distillers.teacher_monitor import TeacherMonitor
+from atsc_plugin.errors import ConfigError
+
+
+def softened_divergence(logits, wanted, temperature):
+    """T^2 * KL(softmax(wanted / T) || softmax(logits / T)), mean over images"""
+    log_p, q = F.log_softmax(logits / temperature, dim=1), F.softmax(wanted / temperature, dim=1)
+    return F.kl_div(log_p, q, reduction="batchmean") * temperature**2
+
+
+def through_frozen(classifier, pooled):
+    """C_t(pooled) without a gradient for C_t: what the student's own losses see of the shared classifier."""
+    return F.linear(pooled, classifier.weight.detach(), classifier.bias.detach())
+
+
+def drift_parameters(teacher, which):
+    """Names of the weights that the drift term holds: kernels (more than one dimension) or all."""
+    return [name for name, p in teacher.named_parameters() if which == "all" or p.ndim > 1]
+
+
+class ATSC(SharedClassifier):
+    """Adaptive Teaching with a Shared Classifier (github.com/random2314235/ATSC; submitted to Neurocomputing).
+
+    loss = FEAT * mse(P(F_s), F_t) + DRIFT * sum ||theta - theta_0||^2 + TEACHER_CE * CE(C_t(sg(pool(F_t))), y)
+           [+ CE * CE(z_s, y) + KD * T^2 KL(sg(z_t) || z_s),  z_s = C_t(pool(P(F_s))) with C_t held]
+    prediction = z_s. F_t is not detached: the feature loss moves the teacher's trunk too, and that is the adaptive
+    teaching. The teacher's CE moves the classifier only.
+
+    UPDATE "fused" (default) is this loss in one backward and one optimizer. Deviations from the released code: CE sees
+    the batch through the weights before the update, not after; the bias is in one optimizer, not two; BN statistics
+    move once a step, not twice; unused heads get no decay; CE and KD, when weighted, act on the prediction.
+    UPDATE "published" is the released step to rounding; see PublishedATSC.
+    """
+
+    def __init__(self, student, teacher, cfg):
+        if problems := atsc_problems(cfg):
+            raise ConfigError(problems)
+        node = cfg.ATSC
+        super().__init__(student, teacher, cfg, node.PROJECTOR.FACTOR, "ATSC.PROJECTOR.FACTOR")
+        self.node, self.weights = node, node.LOSS
+        self.start = StartingPoint(teacher)
+        self.drift_names = drift_parameters(teacher, node.DRIFT.PARAMS)
+        self.monitor = TeacherMonitor(self, cfg)
+        self.warming_up = False
+        self.prepare_parameters(cfg)
+
+    def prepare_parameters(self, cfg):
+        """Freeze what does not learn, and give the teacher its own rate through its gradients."""
+        self.freeze_unused()
+        if self.node.CLASSIFIER.PARAMS == "bias":
+            self.classifier.weight.requires_grad_(False)
+        if self.node.TEACHER.BN == "frozen":
+            for layer in self._batch_norms():
+                layer.requires_grad_(False)
+        scale, common = self.node.TEACHER.LR_SCALE, cfg.SOLVER.WEIGHT_DECAY
+        decay = common if self.node.TEACHER.WEIGHT_DECAY < 0 else self.node.TEACHER.WEIGHT_DECAY
+        if scale != 1.0 or decay != common:
+            for parameter in self.teacher_parameters():
+                parameter.register_hook(rescaled_gradient(parameter, scale, decay, common))
+
+    def _batch_norms(self):
+        return [layer for layer in self.teacher.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+
+    def teacher_parameters(self):
+        """What of the teacher learns."""
+        return [p for p in self.teacher.parameters() if p.requires_grad]
+
+    def get_learnable_parameters(self):
+        return self.student_parameters() + self.teacher_parameters()
+
+    # ---- modes ----
+
+    def train(self, mode=True):
+        super().train(mode)
+        self._set_teacher_mode()
+        return self
+
+    def _set_teacher_mode(self):
+        """Batch statistics while the teacher learns; its own while it warms up, is evaluated or has its BN frozen."""
+        self.teacher.train(self.training and not self.warming_up)
+        if self.node.TEACHER.BN == "frozen":
+            for layer in self._batch_norms():
+                layer.eval()
+
+    def _enter_epoch(self, epoch):
+        warming_up = epoch is not None and epoch <= self.node.TEACHER.WARMUP_EPOCHS
+        if warming_up != self.warming_up:
+            self.warming_up = warming_up
+            self._set_teacher_mode()
+
+    # ---- the step ----
+
+    def forward_train(self, image, target, epoch=None, **kwargs):
+        self._enter_epoch(epoch)
+        with torch.set_grad_enabled(not self.warming_up):  # rate 0: no gradient, hence neither decay nor momentum
+            _, teacher_features = self.teacher_facts.source(self.teacher, image)
+            teacher_logits = self.classifier(pool(teacher_features).detach())
+            losses = self.teacher_losses(teacher_logits, target)
+        _, projected = self.projected(image)
+        losses["loss_feat"] = self.weights.FEAT_WEIGHT * feature_loss(projected, align(teacher_features, self.map_size))
+        logits = through_frozen(self.classifier, pool(projected))
+        if self.weights.CE_WEIGHT > 0:
+            losses["loss_ce"] = self.weights.CE_WEIGHT * F.cross_entropy(logits, target)
+        if self.weights.KD_WEIGHT > 0:
+            divergence = softened_divergence(logits, teacher_logits.detach(), self.weights.KD_TEMPERATURE)
+            losses["loss_kd"] = self.weights.KD_WEIGHT * divergence
+        self.monitor.count(teacher_logits.detach(), target)
+        return logits, losses
+
+    def teacher_losses(self, logits, target):
+        """The two that hold the teacher: drift, and the classifier's cross entropy."""
+        present, start = dict(self.teacher.named_parameters()), dict(self.start.items())
+        names = [name for name in self.drift_names if present[name].requires_grad]
+        drift = drift_penalty([present[n] for n in names], [start[n] for n in names], self.node.DRIFT.WEIGHT)
+        return {
+            "loss_drift": drift,
+            "loss_teacher_ce": self.weights.TEACHER_CE_WEIGHT * F.cross_entropy(logits, target),
+        }
+
+    # ---- what our trainer asks for beyond the host's contract ----
+
+    def after_epoch(self, epoch, loader):
+        """Figures of the teacher for the log, and the guard's verdict."""
+        return self.monitor.after_epoch(epoch, loader)
+
+    def run_state(self):
+        """What a resumed run needs beside the weights: theta_0 and the monitor's memory."""
+        return {"start": dict(self.start.items()), "monitor": self.monitor.state()}
+
+    def load_run_state(self, state):
+        for name, tensor in self.start.items():
+            tensor.copy_(state["start"][name])
+        self.monitor.load_state(state["monitor"])

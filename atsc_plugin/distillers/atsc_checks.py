@@ -1,0 +1,41 @@
+"""What can be said against an ATSC configuration before any network is built; `load_cfg` tells all of it at once."""
+
+# Keys that the released step does not have, with the value at which they do nothing.
+NOT_IN_THE_RELEASED_STEP = {
+    "ATSC.TEACHER.LR_SCALE": 1.0,
+    "ATSC.TEACHER.WEIGHT_DECAY": -1.0,
+    "ATSC.TEACHER.WARMUP_EPOCHS": 0,
+    "ATSC.TEACHER.BN": "batch",
+    "ATSC.CLASSIFIER.PARAMS": "bias",
+}
+
+
+def stiffness_limit(momentum):
+    """SGD on a quadratic of curvature h diverges at rate * h >= 2 (1 + momentum); the drift term's h is 2 * DRIFT."""
+    return 2 * (1 + momentum)
+
+
+def atsc_problems(cfg):
+    """Mistakes of an ATSC configuration whose keys each have an allowed value, as a list of sentences."""
+    problems = []
+    product = cfg.SOLVER.LR * cfg.ATSC.TEACHER.LR_SCALE * 2 * cfg.ATSC.DRIFT.WEIGHT
+    limit = stiffness_limit(cfg.SOLVER.MOMENTUM)
+    if not product < limit:
+        problems.append(
+            f"SOLVER.LR * ATSC.TEACHER.LR_SCALE * 2 * ATSC.DRIFT.WEIGHT is {product:g}; SGD with momentum "
+            f"{cfg.SOLVER.MOMENTUM:g} diverges at {limit:g} and beyond. Lower ATSC.DRIFT.WEIGHT or the rate."
+        )
+    if cfg.ATSC.UPDATE != "published":
+        return problems
+    if cfg.SOLVER.TRAINER != "plugin":
+        problems.append(
+            f"ATSC.UPDATE published makes two steps a batch; SOLVER.TRAINER {cfg.SOLVER.TRAINER} makes one. Use "
+            "SOLVER.TRAINER plugin, or ATSC.UPDATE fused."
+        )
+    for key, neutral in NOT_IN_THE_RELEASED_STEP.items():
+        value = cfg
+        for step in key.split("."):
+            value = value[step]
+        if value != neutral:
+            problems.append(f"{key} is {value}; the released step has no such thing. Use {neutral}, or UPDATE fused.")
+    return problems

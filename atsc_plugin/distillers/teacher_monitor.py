@@ -1,0 +1,132 @@
+"""What the adapting teacher did in an epoch, and whether it is collapsing.
+
+Measured on a fixed set of evaluation images, against the teacher as it was (theta_0): its accuracy, how often it still
+predicts what theta_0 predicts, the size of its features and how far they moved. Accuracy alone misses a shrinking map.
+"""
+
+import math
+
+import torch
+
+from atsc_plugin.distillers.drift import relative_motion
+from atsc_plugin.distillers.parts import classifier_of, pool
+
+COLLAPSED = 0.5  # accuracy against theta_0's, agreement or scale below this share: the teacher is lost
+TREND_EPOCHS = 3  # falls in a row that make a trend
+TREND_FALL = 0.05  # and how much must be lost over them: less is the jitter of batch statistics
+ADVICE = (
+    "Raise ATSC.DRIFT.WEIGHT, set ATSC.DRIFT.PARAMS all, lower ATSC.TEACHER.LR_SCALE, or hold the statistics with "
+    "ATSC.TEACHER.BN frozen."
+)
+
+
+def feature_figures(present, start):
+    """scale = std(F_t) / std(F_t0); motion = ||F_t - F_t0|| / ||F_t0||; var = variance of F_t0"""
+    return {
+        "feature_scale": (present.std() / start.std()).item(),
+        "feature_motion": ((present - start).norm() / start.norm()).item(),
+        "start_variance": start.var().item(),
+    }
+
+
+class TeacherMonitor:
+    """The epoch's figures and the guard. It belongs to one distiller and keeps only floats between epochs."""
+
+    def __init__(self, distiller, cfg):
+        self.distiller = distiller
+        self.guard, self.images = cfg.ATSC.GUARD, cfg.ATSC.MONITOR.IMAGES
+        self.kappa_scale = cfg.ATSC.DRIFT.WEIGHT / cfg.ATSC.LOSS.FEAT_WEIGHT if cfg.ATSC.LOSS.FEAT_WEIGHT else math.inf
+        self.history = []
+        self.hits = self.seen = 0
+
+    # ---- training batches ----
+
+    def count(self, logits, target):
+        """The teacher's hits on a training batch; stays on the device."""
+        self.hits = self.hits + (logits.argmax(1) == target).sum()
+        self.seen += len(target)
+
+    # ---- after an epoch ----
+
+    def after_epoch(self, epoch, loader):
+        """{"figures": for the log, "warning": text or None, "stop": whether to end the run}."""
+        figures = self._figures(loader)
+        if self.seen:
+            figures["teacher_train_top1"] = 100 * int(self.hits) / self.seen
+        self.hits = self.seen = 0
+        self.history.append({key: figures[key] for key in ("teacher_agreement", "feature_scale")})
+        warning = None if self.guard == "none" else self._verdict(figures)
+        return {"figures": figures, "warning": warning, "stop": bool(warning) and self.guard == "stop"}
+
+    @torch.no_grad()
+    def _figures(self, loader):
+        """Everything measured on the monitor's images, batch by batch; feature figures are means over images."""
+        teacher, start = self.distiller.teacher, self.distiller.start
+        was_training = self.distiller.training
+        self.distiller.eval()
+        sums, count = {}, 0
+        for batch in loader:
+            image, target = self._some(batch, self.images - count)
+            present_logits, present = self._look(image)
+            with start.in_place_of(teacher):
+                start_logits, before = self._look(image)
+            predicted, first = present_logits.argmax(1), start_logits.argmax(1)
+            figures = {
+                **feature_figures(present, before),
+                "teacher_top1": 100 * (predicted == target).double().mean().item(),
+                "start_top1": 100 * (first == target).double().mean().item(),
+                "teacher_agreement": (predicted == first).double().mean().item(),
+            }
+            for name, value in figures.items():
+                sums[name] = sums.get(name, 0.0) + value * len(target)
+            count += len(target)
+            if count >= self.images:
+                break
+        self.distiller.train(was_training)
+        figures = {name: total / count for name, total in sums.items()}
+        figures["kappa"] = self.kappa_scale / figures.pop("start_variance")
+        return figures | self._drift(teacher, start)
+
+    def _some(self, batch, count):
+        place = next(self.distiller.teacher.parameters())
+        return batch[0][:count].to(place.device, place.dtype), batch[1][:count].to(place.device)
+
+    def _look(self, image):
+        _, feature_map = self.distiller.teacher_facts.source(self.distiller.teacher, image)
+        return classifier_of(self.distiller.teacher)(pool(feature_map)), feature_map
+
+    @staticmethod
+    def _drift(teacher, start):
+        """Relative motion of the weights, whole and by the network's own stages."""
+        names = [name for name, _ in teacher.named_parameters()]
+        stages = dict.fromkeys(name.partition(".")[0] for name in names)
+        each = {
+            f"drift_{stage}": relative_motion(teacher, start, {n for n in names if n.partition(".")[0] == stage})
+            for stage in stages
+        }
+        return {"drift": relative_motion(teacher, start), **each}
+
+    # ---- the guard ----
+
+    def _verdict(self, figures):
+        """None, or what happened with its figures and what to change."""
+        told = (
+            f"teacher top-1 {figures['teacher_top1']:.1f} (began at {figures['start_top1']:.1f}), agreement with its "
+            f"start {figures['teacher_agreement']:.2f}, feature scale {figures['feature_scale']:.2f}, "
+            f"kappa {figures['kappa']:.3g}"
+        )
+        share = figures["teacher_top1"] / figures["start_top1"] if figures["start_top1"] else 1.0
+        if not min(share, figures["teacher_agreement"], figures["feature_scale"]) >= COLLAPSED:  # also catches nan
+            return f"the teacher has collapsed: {told}. {ADVICE}"
+        for key in ("feature_scale", "teacher_agreement"):
+            recent = [entry[key] for entry in self.history[-TREND_EPOCHS - 1 :]]
+            falls = [a > b for a, b in zip(recent, recent[1:], strict=False)]
+            if len(falls) == TREND_EPOCHS and all(falls) and recent[0] - recent[-1] > TREND_FALL:
+                return f"the teacher is drifting away ({key} fell {TREND_EPOCHS} epochs in a row): {told}. {ADVICE}"
+        return None
+
+    def state(self):
+        return {"history": self.history}
+
+    def load_state(self, state):
+        self.history = list(state["history"])

@@ -1,0 +1,397 @@
+"""ATSC: the released step's figures, the route of each gradient, the fused step beside it."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from contract import assert_close, fill, image, labels, load_contract
+from tiny import TinyNet, batch
+
+import atsc_plugin
+from atsc_plugin.distillers.atsc import ATSC
+from atsc_plugin.distillers.atsc_published import PublishedATSC, make_atsc
+from atsc_plugin.distillers.drift import StartingPoint, drift_penalty
+from atsc_plugin.engine.trainer import PluginTrainer
+from atsc_plugin.errors import ConfigError
+from atsc_plugin.host import CFG, cifar_model_dict
+
+RELEASED = ["ATSC.UPDATE", "published", "ATSC.DRIFT.WEIGHT", 1.0, "ATSC.DRIFT.PARAMS", "kernels",
+            "ATSC.CLASSIFIER.PARAMS", "bias", "SOLVER.TRAINER", "plugin"]  # fmt: skip
+
+
+@pytest.fixture
+def cfg():
+    atsc_plugin.register()
+    cfg = CFG.clone()
+    cfg.merge_from_list(["DISTILLER.TYPE", "ATSC", "SOLVER.TRAINER", "plugin"])
+    return cfg
+
+
+def net(name, classes=100):
+    return cifar_model_dict[name][0](num_classes=classes)
+
+
+def tiny_atsc(cfg, **changes):
+    torch.manual_seed(0)
+    distiller = make_atsc(TinyNet(width=4), TinyNet(width=6), cfg).double()
+    with torch.no_grad():
+        for parameter in distiller.teacher.parameters():  # away from theta_0, so that drift has a gradient
+            parameter += 0.1 * torch.randn_like(parameter)
+    return distiller.train()
+
+
+def double_batch(count=6, seed=0):
+    images, target = batch(count, seed=seed)
+    return images.double(), target
+
+
+def trainer_of(distiller, cfg, batches=()):
+    return PluginTrainer("trace", distiller, list(batches), list(batches), cfg, folder="unused")
+
+
+# ---- the released step ----
+
+
+def test_three_published_steps_equal_the_trace_of_the_released_code(cfg):
+    trace = load_contract()["published_step_traces"]["atsc resnet32x4->resnet8x4"]
+    cfg.merge_from_list([*RELEASED, "SOLVER.LR", trace["lr"], "SOLVER.WEIGHT_DECAY", trace["weight_decay"]])
+    distiller = make_atsc(net("resnet8x4"), net("resnet32x4"), cfg)
+    fill(distiller.student, 1), fill(distiller.teacher, 0), fill(distiller.projector, 2)
+    distiller.start.double().remember(distiller.teacher)
+    trainer = trainer_of(distiller, cfg)
+    distiller.train()
+    for step, figures in enumerate(trace["steps"]):
+        inputs = {"image": image(8, seed=70 + step), "target": labels(8, shift=step), "epoch": 1}
+        trainer.optimizer.zero_grad()
+        logits, losses = distiller(**inputs)
+        sum(losses.values()).backward()
+        trainer.optimizer.step()
+        trainer._second_step(inputs)
+        assert sum(losses.values()).item() == pytest.approx(figures["loss"], rel=1e-7)
+        assert 100 * (logits.argmax(1) == inputs["target"]).double().mean() == pytest.approx(figures["top1_projected"])
+        student, teacher = distiller.student, distiller.teacher
+        for name, tensor in {
+            "student.conv1.weight": student.conv1.weight,
+            "student.layer3[-1].conv2.weight": student.layer3[-1].conv2.weight,
+            "student.fc.weight": student.fc.weight,
+            "projector.last_conv": distiller.projector[6].weight,
+            "teacher.conv1.weight": teacher.conv1.weight,
+            "teacher.layer3[-1].conv2.weight": teacher.layer3[-1].conv2.weight,
+            "teacher.fc.weight": teacher.fc.weight,
+            "teacher.fc.bias": teacher.fc.bias,
+            "teacher.bn1.running_mean": teacher.bn1.running_mean,
+        }.items():
+            assert_close(tensor, figures[name], rel=1e-7)
+
+
+def released_step_by_hand(student, teacher, projector, start, images, target, weights, temperature, optimizers):
+    """The released training step in plain torch, written from its description: no part of ours is used."""
+    first, second = optimizers
+    own, feats = student(images)
+    wanted, teacher_feats = teacher(images)
+    source, goal = feats["feats"][-1], teacher_feats["feats"][-1]
+    side = min(source.shape[-1], goal.shape[-1])
+    projected = projector(F.adaptive_avg_pool2d(source, side))
+    mse = ((projected - F.adaptive_avg_pool2d(goal, side)) ** 2).mean()
+    drift = sum(((p - s) ** 2).sum() for p, s in zip(list(teacher.parameters())[:-1], start, strict=False) if p.ndim > 1)
+    log_p, q = torch.log_softmax(own / temperature, 1), torch.softmax(wanted / temperature, 1)
+    kl = (q * (q.log() - log_p)).sum() / len(target) * temperature**2
+    ce = -torch.log_softmax(own, 1)[range(len(target)), target].mean()
+    feat_weight, drift_weight, ce_weight, kd_weight = weights
+    first.zero_grad()
+    (feat_weight * mse + drift_weight * drift + ce_weight * ce + kd_weight * kl).backward()
+    first.step()
+    again = -torch.log_softmax(teacher(images)[0], 1)[range(len(target)), target].mean()
+    second.zero_grad()
+    again.backward()
+    second.step()
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "weights"),
+    [
+        ("resnet8", "resnet14", (1.0, 1.0, 0.0, 0.0)),
+        ("resnet8", "resnet8x4", (0.7, 3.0, 0.5, 0.9)),
+        ("vgg8", "vgg11", (1.0, 1.0, 0.3, 0.0)),
+        ("resnet8", "vgg8", (1.0, 10.0, 0.0, 0.4)),
+    ],
+)
+def test_published_steps_equal_the_description_also_with_ce_kd_other_widths_and_vgg(cfg, student, teacher, weights):
+    cfg.merge_from_list([*RELEASED, "SOLVER.LR", 0.002])
+    for key, value in zip(("LOSS.FEAT_WEIGHT", "DRIFT.WEIGHT", "LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT"), weights, strict=True):
+        cfg.merge_from_list([f"ATSC.{key}", value])
+    distiller = make_atsc(net(student), net(teacher), cfg)
+    fill(distiller.student, 1), fill(distiller.teacher, 0), fill(distiller.projector, 2)
+    distiller.start.double().remember(distiller.teacher)
+    s, t, p = (copy.deepcopy(m).train() for m in (distiller.student, distiller.teacher, distiller.projector))
+    start = [parameter.detach().clone() for parameter in t.parameters()]
+    solver = {"lr": cfg.SOLVER.LR, "momentum": cfg.SOLVER.MOMENTUM, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
+    both = [*s.parameters(), *p.parameters(), *t.parameters()]
+    optimizers = torch.optim.SGD(both, **solver), torch.optim.SGD([list(t.parameters())[-1]], **solver)
+    trainer = trainer_of(distiller, cfg)
+    distiller.train()
+    for step in range(3):
+        inputs = {"image": image(4, seed=70 + step), "target": labels(4, shift=step), "epoch": 1}
+        released_step_by_hand(s, t, p, start, inputs["image"], inputs["target"], weights, 4.0, optimizers)
+        trainer.optimizer.zero_grad()
+        sum(distiller(**inputs)[1].values()).backward()
+        trainer.optimizer.step()
+        trainer._second_step(inputs)
+    for ours, theirs in ((distiller.student, s), (distiller.teacher, t), (distiller.projector, p)):
+        for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("which", ["kernels", "all"])
+def test_the_fused_gradients_are_the_published_ones_for_every_parameter_but_the_classifiers(cfg, which):
+    cfg.merge_from_list([*RELEASED, "ATSC.DRIFT.PARAMS", which])
+    published = tiny_atsc(cfg)
+    cfg.merge_from_list(["ATSC.UPDATE", "fused"])
+    fused = tiny_atsc(cfg)
+    images, target = double_batch()
+    for distiller in (published, fused):
+        sum(distiller(image=images, target=target, epoch=1)[1].values()).backward()
+    compared = 0
+    for (name, a), (_, b) in zip(published.named_parameters(), fused.named_parameters(), strict=True):
+        if "fc." not in name:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12, msg=name)
+            compared += 1
+    assert compared == 3 + 3 + 9  # conv, BN weight and bias of both networks; three convolutions with BN in the projector
+
+
+# ---- where each gradient goes ----
+
+
+def moved_by(distiller, part, **inputs):
+    images, target = double_batch()
+    distiller.zero_grad()
+    distiller(image=images, target=target, epoch=inputs.get("epoch", 1))[1][part].backward()
+    return {name for name, p in distiller.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+
+TEACHER_TRUNK = {"teacher.conv.weight", "teacher.bn.weight", "teacher.bn.bias"}
+STUDENT = {"student.conv.weight", "student.bn.weight", "student.bn.bias"}
+
+
+def projector_of(distiller):
+    return {f"projector.{name}" for name, _ in distiller.projector.named_parameters()}
+
+
+def test_the_feature_loss_moves_student_projector_and_the_teachers_trunk(cfg):
+    distiller = tiny_atsc(cfg)
+    assert moved_by(distiller, "loss_feat") == STUDENT | TEACHER_TRUNK | projector_of(distiller)
+
+
+def test_teacher_ce_moves_the_classifier_and_nothing_else(cfg):
+    assert moved_by(tiny_atsc(cfg), "loss_teacher_ce") == {"teacher.fc.weight", "teacher.fc.bias"}
+    cfg.ATSC.CLASSIFIER.PARAMS = "bias"
+    assert moved_by(tiny_atsc(cfg), "loss_teacher_ce") == {"teacher.fc.bias"}
+
+
+def test_drift_holds_all_weights_or_the_kernels(cfg):
+    assert moved_by(tiny_atsc(cfg), "loss_drift") == TEACHER_TRUNK | {"teacher.fc.weight", "teacher.fc.bias"}
+    cfg.ATSC.DRIFT.PARAMS = "kernels"
+    assert moved_by(tiny_atsc(cfg), "loss_drift") == {"teacher.conv.weight", "teacher.fc.weight"}
+
+
+def test_the_students_own_losses_do_not_move_the_shared_classifier_or_the_teacher(cfg):
+    cfg.merge_from_list(["ATSC.LOSS.CE_WEIGHT", 1.0, "ATSC.LOSS.KD_WEIGHT", 1.0])
+    distiller = tiny_atsc(cfg)
+    for part in ("loss_ce", "loss_kd"):
+        assert moved_by(distiller, part) == STUDENT | projector_of(distiller)
+
+
+def test_the_students_own_head_is_frozen_and_gets_no_weight_decay(cfg):
+    distiller = tiny_atsc(cfg)
+    learnable = {id(p) for p in distiller.get_learnable_parameters()}
+    for parameter in distiller.student.fc.parameters():
+        assert not parameter.requires_grad
+        assert id(parameter) not in learnable
+
+
+def test_parts_by_name_and_the_optional_ones_only_when_weighted(cfg):
+    images, target = double_batch()
+    parts = tiny_atsc(cfg)(image=images, target=target, epoch=1)[1]
+    assert set(parts) == {"loss_feat", "loss_drift", "loss_teacher_ce"}
+    cfg.merge_from_list(["ATSC.LOSS.CE_WEIGHT", 0.5, "ATSC.LOSS.KD_WEIGHT", 0.5])
+    assert set(tiny_atsc(cfg)(image=images, target=target, epoch=1)[1]) == {*parts, "loss_ce", "loss_kd"}
+
+
+# ---- formulas ----
+
+
+def test_drift_is_a_plain_sum_of_squares_and_its_gradient_is_twice_the_weighted_difference():
+    a, b = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([[3.0]], requires_grad=True)
+    value = drift_penalty([a, b], [torch.tensor([0.0, 4.0]), torch.tensor([[1.0]])], 10.0)
+    assert value.item() == pytest.approx(10 * (1 + 4 + 4))
+    (3 * value).backward()
+    assert a.grad.tolist() == [3 * 20 * 1.0, 3 * 20 * -2.0]
+    assert b.grad.tolist() == [[3 * 20 * 2.0]]
+
+
+def test_the_drift_gradient_is_autograds():
+    parameters = [torch.randn(3, 2, dtype=torch.float64, requires_grad=True), torch.randn(4, dtype=torch.float64, requires_grad=True)]
+    start = [torch.randn_like(p) for p in parameters]
+    torch.autograd.gradcheck(lambda *p: drift_penalty(list(p), start, 0.7), tuple(parameters))
+
+
+def test_losses_are_the_equations(cfg):
+    cfg.merge_from_list(["ATSC.LOSS.FEAT_WEIGHT", 2.0, "ATSC.LOSS.TEACHER_CE_WEIGHT", 0.5, "ATSC.DRIFT.WEIGHT", 3.0])
+    cfg.merge_from_list(["ATSC.LOSS.CE_WEIGHT", 0.25, "ATSC.LOSS.KD_WEIGHT", 0.75])
+    distiller = tiny_atsc(cfg)
+    images, target = double_batch()
+    logits, losses = distiller(image=images, target=target, epoch=1)
+    with torch.no_grad():
+        f_s, f_t = distiller.student(images)[1]["feats"][-1], distiller.teacher(images)[1]["feats"][-1]
+        p = distiller.projector(f_s)
+        head = distiller.teacher.fc
+        z_s, z_t = (f.mean(dim=(2, 3)) @ head.weight.T + head.bias for f in (p, f_t))
+        start = dict(distiller.start.items())
+        drift = sum(((w - start[n]) ** 2).sum() for n, w in distiller.teacher.named_parameters())
+        q = torch.softmax(z_t / 4, 1)
+        kl = (q * (q.log() - torch.log_softmax(z_s / 4, 1))).sum(1).mean()
+    torch.testing.assert_close(logits, z_s)
+    for name, wanted in {
+        "loss_feat": 2.0 * ((p - f_t) ** 2).mean(),
+        "loss_drift": 3.0 * drift,
+        "loss_teacher_ce": 0.5 * F.cross_entropy(z_t, target),
+        "loss_ce": 0.25 * F.cross_entropy(z_s, target),
+        "loss_kd": 0.75 * 16 * kl,
+    }.items():
+        torch.testing.assert_close(losses[name], wanted, msg=name)
+
+
+def test_the_starting_point_takes_the_networks_place_and_gives_it_back():
+    network = TinyNet()
+    start = StartingPoint(network)
+    first = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with torch.no_grad():
+        network.conv.weight += 1
+        network.bn.running_mean += 2
+    moved = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with start.in_place_of(network):
+        assert all(torch.equal(tensor, first[name]) for name, tensor in network.state_dict().items())
+    assert all(torch.equal(tensor, moved[name]) for name, tensor in network.state_dict().items())
+    assert start.state_dict() == {}
+
+
+# ---- the teacher's own rate ----
+
+
+def weights_after(cfg, optimizer_of, steps=4):
+    distiller = tiny_atsc(cfg)
+    optimizer = optimizer_of(distiller)
+    for step in range(steps):
+        images, target = double_batch(seed=step)
+        optimizer.zero_grad()
+        sum(distiller(image=images, target=target, epoch=1)[1].values()).backward()
+        optimizer.step()
+    return distiller.state_dict()
+
+
+def test_a_teachers_rate_and_decay_through_its_gradients_make_the_steps_of_a_group_of_its_own(cfg):
+    solver = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.05}
+    cfg.merge_from_list(["SOLVER.WEIGHT_DECAY", 0.05])
+
+    def two_groups(distiller):
+        own = {"params": distiller.teacher_parameters(), "lr": 0.01 * 0.3, "weight_decay": 0.2}
+        return torch.optim.SGD([{"params": distiller.student_parameters()}, own], **solver)
+
+    wanted = weights_after(cfg, two_groups)
+    cfg.merge_from_list(["ATSC.TEACHER.LR_SCALE", 0.3, "ATSC.TEACHER.WEIGHT_DECAY", 0.2])
+    got = weights_after(cfg, lambda distiller: torch.optim.SGD(distiller.get_learnable_parameters(), **solver))
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(got[name], tensor, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_a_teacher_that_warms_up_is_simkds_and_moves_afterwards(cfg):
+    cfg.merge_from_list(["ATSC.TEACHER.WARMUP_EPOCHS", 2])
+    distiller = tiny_atsc(cfg)
+    before = copy.deepcopy(distiller.teacher.state_dict())
+    optimizer = torch.optim.SGD(distiller.get_learnable_parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
+    images, target = double_batch()
+
+    def step(epoch):
+        optimizer.zero_grad()
+        sum(distiller(image=images, target=target, epoch=epoch)[1].values()).backward()
+        optimizer.step()
+        return {name for name, tensor in distiller.teacher.state_dict().items() if not torch.equal(tensor, before[name])}
+
+    assert step(1) == step(2) == set()
+    assert not distiller.teacher.training
+    assert all(p.requires_grad for p in distiller.teacher_parameters())
+    assert {"conv.weight", "bn.weight", "bn.running_mean", "fc.weight", "fc.bias"} <= step(3)
+    assert distiller.teacher.training
+
+
+def test_frozen_bn_keeps_statistics_scales_and_shifts(cfg):
+    cfg.merge_from_list(["ATSC.TEACHER.BN", "frozen"])
+    distiller = tiny_atsc(cfg)
+    before = copy.deepcopy(distiller.teacher.bn.state_dict())
+    images, target = double_batch()
+    optimizer = torch.optim.SGD(distiller.get_learnable_parameters(), lr=0.1, weight_decay=0.1)
+    sum(distiller(image=images, target=target, epoch=1)[1].values()).backward()
+    optimizer.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in distiller.teacher.bn.state_dict().items())
+    assert distiller.teacher.conv.weight.grad.abs().sum() > 0
+
+
+def test_evaluation_puts_the_teacher_in_eval_mode_and_predicts_through_its_classifier(cfg):
+    distiller = tiny_atsc(cfg).eval()
+    images, _ = double_batch()
+    assert not any(module.training for module in distiller.teacher.modules())
+    with torch.no_grad():
+        p = distiller.projector(distiller.student(images)[1]["feats"][-1]).mean(dim=(2, 3))
+        torch.testing.assert_close(distiller(image=images), distiller.teacher.fc(p))
+
+
+# ---- every pair, bad input ----
+
+
+@pytest.mark.parametrize("teacher", ["resnet56", "resnet110", "resnet32x4", "ResNet50", "wrn_40_2", "vgg13"])
+@pytest.mark.parametrize("student", ["resnet8x4", "wrn_16_2", "vgg8", "ShuffleV2", "MobileNetV2"])
+def test_a_step_of_every_stock_teacher_with_five_students(cfg, teacher, student):
+    if teacher == "ResNet50" and student != "MobileNetV2":
+        cfg.ATSC.PROJECTOR.FACTOR = 8  # the pair's own projector has 12 M weights and nothing new to show
+    distiller = make_atsc(net(student), net(teacher), cfg).train()
+    images, target = batch(2, classes=100)
+    logits, losses = distiller(image=images, target=target, epoch=1)
+    sum(losses.values()).backward()
+    assert logits.shape == (2, 100)
+    assert all(torch.isfinite(part) for part in losses.values())
+    assert all(p.grad is not None for p in distiller.get_learnable_parameters())
+
+
+def test_a_drift_so_stiff_that_sgd_diverges_is_refused(cfg):
+    cfg.merge_from_list(["SOLVER.LR", 0.05, "SOLVER.MOMENTUM", 0.9, "ATSC.DRIFT.WEIGHT", 38.0])
+    with pytest.raises(ConfigError, match="is 3.8; SGD with momentum 0.9 diverges at 3.8"):  # 0.05 * 2 * 38 = 2 * 1.9
+        tiny_atsc(cfg)
+    cfg.ATSC.DRIFT.WEIGHT = 37.9
+    tiny_atsc(cfg)
+
+
+def test_the_limit_is_where_sgd_really_diverges():
+    for factor, grows in ((0.99, False), (1.01, True)):
+        theta = torch.ones(1, requires_grad=True)
+        optimizer = torch.optim.SGD([theta], lr=factor * 2 * 1.9 / (2 * 10), momentum=0.9)
+        for _ in range(2000):
+            optimizer.zero_grad()
+            (10 * theta.square()).sum().backward()
+            optimizer.step()
+        assert (not theta.isfinite() or theta.abs().item() > 1) == grows
+
+
+def test_published_with_what_the_released_step_has_not_is_refused_all_at_once(cfg):
+    cfg.merge_from_list([*RELEASED, "SOLVER.TRAINER", "base", "ATSC.TEACHER.BN", "frozen", "ATSC.TEACHER.LR_SCALE", 0.1])
+    with pytest.raises(ConfigError) as error:
+        make_atsc(TinyNet(), TinyNet(), cfg)
+    assert [problem.split(" ")[0] for problem in error.value.problems] == [
+        "ATSC.UPDATE", "ATSC.TEACHER.LR_SCALE", "ATSC.TEACHER.BN",
+    ]  # fmt: skip
+
+
+def test_the_key_chooses_the_update(cfg):
+    assert type(make_atsc(TinyNet(), TinyNet(), cfg)) is ATSC
+    cfg.merge_from_list(RELEASED)
+    assert type(make_atsc(TinyNet(), TinyNet(), cfg)) is PublishedATSC
