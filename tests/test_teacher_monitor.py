@@ -1,0 +1,198 @@
+"""The monitor's figures worked out by hand, and the guard on a planted collapse, a slow one and a healthy teacher."""
+
+import json
+
+import pytest
+import torch
+from tiny import TinyNet, batch
+
+import atsc_plugin
+from atsc_plugin.distillers.atsc_published import make_atsc
+from atsc_plugin.distillers.teacher_monitor import feature_figures
+from atsc_plugin.engine import checkpoint
+from atsc_plugin.engine.trainer import PluginTrainer
+from atsc_plugin.errors import RunStopped
+from atsc_plugin.host import CFG
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    atsc_plugin.register()
+    cfg = CFG.clone()
+    cfg.merge_from_list(["DISTILLER.TYPE", "ATSC", "SOLVER.TRAINER", "plugin", "SOLVER.EPOCHS", 5, "LOG.PREFIX", str(tmp_path)])
+    return cfg
+
+
+def distiller_of(cfg):
+    torch.manual_seed(0)
+    return make_atsc(TinyNet(width=4), TinyNet(width=6), cfg)
+
+
+def own_labels(distiller, count=40):
+    """Images with the labels the teacher itself gives them: its accuracy begins at 100."""
+    images, _ = batch(count)
+    with torch.no_grad():
+        return images, distiller.eval().teacher(images)[0].argmax(1)
+
+
+def shrink(distiller, factor):
+    with torch.no_grad():
+        distiller.teacher.bn.weight *= factor
+        distiller.teacher.bn.bias *= factor
+
+
+def test_feature_figures_by_hand():
+    start, present = torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0])
+    figures = feature_figures(present, start)
+    assert figures["feature_scale"] == pytest.approx(0.5)  # deviations of +-1/2 against +-1
+    assert figures["feature_motion"] == pytest.approx(1 / 10**0.5)  # ||(0, -1)|| / ||(1, 3)||
+    assert figures["start_variance"] == pytest.approx(2.0)
+
+
+def test_a_teacher_that_has_not_moved_agrees_with_itself(cfg):
+    cfg.merge_from_list(["ATSC.DRIFT.WEIGHT", 6.0, "ATSC.LOSS.FEAT_WEIGHT", 2.0])
+    distiller = distiller_of(cfg)
+    images, target = own_labels(distiller)
+    report = distiller.after_epoch(1, [(images, target)])
+    figures = report["figures"]
+    assert figures["teacher_top1"] == figures["start_top1"] == 100.0
+    assert figures["teacher_agreement"] == 1.0
+    assert figures["feature_scale"] == pytest.approx(1.0)
+    assert figures["feature_motion"] == figures["drift"] == figures["drift_conv"] == 0.0
+    variance = distiller.teacher(images)[1]["feats"][-1].var().item()
+    assert figures["kappa"] == pytest.approx(6.0 / (2.0 * variance))
+    assert (report["warning"], report["stop"]) == (None, False)
+
+
+def test_drift_is_relative_and_by_stage(cfg):
+    distiller = distiller_of(cfg)
+    with torch.no_grad():
+        distiller.teacher.conv.weight *= 1.5
+    figures = distiller.after_epoch(1, [own_labels(distiller)])["figures"]
+    assert figures["drift_conv"] == pytest.approx(0.5)
+    assert figures["drift_bn"] == figures["drift_fc"] == 0.0
+    start = dict(distiller.start.items())
+    weights = [start[name] for name, _ in distiller.teacher.named_parameters()]
+    whole = (0.25 * start["conv.weight"].square().sum() / sum(w.square().sum() for w in weights)) ** 0.5
+    assert figures["drift"] == pytest.approx(whole.item())
+
+
+def test_training_hits_of_the_teacher_are_counted_and_start_anew_each_epoch(cfg):
+    distiller = distiller_of(cfg)
+    loader = [own_labels(distiller)]
+    distiller.monitor.count(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1, 1]))
+    assert distiller.after_epoch(1, loader)["figures"]["teacher_train_top1"] == pytest.approx(200 / 3)
+    assert "teacher_train_top1" not in distiller.after_epoch(2, loader)["figures"]
+
+
+def test_no_more_images_are_watched_than_asked_for(cfg):
+    cfg.ATSC.MONITOR.IMAGES = 10
+    distiller = distiller_of(cfg)
+    images, target = own_labels(distiller)
+    wrong = torch.cat([target[:10], (target[10:] + 1) % 10])
+    assert distiller.after_epoch(1, [(images[:8], wrong[:8]), (images[8:], wrong[8:])])["figures"]["start_top1"] == 100.0
+
+
+def test_a_collapse_is_recognised_in_the_epoch_it_happens_with_figures_and_advice(cfg):
+    distiller = distiller_of(cfg)
+    loader = [own_labels(distiller)]
+    assert distiller.after_epoch(1, loader)["warning"] is None
+    with torch.no_grad():
+        distiller.teacher.bn.weight.zero_()
+    warning = distiller.after_epoch(2, loader)["warning"]
+    assert warning.startswith("the teacher has collapsed: teacher top-1")
+    for part in ("feature scale 0.00", "kappa", "ATSC.DRIFT.WEIGHT", "ATSC.TEACHER.LR_SCALE"):
+        assert part in warning
+
+
+def test_a_shrinking_map_is_recognised_though_accuracy_and_agreement_hold(cfg):
+    distiller = distiller_of(cfg)
+    with torch.no_grad():
+        distiller.teacher.fc.bias.zero_()
+    distiller.start.remember(distiller.teacher)
+    loader = [own_labels(distiller)]
+    shrink(distiller, 0.4)
+    report = distiller.after_epoch(1, loader)
+    assert report["figures"]["teacher_top1"] == 100.0
+    assert report["figures"]["teacher_agreement"] == 1.0
+    assert "has collapsed" in report["warning"]
+
+
+def test_a_slow_fall_over_three_epochs_is_recognised_and_a_small_jitter_is_not(cfg):
+    for factor, expected in ((0.96, "feature_scale fell 3 epochs in a row"), (0.99, None)):
+        distiller = distiller_of(cfg)
+        with torch.no_grad():
+            distiller.teacher.fc.bias.zero_()
+        distiller.start.remember(distiller.teacher)
+        loader = [own_labels(distiller)]
+        warnings = []
+        for epoch in range(1, 5):
+            warnings.append(distiller.after_epoch(epoch, loader)["warning"])
+            shrink(distiller, factor)
+        assert warnings[:3] == [None] * 3
+        assert (warnings[3] is None) if expected is None else (expected in warnings[3])
+
+
+def run(cfg, guard, tmp_path, sabotage_at=2):
+    # no drift term: at this rate it would bring the weights back within a step
+    cfg.merge_from_list(["ATSC.GUARD", guard, "ATSC.DRIFT.WEIGHT", 0.0])
+    distiller = distiller_of(cfg)
+    with torch.no_grad():  # a teacher that tells the noise images apart
+        distiller.teacher.fc.bias.copy_(-distiller.teacher.fc.weight.sum(dim=1) * 0.4)
+        distiller.teacher.fc.weight *= 10
+        distiller.teacher.fc.bias *= 10
+    distiller.start.remember(distiller.teacher)
+    images, target = own_labels(distiller)
+    assert len(target.unique()) > 1
+    loader = [(images, target, torch.arange(len(target)))]
+    trainer = PluginTrainer("run", distiller, loader, [(images, target)], cfg, folder=tmp_path / guard)
+    original = distiller.forward_train
+
+    def sabotaged(epoch, **inputs):
+        if epoch == sabotage_at:
+            shrink(distiller, 0.0)
+        return original(epoch=epoch, **inputs)
+
+    distiller.forward_train = sabotaged
+    return trainer
+
+
+def test_guard_stop_ends_the_run_and_leaves_the_reason_and_the_checkpoint(cfg, tmp_path):
+    with pytest.raises(RunStopped, match="epoch 2: the teacher has collapsed"):
+        run(cfg, "stop", tmp_path).train()
+    folder = tmp_path / "stop"
+    assert "has collapsed" in json.loads((folder / "stopped.json").read_text())["reason"]
+    assert not (folder / "result.json").exists()
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert ["guard" in line for line in lines] == [False, True]
+    assert checkpoint.load(folder / "latest")["epoch"] == 2
+
+
+def test_guard_warn_goes_on_and_records_it_and_none_is_silent(cfg, tmp_path):
+    for guard, recorded in (("warn", True), ("none", False)):
+        result = run(cfg, guard, tmp_path).train()
+        lines = [json.loads(line) for line in (tmp_path / guard / "log.jsonl").read_text().splitlines()]
+        assert len(lines) == 5
+        assert any("guard" in line for line in lines) == recorded
+        assert result["teacher_top1_before"] == 100.0
+        assert result["teacher_top1_after"] < 100.0
+
+
+def test_every_epochs_line_carries_the_teachers_figures(cfg, tmp_path):
+    run(cfg, "warn", tmp_path, sabotage_at=None).train()
+    line = json.loads((tmp_path / "warn" / "log.jsonl").read_text().splitlines()[0])
+    assert {"teacher_top1", "teacher_train_top1", "teacher_agreement", "drift", "drift_conv", "feature_scale",
+            "feature_motion", "kappa", "loss_feat", "loss_drift", "loss_teacher_ce"} <= set(line)  # fmt: skip
+
+
+def test_a_resumed_run_knows_where_the_teacher_began(cfg, tmp_path):
+    trainer = run(cfg, "warn", tmp_path, sabotage_at=None)
+    trainer.train()
+    again = run(cfg, "warn", tmp_path, sabotage_at=None)
+    with torch.no_grad():
+        again.distiller.start.start_0.zero_()  # as if the teacher's file had changed in between
+    cfg.SOLVER.EPOCHS = 6
+    again.train(resume=True)
+    for (name, a), (_, b) in zip(trainer.distiller.start.items(), again.distiller.start.items(), strict=True):
+        assert torch.equal(a, b), name
+    assert len(again.distiller.monitor.history) == 6
