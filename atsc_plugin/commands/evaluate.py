@@ -37,6 +37,7 @@ def run(args):
     from atsc_plugin import build
     from atsc_plugin.config import load_cfg
     from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
+    from atsc_plugin.engine.placement import place_module
 
     path = Path(args.path)
     if not path.exists() and not path.with_suffix(".safetensors").exists():
@@ -54,7 +55,7 @@ def run(args):
     if loader is None:
         raise PluginError(f"{data.name} has no validation split; use --split test.")
     module, what = _module(path, args.which, cfg, data)
-    scores = evaluate(in_eval_mode(module.to(device)), loader, device)
+    scores = evaluate(in_eval_mode(place_module(module, device)), loader, device)
     facts = {"path": str(path), "what": what, "split": args.split, "dataset": data.name, **scores}
     if args.json:
         print(json.dumps(facts))

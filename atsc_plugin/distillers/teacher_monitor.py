@@ -10,6 +10,7 @@ import torch
 
 from atsc_plugin.distillers.drift import relative_motion
 from atsc_plugin.distillers.parts import classifier_of, pool
+from atsc_plugin.engine.placement import place
 
 COLLAPSED = 0.5  # accuracy against theta_0's, agreement or scale below this share: the teacher is lost
 TREND_EPOCHS = 3  # falls in a row that make a trend
@@ -88,8 +89,8 @@ class TeacherMonitor:
         return figures | self._drift(teacher, start)
 
     def _some(self, batch, count):
-        place = next(self.distiller.teacher.parameters())
-        return batch[0][:count].to(place.device, place.dtype), batch[1][:count].to(place.device)
+        like = next(self.distiller.teacher.parameters())
+        return place(batch[0][:count].to(like.dtype), like.device), place(batch[1][:count], like.device)
 
     def _look(self, image):
         _, feature_map = self.distiller.teacher_facts.source(self.distiller.teacher, image)

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from atsc_plugin.engine.placement import place
+
 
 def correct(logits, target, k):
     """How many targets are among the k highest logits (k is cut to the number of classes); a tensor, no sync."""
@@ -17,7 +19,7 @@ def evaluate(predict, loader, device, label="eval"):
     totals = torch.zeros(3, dtype=torch.float64, device=device)
     images = 0
     for batch in tqdm(loader, desc=label, leave=False, disable=None):
-        image, target = batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
+        image, target = place(batch[0], device), place(batch[1], device)
         logits = predict(image)
         totals += torch.stack(
             [correct(logits, target, 1), correct(logits, target, 5), F.cross_entropy(logits, target, reduction="sum")]

@@ -16,6 +16,7 @@ from atsc_plugin.distillers.deployed import DeployedStudent
 from atsc_plugin.engine import checkpoint, run_files, run_state
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.engine.meters import Meters, NotFinite, peak_memory_mb, progress
+from atsc_plugin.engine.placement import place, place_module
 from atsc_plugin.engine.records import Records, result_of
 from atsc_plugin.errors import PluginError, RunStopped
 from atsc_plugin.files import write_json
@@ -46,6 +47,7 @@ class PluginTrainer:
         self.distiller = unwrap(distiller)
         self.train_loader, self.val_loader, self.test_loader = train_loader, val_loader, test_loader
         self.device = next(self.distiller.parameters()).device
+        place_module(self.distiller, self.device)
         self.folder = Path(folder or run_files.run_directory(cfg, Path(experiment_name).name))
         self.optimizer, self.second_optimizer, self.second_state = self.make_optimizer(), None, None
         self.best_top1, self.best_epoch = -1.0, 0
@@ -196,7 +198,7 @@ class PluginTrainer:
     def _moved(self, entry):
         if isinstance(entry, (list, tuple)):  # forks with a weak and a strong view of each image
             return type(entry)(self._moved(part) for part in entry)
-        return entry.to(self.device, non_blocking=True)
+        return place(entry, self.device)
 
     # ---- evaluation ----
 
