@@ -17,10 +17,11 @@ from atsc_plugin.errors import PluginError, RunStopped
 COMMANDS = {
     "train": "train a student (and its teacher where it is missing) from a config file",
     "eval": "accuracy of a run directory, a deployed student or a checkpoint",
+    "leaderboard": "run every method and seed of a suite file, then print the table",
     "report": "one table of several run directories",
     "doctor": "host, versions, devices, data and teachers: what is there, what is missing and how to get it",
 }
-MODULES = {"eval": "commands.evaluate", "report": "report"}
+MODULES = {"eval": "commands.evaluate", "report": "report", "leaderboard": "leaderboard"}
 
 
 def usage():
@@ -37,7 +38,7 @@ def usage():
 
 
 def main(argv=None):
-    """Run one command; the exit status: 0 done, 1 found wanting, 2 a mistake that was told, 3 a run that was stopped."""
+    """Run one command; the exit status: 0 done, 1 found wanting, 2 a mistake that was told, 3 a stopped run."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "--version"):
         print(usage())

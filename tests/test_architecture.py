@@ -18,9 +18,10 @@ FLOORS = [
     ["config", "registration"],
     ["teachers"],
     ["build", "deploy"],
-    ["commands", "report", "__main__"],
+    ["report"],
+    ["commands", "leaderboard", "__main__"],
 ]
-FREE_OF_TORCH = ["report", "__main__", "engine.run_files", "errors", "seeds"]
+FREE_OF_TORCH = ["report", "leaderboard", "__main__", "engine.run_files", "errors", "seeds"]
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 

@@ -94,7 +94,9 @@ def released_step_by_hand(student, teacher, projector, start, images, target, we
     side = min(source.shape[-1], goal.shape[-1])
     projected = projector(F.adaptive_avg_pool2d(source, side))
     mse = ((projected - F.adaptive_avg_pool2d(goal, side)) ** 2).mean()
-    drift = sum(((p - s) ** 2).sum() for p, s in zip(list(teacher.parameters())[:-1], start, strict=False) if p.ndim > 1)
+    drift = sum(
+        ((p - s) ** 2).sum() for p, s in zip(list(teacher.parameters())[:-1], start, strict=False) if p.ndim > 1
+    )
     log_p, q = torch.log_softmax(own / temperature, 1), torch.softmax(wanted / temperature, 1)
     kl = (q * (q.log() - log_p)).sum() / len(target) * temperature**2
     ce = -torch.log_softmax(own, 1)[range(len(target)), target].mean()
@@ -119,7 +121,9 @@ def released_step_by_hand(student, teacher, projector, start, images, target, we
 )
 def test_published_steps_equal_the_description_also_with_ce_kd_other_widths_and_vgg(cfg, student, teacher, weights):
     cfg.merge_from_list([*RELEASED, "SOLVER.LR", 0.002])
-    for key, value in zip(("LOSS.FEAT_WEIGHT", "DRIFT.WEIGHT", "LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT"), weights, strict=True):
+    for key, value in zip(
+        ("LOSS.FEAT_WEIGHT", "DRIFT.WEIGHT", "LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT"), weights, strict=True
+    ):
         cfg.merge_from_list([f"ATSC.{key}", value])
     distiller = make_atsc(net(student), net(teacher), cfg)
     fill(distiller.student, 1), fill(distiller.teacher, 0), fill(distiller.projector, 2)
@@ -157,7 +161,9 @@ def test_the_fused_gradients_are_the_published_ones_for_every_parameter_but_the_
         if "fc." not in name:
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12, msg=name)
             compared += 1
-    assert compared == 3 + 3 + 9  # conv, BN weight and bias of both networks; three convolutions with BN in the projector
+    assert (
+        compared == 3 + 3 + 9
+    )  # conv, BN weight and bias of both networks; three convolutions with BN in the projector
 
 
 # ---- where each gradient goes ----
@@ -231,7 +237,10 @@ def test_drift_is_a_plain_sum_of_squares_and_its_gradient_is_twice_the_weighted_
 
 
 def test_the_drift_gradient_is_autograds():
-    parameters = [torch.randn(3, 2, dtype=torch.float64, requires_grad=True), torch.randn(4, dtype=torch.float64, requires_grad=True)]
+    parameters = [
+        torch.randn(3, 2, dtype=torch.float64, requires_grad=True),
+        torch.randn(4, dtype=torch.float64, requires_grad=True),
+    ]
     start = [torch.randn_like(p) for p in parameters]
     torch.autograd.gradcheck(lambda *p: drift_penalty(list(p), start, 0.7), tuple(parameters))
 
@@ -316,7 +325,9 @@ def test_a_teacher_that_warms_up_is_simkds_and_moves_afterwards(cfg):
         optimizer.zero_grad()
         sum(distiller(image=images, target=target, epoch=epoch)[1].values()).backward()
         optimizer.step()
-        return {name for name, tensor in distiller.teacher.state_dict().items() if not torch.equal(tensor, before[name])}
+        return {
+            name for name, tensor in distiller.teacher.state_dict().items() if not torch.equal(tensor, before[name])
+        }
 
     assert step(1) == step(2) == set()
     assert not distiller.teacher.training
@@ -383,7 +394,9 @@ def test_the_limit_is_where_sgd_really_diverges():
 
 
 def test_published_with_what_the_released_step_has_not_is_refused_all_at_once(cfg):
-    cfg.merge_from_list([*RELEASED, "SOLVER.TRAINER", "base", "ATSC.TEACHER.BN", "frozen", "ATSC.TEACHER.LR_SCALE", 0.1])
+    cfg.merge_from_list(
+        [*RELEASED, "SOLVER.TRAINER", "base", "ATSC.TEACHER.BN", "frozen", "ATSC.TEACHER.LR_SCALE", 0.1]
+    )
     with pytest.raises(ConfigError) as error:
         make_atsc(TinyNet(), TinyNet(), cfg)
     assert [problem.split(" ")[0] for problem in error.value.problems] == [

@@ -19,7 +19,9 @@ from atsc_plugin.host import CFG
 def cfg(tmp_path):
     atsc_plugin.register()
     cfg = CFG.clone()
-    cfg.merge_from_list(["DISTILLER.TYPE", "ATSC", "SOLVER.TRAINER", "plugin", "SOLVER.EPOCHS", 5, "LOG.PREFIX", str(tmp_path)])
+    cfg.merge_from_list(
+        ["DISTILLER.TYPE", "ATSC", "SOLVER.TRAINER", "plugin", "SOLVER.EPOCHS", 5, "LOG.PREFIX", str(tmp_path)]
+    )
     return cfg
 
 
@@ -90,7 +92,9 @@ def test_no_more_images_are_watched_than_asked_for(cfg):
     distiller = distiller_of(cfg)
     images, target = own_labels(distiller)
     wrong = torch.cat([target[:10], (target[10:] + 1) % 10])
-    assert distiller.after_epoch(1, [(images[:8], wrong[:8]), (images[8:], wrong[8:])])["figures"]["start_top1"] == 100.0
+    assert (
+        distiller.after_epoch(1, [(images[:8], wrong[:8]), (images[8:], wrong[8:])])["figures"]["start_top1"] == 100.0
+    )
 
 
 def test_a_collapse_is_recognised_in_the_epoch_it_happens_with_figures_and_advice(cfg):

@@ -4,7 +4,7 @@ import torch
 
 
 def layout_of(device):
-    """Channels-last on a CPU (about 1.3 times the images a second of a CIFAR ResNet there), torch's default elsewhere."""
+    """Channels-last on a CPU (about 1.3 times the images a second there), torch's default elsewhere."""
     return torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
 

@@ -1,8 +1,8 @@
 """Our trainer, registry key "plugin": any distiller of mdistiller's contract, on any device, with a run directory.
 
 It takes the host's five arguments, so that a host's own script can build it; `build` adds what only it knows (a test
-split beside the validation split, facts for the cards). A distiller needs no more than the host's contract. It may offer
-`param_groups(cfg)` for its own rates, `second_loss(image, target)` for a second step a batch, `after_epoch(epoch,
+split beside the validation split, facts for the cards). A distiller needs no more than the host's contract. It may
+offer `param_groups(cfg)` for its own rates, `second_loss(image, target)` for a second step a batch, `after_epoch(epoch,
 loader)` for figures and a verdict, `run_state()` and `load_run_state(state)` for what a resumed run needs beside the
 weights, `deployed()` and `unused_modules()` for what leaves the run.
 """
