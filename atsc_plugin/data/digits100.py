@@ -24,14 +24,14 @@ DIGIT_SHEAR = (-0.25, 0.25)
 # The right digit stands this far from the left one, centre to centre (the least leaves some overlap), in a direction
 # of at most this many degrees above or below the horizontal, so that it is always plain which one is the left.
 PAIR_DISTANCE = (11.0, 17.0)
-PAIR_DIRECTION = (-60.0, 60.0)
+PAIR_DIRECTION = (-45.0, 45.0)
 # The pair stands anywhere that keeps both centres this far from the border: "left" is a relation, not a place.
 MARGIN = 5.5
 INK = (0.5, 1.0)  # each colour channel of a digit
 INK_OPACITY = (0.8, 1.0)
 # Distractors: round pieces cut out of other digits, as bright as these and lying under them. They make a net tell a
-# whole digit from a stroke, and are what makes the set hard: each one costs all nets several points and some epochs.
-DISTRACTORS = 3
+# whole digit from a stroke, and are what makes the set hard: each one costs every net a few points and a slower start.
+DISTRACTORS = 2
 DISTRACTOR_RADIUS = 3.0
 DISTRACTOR_SHIFT = 2.5  # source pixels from the digit's middle to the piece's, at most, along each axis
 GROUND = (0.0, 0.25)  # each colour channel of the background's blobs; dark, because a random crop pads with black
