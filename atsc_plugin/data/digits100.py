@@ -31,7 +31,7 @@ INK = (0.5, 1.0)  # each colour channel of a digit
 INK_OPACITY = (0.8, 1.0)
 # Distractors: round pieces cut out of other digits, as bright as these and lying under them. They make a net tell a
 # whole digit from a stroke, and are what makes the set hard: each one costs every net a few points and a slower start.
-DISTRACTORS = 2
+DISTRACTORS = 1
 DISTRACTOR_RADIUS = 3.0
 DISTRACTOR_SHIFT = 2.5  # source pixels from the digit's middle to the piece's, at most, along each axis
 GROUND = (0.0, 0.25)  # each colour channel of the background's blobs; dark, because a random crop pads with black
