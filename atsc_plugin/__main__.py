@@ -19,6 +19,7 @@ COMMANDS = {
     "eval": "accuracy of a run directory, a deployed student or a checkpoint",
     "leaderboard": "run every method and seed of a suite file, then print the table",
     "report": "one table of several run directories",
+    "launch": "run a host's own script with our methods registered: launch PATH/TO/train.py --cfg ...",
     "doctor": "host, versions, devices, data and teachers: what is there, what is missing and how to get it",
 }
 MODULES = {"eval": "commands.evaluate", "report": "report", "leaderboard": "leaderboard"}
@@ -48,7 +49,7 @@ def main(argv=None):
         print(f"error: '{command}' is no command; expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     module = importlib.import_module(f"atsc_plugin.{MODULES.get(command, f'commands.{command}')}")
-    args = module.parser().parse_intermixed_args(words)
+    args = module.parse(words) if hasattr(module, "parse") else module.parser().parse_intermixed_args(words)
     try:
         return module.run(args)
     except PluginError as error:

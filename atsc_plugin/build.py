@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from atsc_plugin import host, teachers
-from atsc_plugin.data.splits import Data, LoaderFacts, digits100_data
+from atsc_plugin.config import OWN_DATASETS
+from atsc_plugin.data.splits import Data, LoaderFacts, memory_data, with_validation_loader
 from atsc_plugin.engine import run_files
 from atsc_plugin.engine.trainer import PluginTrainer, parameter_count, unwrap
 from atsc_plugin.errors import PluginError
@@ -50,14 +51,18 @@ def device_of(cfg):
 
 def data_of(cfg, device):
     """The data set of a configuration, with its loaders."""
-    if cfg.DATASET.TYPE == "digits100":
+    name, size = cfg.DATASET.TYPE, host.image_size(cfg.DATASET)
+    if name in OWN_DATASETS:
         sizes = LoaderFacts(cfg.SOLVER.BATCH_SIZE, cfg.DATASET.TEST.BATCH_SIZE, device, cfg.EXPERIMENT.SEED)
-        return digits100_data(cfg.DATASET.DIGITS100, sizes)
+        return memory_data(cfg.DATASET, sizes, size)
     train, test, images, classes = host.get_dataset(cfg)
-    name = cfg.DATASET.TYPE
+    val = None
+    if cfg.DATASET.VAL_SPLIT:
+        train, val = with_validation_loader(train, test, cfg.DATASET.VAL_SPLIT)
+        images = len(train.dataset)
     # The host's normalisation is a constant of its own; a card carries it so that the student can be used without it.
     mean, std = ([0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]) if name == "cifar100" else ([], [])
-    return Data(name, f"{name}-{images}", classes, host.image_size(name), train, None, test, images, mean, std)
+    return Data(name, f"{name}-{images}", classes, size, train, val, test, images, mean, std)
 
 
 def network(cfg, role, classes, seed):
@@ -96,6 +101,25 @@ def check_trainer(cfg, device):
         )
 
 
+def check_fit(cfg, distiller, data):
+    """Refuse, by name, a network that does not turn the data's images into one row of logits each."""
+    images = torch.zeros(2, 3, data.image_size, data.image_size)
+    for role in ("STUDENT", "TEACHER"):
+        network = getattr(distiller, role.lower(), None)
+        if network is None:
+            continue
+        try:
+            with torch.no_grad():
+                got = tuple(network.eval()(images)[0].shape)
+        except RuntimeError as error:
+            got = str(error).splitlines()[0]
+        if got != (2, data.classes):
+            raise PluginError(
+                f"{cfg.DISTILLER[role]} cannot take {data.image_size}-pixel images: two of them gave {got}, expected "
+                f"(2, {data.classes}). Choose another DISTILLER.{role}, or resize with DATASET.IMAGE_SIZE."
+            )
+
+
 def place(cfg, overrides=()):
     """(name, run directory) of a configuration; nothing is created."""
     name = run_files.experiment_name(cfg, overrides)
@@ -108,7 +132,7 @@ def prepare(cfg, overrides=(), dry=False):
     device = device_of(cfg)
     check_trainer(cfg, device)
     data = data_of(cfg, device)
-    skeleton(cfg, data)  # a pair that the method cannot serve is refused here, before any teacher is trained
+    check_fit(cfg, skeleton(cfg, data), data)  # what cannot work is refused here, before any teacher is trained
     teacher, teacher_from = None, None
     if cfg.DISTILLER.TYPE != "NONE":
         source = teachers.find(cfg, data)

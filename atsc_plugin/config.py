@@ -12,10 +12,10 @@ from yacs.config import CfgNode
 
 from atsc_plugin.distillers.atsc_checks import atsc_problems
 from atsc_plugin.errors import ConfigError, PluginError
-from atsc_plugin.host import CFG, HOST_LIMITS, distiller_dict, host_datasets, models_for, trainer_dict
+from atsc_plugin.host import CFG, distiller_dict, host_datasets, models_for, trainer_dict
 from atsc_plugin.keys import KEYS, find, flatten
 
-OWN_DATASETS = ("digits100",)
+OWN_DATASETS = ("digits100", "npz", "folder", "cifar10")
 
 
 def load_cfg(path, overrides=()):
@@ -119,6 +119,12 @@ def check(cfg):
             problems.append(_unknown(key.name, value, key.choices))
         if key.minimum is not None and not value >= key.minimum:  # `not >=` also catches nan
             problems.append(f"{key.name}: got {value}, expected at least {key.minimum}.")
+    if not cfg.DATASET.VAL_SPLIT < 1:
+        problems.append(f"DATASET.VAL_SPLIT: got {cfg.DATASET.VAL_SPLIT}, expected a share below 1, e.g. 0.1.")
+    for name in ("DATASET.MEAN", "DATASET.STD"):
+        node, leaf = find(cfg, name)
+        if len(node[leaf]) not in (0, 3) or not all(isinstance(value, float) for value in node[leaf]):
+            problems.append(f"{name}: got {node[leaf]}, expected three decimal numbers, e.g. [0.5, 0.5, 0.5], or [].")
     for name in ("SOLVER.BATCH_SIZE", "SOLVER.EPOCHS", "DATASET.TEST.BATCH_SIZE"):
         node, leaf = find(cfg, name)
         if node[leaf] < 1:
@@ -139,7 +145,7 @@ def _check_names(cfg):
     if cfg.SOLVER.TRAINER not in (trainer_dict or {"plugin": None}):
         problems.append(_unknown("SOLVER.TRAINER", cfg.SOLVER.TRAINER, trainer_dict or {"plugin": None}))
     if data not in datasets():
-        return [*problems, _unknown("DATASET.TYPE", data, datasets()) + HOST_LIMITS.get(data, "")]
+        return [*problems, _unknown("DATASET.TYPE", data, datasets())]
     for role in ("STUDENT", "TEACHER"):
         name = cfg.DISTILLER[role]
         if name not in models_for(data) and not (role == "TEACHER" and method == "NONE"):

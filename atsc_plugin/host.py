@@ -8,6 +8,7 @@ An mdistiller that is there but does not import is an error with its cause, neve
 import importlib
 import importlib.util
 import os
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -119,55 +120,65 @@ def models_for(dataset):
     return tiny_imagenet_model_dict if dataset == "tiny_imagenet" else cifar_model_dict
 
 
-def image_size(dataset):
-    """Side in pixels of the images a DATASET.TYPE's networks are built for."""
-    return {"imagenet": 224, "tiny_imagenet": 64}.get(dataset, 32)
+def image_size(node):
+    """Side in pixels of the images that the networks see; `node` is DATASET, with our keys or without."""
+    return node.get("IMAGE_SIZE", 0) or {"imagenet": 224, "tiny_imagenet": 64}.get(node.TYPE, 32)
 
 
 def host_datasets():
-    """The DATASET.TYPE values whose loading is the host's; models_for says whether it has networks for them."""
-    return ("cifar100",) if NAME == "embedded" else ("cifar100", "tiny_imagenet", "imagenet")
+    """The DATASET.TYPE values whose loading is the host's."""
+    return tuple(CONTENT)
 
 
-# What a person is told beyond "unknown" when the embedded host lacks a data set of mdistiller's.
-HOST_LIMITS = (
-    dict.fromkeys(("tiny_imagenet", "imagenet"), " (the embedded host has it not yet; mdistiller has)")
-    if NAME == "embedded"
-    else {}
-)
+# What lies in the data folder for each of the host's data sets, and where it comes from.
+CONTENT = {
+    "cifar100": (
+        "cifar-100-python",
+        "unpack cifar-100-python.tar.gz (from https://www.cs.toronto.edu/~kriz/cifar.html)",
+    ),
+    "tiny_imagenet": (
+        "tiny-imagenet-200",
+        "unpack tiny-imagenet-200.zip (cs231n.stanford.edu), val sorted into classes,",
+    ),
+    "imagenet": ("imagenet", "put train/ and val/ with a folder a class (image-net.org)"),
+}
 
 
-def cifar100_folder(root=""):
-    """Where the host looks for CIFAR-100: DATASET.ROOT when set, else the `data` folder beside the host's package."""
-    return Path(root).expanduser() if root else Path(FOLDER).parent / "data" if NAME == "mdistiller" else _own_data()
-
-
-def _own_data():
-    return Path(importlib.import_module(f"{EMBEDDED}.dataset.cifar100").get_data_folder())
+def data_place(dataset, root=""):
+    """The folder a data set is read from: below DATASET.ROOT, or below the `data` folder beside the host's package."""
+    if root:
+        return Path(root).expanduser() / CONTENT[dataset][0]
+    beside = Path(FOLDER).parent if NAME == "mdistiller" else Path(FOLDER).parents[1]
+    return beside / "data" / CONTENT[dataset][0]
 
 
 def get_dataset(cfg):
     """The host's loaders (train, val, number of training images, classes), with DATASET.ROOT honoured on both hosts."""
     if _surface["get_dataset"] is None:
         raise HostError(f"This mdistiller ({FOLDER}) has no dataset.get_dataset; expected one. {WAY_OUT}.")
-    root = str(cifar100_folder(cfg.DATASET.ROOT))
-    if cfg.DATASET.TYPE == "cifar100" and not cfg.DATASET.DOWNLOAD and not (Path(root) / "cifar-100-python").is_dir():
-        raise HostError(absent_cifar100(root))
-    if cfg.DATASET.TYPE == "cifar100":
-        # The host has no key for the folder; its loader asks this function, so the answer is what we can change.
-        module = importlib.import_module(f"{ROOT}.dataset.cifar100")
-        original, module.get_data_folder = module.get_data_folder, lambda: root
-        try:
-            return _surface["get_dataset"](cfg)
-        finally:
-            module.get_data_folder = original
-    return _surface["get_dataset"](cfg)
+    place, name = data_place(cfg.DATASET.TYPE, cfg.DATASET.ROOT), cfg.DATASET.TYPE
+    fetched = cfg.DATASET.DOWNLOAD and name == "cifar100"  # the only one that a host can download
+    if not fetched and not place.is_dir():
+        title = {"cifar100": "CIFAR-100", "tiny_imagenet": "Tiny-ImageNet", "imagenet": "ImageNet"}[name]
+        raise HostError(
+            f"{title} is not here: looked for {place}.\nThere {CONTENT[name][1]}, or name another folder with "
+            f"DATASET.ROOT{', or with network access set DATASET.DOWNLOAD True' if name == 'cifar100' else ''}.\n"
+            "configs/quickstart/*.yaml run without it, on digits made here."
+        )
+    with _reading_from(name, place):
+        return _surface["get_dataset"](cfg)
 
 
-def absent_cifar100(root):
-    return (
-        f"CIFAR-100 is not here: looked for {Path(root) / 'cifar-100-python'}.\n"
-        "Unpack cifar-100-python.tar.gz there (from https://www.cs.toronto.edu/~kriz/cifar.html), name another folder "
-        "with DATASET.ROOT, or with network access set DATASET.DOWNLOAD True.\n"
-        "configs/quickstart/*.yaml run without it, on digits made here."
-    )
+@contextmanager
+def _reading_from(dataset, place):
+    """The host has no key for its folders: its modules ask a function or read a constant, and either can be changed."""
+    module = importlib.import_module(f"{ROOT}.dataset.{dataset}")
+    answers = {"get_data_folder": lambda: str(place.parent), "data_folder": str(place)}
+    before = {name: getattr(module, name) for name in answers if hasattr(module, name)}
+    for name in before:
+        setattr(module, name, answers[name])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)

@@ -20,6 +20,7 @@ class Key:
     meaning: str
     choices: tuple = ()
     minimum: float | None = None
+    symbol: str = ""  # its name in the paper or the released code
 
 
 KEYS = (
@@ -32,8 +33,29 @@ KEYS = (
         choices=("auto", "val", "test"),
     ),
     Key("EXPERIMENT.DEVICE", "auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, ..."),
-    Key("DATASET.ROOT", "", "folder that holds the data set; empty: the host's own data folder"),
+    Key("DATASET.ROOT", "", "the .npz file, or the folder that holds the data; empty: the host's own data folder"),
     Key("DATASET.DOWNLOAD", False, "fetch CIFAR-100 when it is absent"),
+    Key(
+        "DATASET.VAL_SPLIT",
+        0.0,
+        "share of the training images cut off for validation, the same for every run",
+        minimum=0.0,
+    ),
+    Key(
+        "DATASET.IMAGE_SIZE",
+        0,
+        "side in pixels that npz, folder and cifar10 images are resized to; 0: they must fit (32)",
+        minimum=0,
+    ),
+    Key("DATASET.MEAN", [], "mean by channel in 0..1; empty: of the training images (npz, folder, cifar10, digits100)"),
+    Key("DATASET.STD", [], "standard deviation by channel; empty: of the training images"),
+    Key(
+        "DATASET.FLIP",
+        "auto",
+        "random mirroring of npz, folder, cifar10: horizontal, none, or auto (not for npz and digits100)",
+        choices=("auto", "horizontal", "none"),
+    ),
+    Key("DATASET.PADDING", 4, "zero padding of the random crop of npz, folder, cifar10 and digits100", minimum=0),
     Key("DATASET.DIGITS100.TRAIN_IMAGES", 5000, "digits100: training images to compose", minimum=100),
     Key("DATASET.DIGITS100.VAL_IMAGES", 1000, "digits100: validation images", minimum=100),
     Key("DATASET.DIGITS100.TEST_IMAGES", 10000, "digits100: test images", minimum=100),
@@ -48,25 +70,44 @@ KEYS = (
     Key("TEACHER.LR_DECAY_STAGES", [150, 180, 210], "epochs after which its rate is multiplied by LR_DECAY_RATE"),
     Key("TEACHER.LR_DECAY_RATE", 0.1, "factor at each decay stage", minimum=0.0),
     Key("TEACHER.WEIGHT_DECAY", 0.0005, "its weight decay", minimum=0.0),
-    Key("SIMKD.LOSS.FEAT_WEIGHT", 1.0, "weight of mse(P(F_s), F_t)", minimum=0.0),
-    Key("SIMKD.PROJECTOR.FACTOR", 2, "f: the projector's inner width is C_t / f", minimum=1),
+    Key("SIMKD.LOSS.FEAT_WEIGHT", 1.0, "weight of mse(P(F_s), F_t)", minimum=0.0, symbol="beta (-b)"),
+    Key("SIMKD.PROJECTOR.FACTOR", 2, "f: the projector's inner width is C_t / f", minimum=1, symbol="-f"),
     Key(
         "ATSC.UPDATE",
         "fused",
         "fused: one backward, one optimizer; published: the released code's two steps to rounding",
         choices=("fused", "published"),
     ),
-    Key("ATSC.LOSS.FEAT_WEIGHT", 1.0, "weight of mse(P(F_s), F_t), which also moves the teacher's trunk", minimum=0.0),
+    Key(
+        "ATSC.LOSS.FEAT_WEIGHT",
+        1.0,
+        "weight of mse(P(F_s), F_t), which also moves the teacher's trunk",
+        minimum=0.0,
+        symbol="beta (-b)",
+    ),
     Key("ATSC.LOSS.TEACHER_CE_WEIGHT", 1.0, "weight of the teacher's CE, which moves its classifier only", minimum=0.0),
-    Key("ATSC.LOSS.CE_WEIGHT", 0.0, "weight of the student's CE through the shared classifier", minimum=0.0),
-    Key("ATSC.LOSS.KD_WEIGHT", 0.0, "weight of the student's KD through the shared classifier", minimum=0.0),
-    Key("ATSC.LOSS.KD_TEMPERATURE", 4.0, "T of that KD", minimum=0.1),
-    Key("ATSC.PROJECTOR.FACTOR", 2, "f: the projector's inner width is C_t / f", minimum=1),
+    Key(
+        "ATSC.LOSS.CE_WEIGHT",
+        0.0,
+        "weight of the student's CE through the shared classifier",
+        minimum=0.0,
+        symbol="cls (-c)",
+    ),
+    Key(
+        "ATSC.LOSS.KD_WEIGHT",
+        0.0,
+        "weight of the student's KD through the shared classifier",
+        minimum=0.0,
+        symbol="div (-d)",
+    ),
+    Key("ATSC.LOSS.KD_TEMPERATURE", 4.0, "T of that KD", minimum=0.1, symbol="T"),
+    Key("ATSC.PROJECTOR.FACTOR", 2, "f: the projector's inner width is C_t / f", minimum=1, symbol="-f"),
     Key(
         "ATSC.DRIFT.WEIGHT",
         10.0,
         "w: weight of sum ||theta - theta_0||^2 (released flag: 1 CIFAR, 10 ImageNet)",
         minimum=0.0,
+        symbol="w (-w)",
     ),
     Key(
         "ATSC.DRIFT.PARAMS",

@@ -208,7 +208,7 @@ def test_report_shows_mean_and_spread_over_seeds(here, capsys):
 def test_doctor_says_what_is_here_and_fails_when_a_config_could_not_start(here, capsys):
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
-    assert "digits100: composed here" in said
+    assert "digits100 (composed here)" in said
     assert "SIMKD" in said
     assert main(["doctor", "--cfg", str(QUICK / "simkd.yaml"), *SMALL]) == 0
     assert (

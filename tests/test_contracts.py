@@ -10,13 +10,15 @@ import json
 import os
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from contract import assert_close, fill, image, labels, load_contract
 
+from atsc_plugin.errors import PluginError
 from atsc_plugin.minidistiller.distillers import distiller_dict
 from atsc_plugin.minidistiller.engine import cfg as cfg_module
 from atsc_plugin.minidistiller.engine import trainer_dict
@@ -24,13 +26,35 @@ from atsc_plugin.minidistiller.models import cifar_model_dict, imagenet_model_di
 
 ROOT = Path(__file__).resolve().parents[1]
 CIFAR_MODELS = load_contract()["registries"]["cifar_models"]
+MODELS = load_contract()["models"]
+UNUSABLE = [name for name, recorded in MODELS.items() if "fails_upstream" in recorded]
+LARGE_MODELS = [name for name in MODELS if "/" in name and name not in UNUSABLE]
 LOSSES = load_contract()["distiller_losses_epoch10"]
 OUR_LOSSES = [name for name in LOSSES if name.split()[0] in distiller_dict]
 FEATURES = ("feats", "preact_feats")
 
 
+def constructor_of(name, cifar, tiny_imagenet, imagenet):
+    """Of "tiny_imagenet/...", "imagenet/..." or a bare CIFAR name, from the three tables of a host."""
+    dataset, _, short = name.rpartition("/")
+    if dataset == "imagenet":
+        return partial(imagenet[short], pretrained=False)
+    table, classes = (tiny_imagenet, 200) if dataset else (cifar, 100)
+    return partial(table[short][0], num_classes=classes)
+
+
+def construct(name):
+    return constructor_of(name, cifar_model_dict, tiny_imagenet_model_dict, imagenet_model_dict)()
+
+
 def build(name, salt=0):
-    return fill(cifar_model_dict[name][0](num_classes=100), salt)
+    return fill(construct(name), salt)
+
+
+def batch_for(name, count=2):
+    """Images of the size that the figures were recorded at; one alone of ImageNet's, which cost seconds."""
+    dataset = name.rpartition("/")[0]
+    return image(1, 224) if dataset == "imagenet" else image(count, 64 if dataset else 32)
 
 
 def fresh_cfg():
@@ -44,7 +68,7 @@ def fresh_cfg():
 @cache
 def answer(name):
     with torch.no_grad():
-        return build(name).eval()(image(2))
+        return build(name).eval()(batch_for(name))
 
 
 @pytest.mark.parametrize("name", CIFAR_MODELS)
@@ -69,6 +93,65 @@ def test_a_model_computes_the_recorded_logits_and_features(name):
         assert len(features.get(key, [])) == len(recorded[key])
         for found, figures in zip(features.get(key, []), recorded[key], strict=True):
             assert_close(found, figures)
+
+
+@pytest.mark.parametrize("name", LARGE_MODELS)
+def test_a_larger_model_computes_the_recorded_logits_and_features(name):
+    recorded = MODELS[name]
+    assert sum(parameter.numel() for parameter in construct(name).parameters()) == recorded["parameters"]
+    logits, features = answer(name)
+    assert_close(logits, recorded["logits"])
+    assert len(features["feats"]) == len(recorded["feats"])
+    for found, figures in zip(features["feats"], recorded["feats"], strict=True):
+        assert_close(found, figures)
+    # What the record leaves out follows from what it holds.
+    pooled = features["feats"][-1].mean((2, 3))
+    assert torch.allclose(features["pooled_feat"].flatten(1), pooled, rtol=1e-12, atol=0)
+    for found, before in zip(features["feats"], features.get("preact_feats", features["feats"]), strict=True):
+        assert torch.equal(found, before.clamp_min(0))
+    assert ("preact_feats" in features) is (name != "tiny_imagenet/MobileNetV2")
+
+
+def norm_keys(prefix):
+    return [f"{prefix}.{key}" for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+
+
+def test_imagenets_mobilenet_has_mdistillers_parameter_names():
+    keys = ["model.0.0.weight", *norm_keys("model.0.1")]
+    for block in range(1, 14):
+        for place in (0, 3):
+            keys += [f"model.{block}.{place}.weight", *norm_keys(f"model.{block}.{place + 1}")]
+    assert list(construct("imagenet/MobileNetV1").state_dict()) == [*keys, "fc.weight", "fc.bias"]
+
+
+def test_tiny_imagenets_mobilenet_has_mdistillers_parameter_names():
+    blocks = ["stage1"]
+    for stage, count in enumerate((2, 3, 4, 3, 3), 2):
+        blocks += [f"stage{stage}.{block}" for block in range(count)]
+    places = [("pre", 0), *((f"{block}.residual", place) for block in [*blocks, "stage7"] for place in (0, 3, 6))]
+    keys = []
+    for prefix, place in [*places, ("conv1", 0)]:
+        keys += [f"{prefix}.{place}.weight", f"{prefix}.{place}.bias", *norm_keys(f"{prefix}.{place + 1}")]
+    found = list(construct("tiny_imagenet/MobileNetV2").state_dict())
+    assert found == [*keys, "conv2.weight", "conv2.bias"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_an_imagenet_resnet_is_torchvisions_under_the_same_parameter_names(name):
+    ours, theirs = imagenet_model_dict[name.replace("resnet", "ResNet")](), getattr(torchvision.models, name)()
+    shapes = [{key: value.shape for key, value in network.state_dict().items()} for network in (ours, theirs)]
+    assert list(shapes[0].items()) == list(shapes[1].items())
+    if name in ("resnet18", "resnet50"):  # one with each kind of block: the forward passes agree on any size
+        theirs.load_state_dict(ours.state_dict())
+        pixels = torch.randn(2, 3, 64, 64)
+        assert torch.allclose(ours.eval()(pixels)[0], theirs.eval()(pixels), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_fails_in_mdistiller_is_refused_by_name_with_the_reason():
+    assert UNUSABLE == ["tiny_imagenet/ShuffleV2"]
+    assert "2x4096 and 1024x200" in MODELS[UNUSABLE[0]]["fails_upstream"]
+    with pytest.raises(PluginError, match=r"ShuffleV2.*cannot be used at 64 pixels.*4096.*1024.*Take MobileNetV2"):
+        construct(UNUSABLE[0])
 
 
 def test_mobilenet_alone_has_no_preactivation_maps():
@@ -123,8 +206,8 @@ def test_the_registries_hold_recorded_names_only():
     recorded = load_contract()["registries"]
     assert list(cifar_model_dict) == recorded["cifar_models"]
     assert len(cifar_model_dict) == 23
-    assert set(tiny_imagenet_model_dict) <= set(recorded["tiny_imagenet_models"])
-    assert set(imagenet_model_dict) <= set(recorded["imagenet_models"])
+    assert list(tiny_imagenet_model_dict) == recorded["tiny_imagenet_models"]
+    assert list(imagenet_model_dict) == recorded["imagenet_models"]
     for registry, key in ((distiller_dict, "distillers"), (trainer_dict, "trainers")):
         # The plugin, once registered in this process, adds classes of its own: those are not the host's.
         own = {name for name, entry in registry.items() if entry.__module__.startswith("atsc_plugin.minidistiller")}
@@ -135,6 +218,8 @@ def test_the_registries_hold_recorded_names_only():
 def test_teacher_checkpoints_are_looked_for_at_the_recorded_places():
     found = {name: path for name, (_, path) in cifar_model_dict.items() if path}
     assert found == {name: str(ROOT / path) for name, path in load_contract()["teacher_checkpoints"].items()}
+    found = {name: path for name, (_, path) in tiny_imagenet_model_dict.items() if path}
+    assert found == {"ResNet18": str(ROOT / "download_ckpts/tiny_imagenet_teachers/ResNet18_vanilla/ti_res18")}
 
 
 def same(ours, theirs):
@@ -149,10 +234,10 @@ def same(ours, theirs):
 
 def compare_with_mdistiller(name, their_constructor):
     """"" or what is wrong: states both ways, then a training step's forward, and the statistics it leaves behind."""
-    ours, theirs = build(name), their_constructor(num_classes=100).double()
+    ours, theirs = build(name), their_constructor().double()
     theirs.load_state_dict(ours.state_dict(), strict=True)
     ours.load_state_dict(theirs.state_dict(), strict=True)
-    worst = same(ours.train()(image(4)), theirs.train()(image(4)))
+    worst = same(ours.train()(batch_for(name, 4)), theirs.train()(batch_for(name, 4)))
     worst = max(worst, same(ours.state_dict(), theirs.state_dict()))
     return "" if worst < 1e-9 else f"differs by {worst:.2g}"
 
@@ -168,12 +253,14 @@ def comparison():
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", CIFAR_MODELS)
+@pytest.mark.parametrize("name", [*CIFAR_MODELS, *LARGE_MODELS])
 def test_states_and_training_forwards_agree_with_an_installed_mdistiller(name, comparison):
     assert comparison[name] == ""
 
 
 if __name__ == "__main__":
-    from mdistiller.models import cifar_model_dict as their_models
+    from mdistiller import models
 
-    print(json.dumps({name: compare_with_mdistiller(name, their_models[name][0]) for name in CIFAR_MODELS}))
+    tables = models.cifar_model_dict, models.tiny_imagenet_model_dict, models.imagenet_model_dict
+    names = [*CIFAR_MODELS, *LARGE_MODELS]
+    print(json.dumps({name: compare_with_mdistiller(name, constructor_of(name, *tables)) for name in names}))

@@ -1,9 +1,9 @@
 """How far the fused ATSC step and the released one part over N steps: same weights, same batches, same flags.
 
-usage: fused_vs_published.py --cfg configs/quickstart/atsc_published.yaml [--steps 200] [KEY VALUE ...]
+usage: fused_vs_published.py [--cfg configs/quickstart/atsc_published.yaml] [--steps 200] [KEY VALUE ...]
 
-Prints, after 1, 10, 50, ... steps, the relative distance ||a - b|| / ||b - b_0|| between the two runs' weights (a fused,
-b published, b_0 both at the start) by part, and how both teachers stand at the end.
+Prints, after 1, 10, 50, ... steps, the relative distance ||a - b|| / ||b - b_0|| between the two runs' weights
+(a fused, b published, b_0 both at the start) by part, and how both teachers stand at the end.
 """
 
 import argparse

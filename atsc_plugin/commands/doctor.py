@@ -61,15 +61,16 @@ def _host_and_devices(args, problems):
 
 
 def _data_and_teachers(host):
-    folder = host.cifar100_folder() / "cifar-100-python"
-    print(
-        f"data         digits100: composed here; CIFAR-100: {'found' if folder.is_dir() else 'not found'} in {folder}"
-    )
+    places = {name: host.data_place(name) for name in host.host_datasets()}
+    there = [name for name, place in places.items() if place.is_dir()]
+    print(f"data         digits100 (composed here) and {', '.join(there) or 'none'} of {', '.join(places)}")
+    for name, place in places.items():
+        print(f"             {name}: {'found' if name in there else 'not found'} at {place}")
     files = {name: entry[1] for name, entry in host.cifar_model_dict.items() if entry[1]}
     found = [name for name, path in files.items() if Path(path).is_file()]
     root = Path(os.path.commonpath(list(files.values()))) if files else "no folder"
     print(f"teachers     {', '.join(found) or 'none'} of {', '.join(files)} in {Path(root).resolve()}")
-    if not folder.is_dir() or len(found) < len(files):
+    if len(there) < len(places) or len(found) < len(files):
         print("             what is absent stops only the configs that use it: DATASET.ROOT or DATASET.DOWNLOAD,")
         print("             DISTILLER.TEACHER_CKPT or TEACHER.TRAIN_IF_MISSING; configs/quickstart needs neither")
 

@@ -22,15 +22,15 @@ def crop(images, tops, lefts, padding):
 
 
 class DeviceLoader:
-    """Batches of (images uint8 N x 3 x H x W, labels); shuffled and cropped when `seed` is given, in order otherwise.
+    """Batches of (images uint8 N x 3 x H x W, labels); with a `seed` shuffled, cropped and flipped, else in order.
 
-    The order and the crops of epoch e follow from (seed, e) alone, so a resumed run sees what the whole one saw.
+    The order, crops and flips of epoch e follow from (seed, e) alone, so a resumed run sees what the whole one saw.
     The last, smaller batch is kept, as mdistiller keeps it.
     """
 
-    def __init__(self, images, labels, batch_size, mean, std, device="cpu", seed=None, padding=0):
+    def __init__(self, images, labels, batch_size, mean, std, device="cpu", seed=None, padding=0, flip=False):
         self.images, self.labels = images.to(device), labels.to(device)
-        self.batch_size, self.seed, self.padding = batch_size, seed, padding
+        self.batch_size, self.seed, self.padding, self.flip = batch_size, seed, padding, flip
         self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
         self.epoch = 0
@@ -51,11 +51,15 @@ class DeviceLoader:
         # Drawn on the CPU so that a seed means the same images on every device.
         order = torch.randperm(len(self.labels), generator=self._generator("order", epoch))
         windows = torch.randint(2 * self.padding + 1, (2, len(order)), generator=self._generator("crop", epoch))
-        order, windows = order.to(self.images.device), windows.to(self.images.device)
+        flips = torch.rand(len(order), generator=self._generator("flip", epoch)) < 0.5
+        order, windows, flips = (drawn.to(self.images.device) for drawn in (order, windows, flips))
         for start in range(0, len(order), self.batch_size):
             index = order[start : start + self.batch_size]
             tops, lefts = windows[:, start : start + self.batch_size]
             images = crop(self.images[index], tops, lefts, self.padding) if self.padding else self.images[index]
+            if self.flip:
+                chosen = flips[start : start + self.batch_size, None, None, None]
+                images = torch.where(chosen, images.flip(3), images)
             yield self._normalised(images), self.labels[index], index
 
     def _generator(self, name, epoch):

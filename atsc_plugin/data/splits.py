@@ -1,15 +1,22 @@
 """What `build` needs to know of a data set: its loaders, its classes and how its images are normalised."""
 
+import copy
 import hashlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Subset
 
+from atsc_plugin.data.arrays import check_labels, read_cifar10, read_folder, read_npz
 from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.data.digits100 import CLASS_NAMES, digits100
 from atsc_plugin.errors import PluginError
 from atsc_plugin.seeds import stream
+
+FLIPS = {"digits100": False, "npz": False, "folder": True, "cifar10": True}  # what DATASET.FLIP auto means
 
 
 @dataclass
@@ -30,14 +37,8 @@ class Data:
 
     def facts(self):
         """What a deployed student's card says of the data."""
-        return {
-            "dataset": self.name,
-            "classes": self.classes,
-            "image_size": self.image_size,
-            "mean": self.mean,
-            "std": self.std,
-            "class_names": self.class_names,
-        }
+        names = ("classes", "image_size", "mean", "std", "class_names")
+        return {"dataset": self.name, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True)
@@ -50,33 +51,102 @@ class LoaderFacts:
     seed: int
 
 
-def digits100_data(node, loader):
-    """The toy set of two-digit numbers; `node` is DATASET.DIGITS100. Crop, but no flips: mirrored digits are others."""
-    tensors = _digits100_tensors(node.TRAIN_IMAGES, node.VAL_IMAGES, node.TEST_IMAGES, node.SEED)
+def memory_data(node, loader, image_size):
+    """A data set that lives on the device whole; `node` is DATASET, `image_size` what the networks take."""
+    name = node.TYPE
+    splits, names = _read(node)
+    classes = check_labels(splits, names, node.ROOT or name)
+    splits = _with_validation(splits, node.VAL_SPLIT, name)
+    tensors = {split: _tensors(*arrays, image_size, node.IMAGE_SIZE, split) for split, arrays in splits.items()}
     mean, std = _statistics(tensors["train"][0])
+    mean, std = list(node.MEAN) or mean, list(node.STD) or std
     common = {"mean": mean, "std": std, "device": loader.device}
+    flip = FLIPS[name] if node.FLIP == "auto" else node.FLIP == "horizontal"
+    seed = stream(loader.seed, "data")
+    train = DeviceLoader(*tensors["train"], loader.batch_size, seed=seed, padding=node.PADDING, flip=flip, **common)
+    others = {split: DeviceLoader(*pair, loader.eval_batch_size, **common) for split, pair in tensors.items()}
     return Data(
-        name="digits100",
-        identity=content_identity("digits100", *tensors["train"]),
-        classes=len(CLASS_NAMES),
-        image_size=32,
-        train=DeviceLoader(*tensors["train"], loader.batch_size, seed=stream(loader.seed, "data"), padding=4, **common),
-        val=DeviceLoader(*tensors["val"], loader.eval_batch_size, **common),
-        test=DeviceLoader(*tensors["test"], loader.eval_batch_size, **common),
-        train_images=node.TRAIN_IMAGES,
+        name=name,
+        identity=content_identity(name, *tensors["train"]),
+        classes=classes,
+        image_size=image_size,
+        train=train,
+        val=others.get("val"),
+        test=others["test"],
+        train_images=len(tensors["train"][1]),
         mean=mean,
         std=std,
-        class_names=list(CLASS_NAMES),
+        class_names=names,
     )
 
 
+def _read(node):
+    if node.TYPE == "digits100":
+        own = node.DIGITS100
+        return _digits100(own.TRAIN_IMAGES, own.VAL_IMAGES, own.TEST_IMAGES, own.SEED), list(CLASS_NAMES)
+    if not node.ROOT:
+        kinds = {"npz": "the path of an .npz file", "folder": "a folder with train/ and val/ or test/"}
+        raise PluginError(
+            f"DATASET.TYPE {node.TYPE} needs DATASET.ROOT: {kinds.get(node.TYPE, 'the folder of its files')}."
+        )
+    if node.TYPE == "npz":
+        return read_npz(node.ROOT)
+    return read_folder(node.ROOT, node.IMAGE_SIZE) if node.TYPE == "folder" else read_cifar10(node.ROOT, node.DOWNLOAD)
+
+
 @lru_cache(maxsize=2)  # a run that trains its teacher first asks twice, and composing takes seconds
-def _digits100_tensors(train, val, test, seed):
+def _digits100(train, val, test, seed):
     try:
-        splits = digits100(train, val, test, seed)
+        return digits100(train, val, test, seed)
     except ImportError as error:
         raise PluginError(str(error)) from error
-    return {name: (_channels_first(images), torch.from_numpy(labels)) for name, (images, labels) in splits.items()}
+
+
+def validation_indices(count, share):
+    """(kept for training, cut off for validation): a fixed draw, so that every run and method has the same split."""
+    order = np.random.default_rng(stream(0, "validation split")).permutation(count)
+    cut = max(1, round(count * share))
+    return np.sort(order[cut:]), np.sort(order[:cut])
+
+
+def _with_validation(splits, share, name):
+    if share == 0:
+        return splits
+    if "val" in splits:
+        raise PluginError(f"DATASET.VAL_SPLIT is {share}, but {name} has a validation split of its own. Set it to 0.0.")
+    images, labels = splits["train"]
+    kept, cut = validation_indices(len(labels), share)
+    return {**splits, "train": (images[kept], labels[kept]), "val": (images[cut], labels[cut])}
+
+
+def with_validation_loader(train, test, share):
+    """(train, val) loaders from a host's own two: the cut-off images come with the test transform."""
+    kept, cut = validation_indices(len(train.dataset), share)
+    unaugmented = copy.copy(train.dataset)
+    unaugmented.transform = test.dataset.transform
+    common = {"num_workers": train.num_workers}
+    return (
+        DataLoader(Subset(train.dataset, kept.tolist()), train.batch_size, shuffle=True, **common),
+        DataLoader(Subset(unaugmented, cut.tolist()), test.batch_size, **common),
+    )
+
+
+def _tensors(images, labels, wanted, asked, split):
+    """Channels-first uint8 of the wanted side; other sizes are resized when DATASET.IMAGE_SIZE asks, else refused."""
+    tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous()
+    height, width = tensor.shape[2:]
+    if (height, width) == (wanted, wanted):
+        return tensor, torch.from_numpy(labels.astype(np.int64))
+    if not asked:
+        raise PluginError(
+            f"The {split} images are {width}x{height} pixels; mdistiller's CIFAR networks take {wanted}. Set "
+            f"DATASET.IMAGE_SIZE {wanted} to resize them, or another size for networks that can."
+        )
+    pieces = [
+        F.interpolate(part.float(), (wanted, wanted), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
+        for part in tensor.split(1000)
+    ]
+    return torch.cat(pieces), torch.from_numpy(labels.astype(np.int64))
 
 
 def content_identity(name, images, labels):
@@ -86,13 +156,14 @@ def content_identity(name, images, labels):
     return f"{name}-{len(labels)}-{digest.hexdigest()}"
 
 
-def _channels_first(images):
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-
-
 def _statistics(images):
-    scaled = images.double() / 255
-    return (
-        [round(v, 4) for v in scaled.mean(dim=(0, 2, 3)).tolist()],
-        [round(v, 4) for v in scaled.std(dim=(0, 2, 3)).tolist()],
-    )
+    """Mean and standard deviation by channel, in 0..1, in pieces so that no float copy of the set is made."""
+    total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
+    for part in images.split(2000):
+        scaled = part.double() / 255
+        total += scaled.sum(dim=(0, 2, 3))
+        squares += scaled.square().sum(dim=(0, 2, 3))
+        count += scaled.numel() // 3
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=1e-8).sqrt()
+    return [round(v, 4) for v in mean.tolist()], [round(max(v, 1e-4), 4) for v in std.tolist()]

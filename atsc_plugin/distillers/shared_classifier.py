@@ -18,7 +18,7 @@ class SharedClassifier(Distiller):
 
     def __init__(self, student, teacher, cfg, factor, factor_key):
         super().__init__(student, teacher)
-        self.image_size = image_size(cfg.DATASET.TYPE)
+        self.image_size = image_size(cfg.DATASET)
         names = f"teacher {cfg.DISTILLER.TEACHER}", f"student {cfg.DISTILLER.STUDENT}"
         self.teacher_facts = teacher_map(teacher, self.image_size, names[0])
         self.student_facts = student_map(student, self.image_size, names[1])

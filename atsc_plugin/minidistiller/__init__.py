@@ -2,8 +2,8 @@
 
 Module paths, model names, parameter names and numbers are those of mdistiller (github.com/megvii-research/mdistiller)
 at commit a08d46f, so checkpoints move in both directions; the code is written here. It holds what the plugin needs
-and no more: 23 CIFAR networks, Vanilla, KD, DKD and ReviewKD, the config tree, CIFAR-100 and a plain trainer.
-Nothing here knows the plugin; atsc_plugin.host is the only caller.
+and no more: the networks and loaders of CIFAR-100, Tiny-ImageNet and ImageNet, Vanilla, KD, DKD and ReviewKD, the
+config tree and a plain trainer. Nothing here knows the plugin but its errors; atsc_plugin.host is the only caller.
 """
 
 __version__ = "embedded-a08d46f"

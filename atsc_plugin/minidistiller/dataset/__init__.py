@@ -1,8 +1,14 @@
 """get_dataset(cfg): the loaders DATASET.TYPE names, with their sizes. Called once per run, before the networks."""
 
 from .cifar100 import get_cifar100_dataloaders
+from .imagenet import get_imagenet_dataloaders
+from .tiny_imagenet import get_tinyimagenet_dataloader
 
-_SUPPORTED = ("cifar100",)
+_SUPPORTED = {
+    "cifar100": (get_cifar100_dataloaders, 100),
+    "tiny_imagenet": (get_tinyimagenet_dataloader, 200),
+    "imagenet": (get_imagenet_dataloaders, 1000),
+}
 
 
 def get_dataset(cfg):
@@ -12,10 +18,13 @@ def get_dataset(cfg):
             f"DATASET.TYPE is {cfg.DATASET.TYPE!r}; the embedded host has {', '.join(map(repr, _SUPPORTED))}: "
             "set one of these, or install mdistiller for the others"
         )
-    loaders = get_cifar100_dataloaders(
+    make, classes = _SUPPORTED[cfg.DATASET.TYPE]
+    # DOWNLOAD is not one of mdistiller's keys: absent unless a plugin adds it. Only CIFAR-100 can be fetched.
+    own = {"download": cfg.DATASET.get("DOWNLOAD", False)} if cfg.DATASET.TYPE == "cifar100" else {}
+    loaders = make(
         batch_size=cfg.SOLVER.BATCH_SIZE,
         val_batch_size=cfg.DATASET.TEST.BATCH_SIZE,
         num_workers=cfg.DATASET.NUM_WORKERS,
-        download=cfg.DATASET.get("DOWNLOAD", False),  # not one of mdistiller's keys: absent unless a plugin adds it
+        **own,
     )
-    return (*loaders, 100)
+    return (*loaders, classes)

@@ -8,6 +8,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from atsc_plugin.errors import PluginError
+
 from ._parts import NumberedPairs, StagedNet, conv
 from .ShuffleNetv1 import shuffle
 
@@ -75,3 +77,12 @@ class ShuffleNetV2(StagedNet):
 
 def ShuffleV2(num_classes):
     return ShuffleNetV2(num_classes)
+
+
+def shufflev2_tinyimagenet(num_classes):
+    """Refuses: the network above would run, but there is nothing of mdistiller's that its numbers could agree with."""
+    raise PluginError(
+        f"ShuffleV2 with {num_classes} classes was asked for on tiny_imagenet, but it cannot be used at 64 pixels: "
+        "mdistiller's fails there (it pools the 8x8 map by 4x4 and hands 4096 numbers to a classifier that expects "
+        "1024), so no result could be compared with it. Take MobileNetV2 or ResNet18."
+    )

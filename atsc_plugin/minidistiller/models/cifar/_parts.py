@@ -1,4 +1,4 @@
-"""Pieces the small-image networks are put together from; used by the files beside this one only.
+"""Pieces the networks are put together from; used by the files beside this one and by those of ../imagenet.
 
 The names conv1, bn1, layer1, ... are fixed by the checkpoints, which is why layers are registered by number.
 A ReLU works in place only directly behind a BatchNorm inside a block: a map that is handed out as a feature is never
@@ -12,6 +12,11 @@ import torch.nn.functional as F
 def conv(c_in, c_out, kernel, stride=1, groups=1):
     """Convolution without bias that keeps the size at stride 1."""
     return nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
+
+
+def active_layers(*convolutions, relu=nn.ReLU):
+    """Conv, BN, ReLU for each convolution given, flat: the checkpoints number them so."""
+    return [part for layer in convolutions for part in (layer, nn.BatchNorm2d(layer.out_channels), relu(inplace=True))]
 
 
 def global_average(x):

@@ -6,16 +6,11 @@ The last "feats" map has 160 channels, the classifier's input 1280: a 1x1 convol
 
 import torch.nn as nn
 
-from ._parts import conv, global_average, init_fan_out, init_small_linear
+from ._parts import active_layers, conv, global_average, init_fan_out, init_small_linear
 
 # expansion, channels at full width, blocks, stride of the first block
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 _FEATURE_STAGES = (1, 2, 4, 6)
-
-
-def _active(*layers):
-    """Conv, BN, ReLU for each convolution given, flat: the checkpoints number them so."""
-    return [part for layer in layers for part in (layer, nn.BatchNorm2d(layer.out_channels), nn.ReLU(inplace=True))]
 
 
 class InvertedResidual(nn.Module):
@@ -23,7 +18,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         inner = c_in * expansion
         self.conv = nn.Sequential(
-            *_active(conv(c_in, inner, 1), conv(inner, inner, 3, stride, groups=inner)),
+            *active_layers(conv(c_in, inner, 1), conv(inner, inner, 3, stride, groups=inner)),
             conv(inner, c_out, 1),
             nn.BatchNorm2d(c_out),
         )
@@ -37,14 +32,14 @@ class MobileNetV2(nn.Module):
     def __init__(self, width, num_classes):
         super().__init__()
         c_in = int(32 * width)
-        self.conv1 = nn.Sequential(*_active(conv(3, c_in, 3, 2)))
+        self.conv1 = nn.Sequential(*active_layers(conv(3, c_in, 3, 2)))
         self.blocks = nn.ModuleList()
         for expansion, channels, blocks, stride in _STAGES:
             c_out = int(channels * width)
             rest = (InvertedResidual(c_out, c_out, 1, expansion) for _ in range(blocks - 1))
             self.blocks.append(nn.Sequential(InvertedResidual(c_in, c_out, stride, expansion), *rest))
             c_in = c_out
-        self.conv2 = nn.Sequential(*_active(conv(c_in, 1280, 1)))
+        self.conv2 = nn.Sequential(*active_layers(conv(c_in, 1280, 1)))
         self.classifier = nn.Sequential(nn.Linear(1280, num_classes))
         init_fan_out(self)
         init_small_linear(self.classifier[0])

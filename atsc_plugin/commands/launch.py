@@ -1,0 +1,54 @@
+"""Run a host's own, unmodified script with our methods, trainer and keys registered: a fork keeps its own trainer."""
+
+import argparse
+import os
+import runpy
+import sys
+from pathlib import Path
+
+from atsc_plugin.errors import HostError, PluginError
+
+EXAMPLE = """example:
+  launch ../mdistiller/tools/train.py --cfg configs/cifar100/atsc/res32x4_res8x4.yaml SOLVER.EPOCHS 240
+"""
+
+
+def parser():
+    words = argparse.ArgumentParser(
+        "launch", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    words.add_argument("script", help="the host's script, e.g. ../mdistiller/tools/train.py")
+    words.add_argument("words", nargs=argparse.REMAINDER, help="everything behind it is the script's own")
+    return words
+
+
+def parse(words):
+    """The script's own options are not ours to read."""
+    return parser().parse_args(words)
+
+
+def run(args):
+    script = Path(args.script).resolve()
+    if not script.is_file():
+        raise PluginError(f"There is no script {args.script}; expected a host's train.py. Check the path.")
+    checkout = next((folder for folder in script.parents if (folder / "mdistiller" / "__init__.py").is_file()), None)
+    if checkout is not None:  # the script's own host, not another one that happens to be installed
+        sys.path.insert(0, str(checkout))
+    os.environ.setdefault("ATSC_HOST", "mdistiller")
+    from atsc_plugin import host
+
+    if host.NAME != "mdistiller":
+        raise HostError(f"launch runs mdistiller's scripts, but ATSC_HOST chose the {host.NAME} host. Unset it.")
+    import atsc_plugin
+
+    atsc_plugin.register()
+    print(f"atsc_plugin: registered with mdistiller {host.VERSION} ({host.FOLDER}); running {script}", flush=True)
+    sys.path.insert(0, str(script.parent))  # as `python script` has it
+    before, sys.argv = sys.argv, [str(script), *args.words]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        sys.argv = before
+    return 0

@@ -1,0 +1,38 @@
+"""ImageNet (ILSVRC2012) with mdistiller's transforms and batches: training gives (image, target, index), val
+(image, target).
+
+The folders are looked for in `imagenet` of the `data` folder beside the atsc_plugin package. Called by get_dataset.
+"""
+
+from torchvision import transforms
+
+from ._folders import FolderSet, checked_folders, folder_loaders
+from .cifar100 import get_data_folder
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGENET = FolderSet(
+    name="ImageNet",
+    folder="imagenet",
+    classes=1000,
+    source="ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from https://image-net.org (after registering there) "
+    "and unpack them into train/CLASS and val/CLASS; the val archive is flat, its classes are in the development kit",
+)
+
+
+def get_imagenet_train_transform():
+    return transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *_normalised()])
+
+
+def get_imagenet_test_transform():
+    return transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), *_normalised()])
+
+
+def _normalised():
+    return transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)
+
+
+def get_imagenet_dataloaders(batch_size, val_batch_size, num_workers, root=None):
+    """(train_loader, val_loader, number of training images)"""
+    folders = checked_folders(_IMAGENET, get_data_folder() if root is None else root)
+    both = (get_imagenet_train_transform(), get_imagenet_test_transform())
+    return folder_loaders(folders, both, batch_size, val_batch_size, num_workers)

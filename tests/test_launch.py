@@ -1,0 +1,121 @@
+"""`launch`: a host's own script runs unmodified with our entries registered; a small stand-in, and the real one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+# A fork in miniature: its registries, its config, and a script that only looks and reports.
+FORK = {
+    "mdistiller/__init__.py": "",
+    "mdistiller/distillers/__init__.py": "distiller_dict = {}",
+    "mdistiller/distillers/_base.py": (
+        "from torch import nn\nclass Distiller(nn.Module):\n"
+        "    def __init__(self, student, teacher):\n        super().__init__()\n"
+    ),
+    "mdistiller/engine/__init__.py": "trainer_dict = {}",
+    "mdistiller/engine/cfg.py": "from yacs.config import CfgNode\nCFG = CfgNode({'SOLVER': {'LR': 0.1}})\n",
+    "tools/train.py": (
+        "import sys\nimport helper_beside_the_script\n"
+        "from mdistiller.distillers import distiller_dict\nfrom mdistiller.engine import trainer_dict\n"
+        "from mdistiller.engine.cfg import CFG\n"
+        "CFG.merge_from_list(sys.argv[1:])\n"
+        "print('seen', sorted(distiller_dict), sorted(trainer_dict), CFG.SIMKD.LOSS.FEAT_WEIGHT, __name__)\n"
+        "sys.exit(7)\n"
+    ),
+    "tools/helper_beside_the_script.py": "",
+}
+
+
+def launch(script, *words, cwd, **environment):
+    command = [sys.executable, "-m", "atsc_plugin", "launch", str(script), *words]
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    surroundings.pop("ATSC_HOST", None)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=surroundings)
+
+
+def test_a_forks_script_sees_our_entries_and_its_exit_status_is_ours(tmp_path):
+    for name, text in FORK.items():
+        path = tmp_path / "fork" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    done = launch(tmp_path / "fork/tools/train.py", "SIMKD.LOSS.FEAT_WEIGHT", "2.5", cwd=tmp_path)
+    assert "seen ['ATSC', 'SIMKD'] ['plugin'] 2.5 __main__" in done.stdout, done.stderr
+    assert done.returncode == 7
+
+
+def test_a_script_that_is_not_there_or_has_no_host_is_told(tmp_path):
+    done = launch(tmp_path / "none.py", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "There is no script" in done.stderr
+    (tmp_path / "train.py").write_text("print('ran')")
+    if "MDISTILLER_PATH" not in os.environ:
+        done = launch(tmp_path / "train.py", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "no package mdistiller can be imported" in done.stderr
+        assert "ran" not in done.stdout
+
+
+# ---- the real mdistiller ----
+
+real = pytest.mark.skipif("MDISTILLER_PATH" not in os.environ, reason="MDISTILLER_PATH names no mdistiller checkout")
+# On a machine without CUDA: what mdistiller's trainer calls is made the identity, in the child process only.
+WITHOUT_CUDA = (
+    "import torch\n"
+    "torch.Tensor.cuda = lambda self, *a, **k: self\ntorch.nn.Module.cuda = lambda self, *a, **k: self\n"
+)
+
+
+@pytest.fixture
+def without_cuda(tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(WITHOUT_CUDA)
+    return f"{tmp_path / 'site'}{os.pathsep}{ROOT}"
+
+
+@real
+def test_the_real_script_gets_as_far_as_the_missing_cifar100(tmp_path, without_cuda):
+    script = Path(os.environ["MDISTILLER_PATH"]) / "tools" / "train.py"
+    config = ROOT / "configs/cifar100/atsc/res32x4_res8x4.yaml"
+    done = launch(script, "--cfg", str(config), cwd=tmp_path, PYTHONPATH=without_cuda)
+    assert "registered with mdistiller" in done.stdout
+    assert "CONFIG" in done.stdout  # its own show_cfg has run on our keys
+    assert done.returncode != 0
+    assert "cs.toronto.edu" in done.stderr or "URLError" in done.stderr or "urlopen" in done.stderr
+
+
+@real
+@pytest.mark.parametrize("trainer", ["base", "plugin"])
+def test_the_real_script_trains_atsc_for_an_epoch_on_a_tiny_imagenet_tree(tmp_path, without_cuda, trainer):
+    """Its data folder and its teacher file are constants of its modules: a sitecustomize points them here."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 3), ("val", 1)):
+        for name in ("a", "b"):
+            folder = tmp_path / "tiny" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    with open(tmp_path / "site" / "sitecustomize.py", "a") as file:
+        file.write(
+            f"import sys; sys.path.insert(0, {os.environ['MDISTILLER_PATH']!r})\n"
+            "import mdistiller.dataset.tiny_imagenet as t\n"
+            f"t.data_folder = {str(tmp_path / 'tiny')!r}\n"
+            "from mdistiller.models import tiny_imagenet_model_dict as d\n"
+            "net = d['ResNet18'][0]\n"
+            f"d['ResNet18'] = (net, {str(tmp_path / 'teacher.pth')!r})\n"
+            f"torch.save({{'model': net(num_classes=200).state_dict()}}, {str(tmp_path / 'teacher.pth')!r})\n"
+        )
+    words = ["SOLVER.EPOCHS", "1", "SOLVER.BATCH_SIZE", "2", "DATASET.NUM_WORKERS", "0", "SOLVER.TRAINER", trainer]
+    config = ROOT / "configs/tiny_imagenet/atsc/r18_mv2.yaml"
+    script = Path(os.environ["MDISTILLER_PATH"]) / "tools" / "train.py"
+    done = launch(script, "--cfg", str(config), *words, "LOG.PREFIX", str(tmp_path / "out"), cwd=tmp_path,
+                  PYTHONPATH=without_cuda)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list((tmp_path / "out").rglob("latest"))
+    if trainer == "plugin":
+        assert list((tmp_path / "out").rglob("result.json"))
