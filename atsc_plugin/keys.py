@@ -127,8 +127,9 @@ KEYS = (
     Key(
         "ATSC.TEACHER.BN",
         "batch",
-        "batch: statistics of the batch, as released; frozen: statistics, scales and shifts stay as they were",
-        choices=("batch", "frozen"),
+        "batch: statistics of the batch, as released; affine_frozen: the same with scales and shifts held; "
+        "frozen: the teacher's own statistics too, without which a large rate can blow up",
+        choices=("batch", "affine_frozen", "frozen"),
     ),
     Key(
         "ATSC.GUARD",

@@ -348,6 +348,18 @@ def test_frozen_bn_keeps_statistics_scales_and_shifts(cfg):
     assert distiller.teacher.conv.weight.grad.abs().sum() > 0
 
 
+def test_frozen_affine_bn_keeps_scales_and_shifts_and_takes_the_batchs_statistics(cfg):
+    cfg.merge_from_list(["ATSC.TEACHER.BN", "affine_frozen"])
+    distiller = tiny_atsc(cfg)
+    before = copy.deepcopy(distiller.teacher.bn.state_dict())
+    images, target = double_batch()
+    optimizer = torch.optim.SGD(distiller.get_learnable_parameters(), lr=0.1, weight_decay=0.1)
+    sum(distiller(image=images, target=target, epoch=1)[1].values()).backward()
+    optimizer.step()
+    kept = {name for name, tensor in distiller.teacher.bn.state_dict().items() if torch.equal(tensor, before[name])}
+    assert kept == {"weight", "bias"}
+
+
 def test_evaluation_puts_the_teacher_in_eval_mode_and_predicts_through_its_classifier(cfg):
     distiller = tiny_atsc(cfg).eval()
     images, _ = double_batch()

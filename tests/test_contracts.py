@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from contract import assert_close, fill, image, labels, load_contract
 
 from atsc_plugin.errors import PluginError
@@ -107,44 +106,12 @@ def test_a_larger_model_computes_the_recorded_logits_and_features(name):
     # What the record leaves out follows from what it holds.
     pooled = features["feats"][-1].mean((2, 3))
     assert torch.allclose(features["pooled_feat"].flatten(1), pooled, rtol=1e-12, atol=0)
-    for found, before in zip(features["feats"], features.get("preact_feats", features["feats"]), strict=True):
+    if name == "tiny_imagenet/MobileNetV2":
+        assert set(features) == {"feats", "pooled_feat"}
+        return
+    assert all(before.min() < 0 for before in features["preact_feats"][1:])
+    for found, before in zip(features["feats"], features["preact_feats"], strict=True):
         assert torch.equal(found, before.clamp_min(0))
-    assert ("preact_feats" in features) is (name != "tiny_imagenet/MobileNetV2")
-
-
-def norm_keys(prefix):
-    return [f"{prefix}.{key}" for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
-
-
-def test_imagenets_mobilenet_has_mdistillers_parameter_names():
-    keys = ["model.0.0.weight", *norm_keys("model.0.1")]
-    for block in range(1, 14):
-        for place in (0, 3):
-            keys += [f"model.{block}.{place}.weight", *norm_keys(f"model.{block}.{place + 1}")]
-    assert list(construct("imagenet/MobileNetV1").state_dict()) == [*keys, "fc.weight", "fc.bias"]
-
-
-def test_tiny_imagenets_mobilenet_has_mdistillers_parameter_names():
-    blocks = ["stage1"]
-    for stage, count in enumerate((2, 3, 4, 3, 3), 2):
-        blocks += [f"stage{stage}.{block}" for block in range(count)]
-    places = [("pre", 0), *((f"{block}.residual", place) for block in [*blocks, "stage7"] for place in (0, 3, 6))]
-    keys = []
-    for prefix, place in [*places, ("conv1", 0)]:
-        keys += [f"{prefix}.{place}.weight", f"{prefix}.{place}.bias", *norm_keys(f"{prefix}.{place + 1}")]
-    found = list(construct("tiny_imagenet/MobileNetV2").state_dict())
-    assert found == [*keys, "conv2.weight", "conv2.bias"]
-
-
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
-def test_an_imagenet_resnet_is_torchvisions_under_the_same_parameter_names(name):
-    ours, theirs = imagenet_model_dict[name.replace("resnet", "ResNet")](), getattr(torchvision.models, name)()
-    shapes = [{key: value.shape for key, value in network.state_dict().items()} for network in (ours, theirs)]
-    assert list(shapes[0].items()) == list(shapes[1].items())
-    if name in ("resnet18", "resnet50"):  # one with each kind of block: the forward passes agree on any size
-        theirs.load_state_dict(ours.state_dict())
-        pixels = torch.randn(2, 3, 64, 64)
-        assert torch.allclose(ours.eval()(pixels)[0], theirs.eval()(pixels), rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_that_fails_in_mdistiller_is_refused_by_name_with_the_reason():
@@ -233,7 +200,7 @@ def same(ours, theirs):
 
 
 def compare_with_mdistiller(name, their_constructor):
-    """"" or what is wrong: states both ways, then a training step's forward, and the statistics it leaves behind."""
+    """What is wrong, "" if nothing: states both ways, then a training forward and the statistics it leaves behind."""
     ours, theirs = build(name), their_constructor().double()
     theirs.load_state_dict(ours.state_dict(), strict=True)
     ours.load_state_dict(theirs.state_dict(), strict=True)

@@ -1,4 +1,4 @@
-"""Write docs/configs.md from the keys in atsc_plugin/keys.py; --check only compares. usage: make_key_page.py [--check]"""
+"""Write docs/configs.md from atsc_plugin/keys.py; --check only compares. usage: make_key_page.py [--check]"""
 
 import sys
 from pathlib import Path
@@ -11,11 +11,11 @@ HEAD = """# Writing a configuration
 
 This page is written by `tools/make_key_page.py` from `atsc_plugin/keys.py`; a test keeps the two equal.
 
-A configuration is a YAML file in mdistiller's style: upper-case groups, one screen, no inheritance. `train --cfg FILE KEY VALUE
-...` reads it over the host's defaults, then applies the overrides. The files also load by mdistiller's own merge, which is
-strict about types: write `1.0` for a decimal key, never `1`; `1.0e-4`, never `1e-4` (YAML reads that as text); switches are
-words such as `none` and `auto`, because YAML reads `on`, `off`, `yes` and `no` as booleans. On the command line whole numbers
-are fine for decimal keys. Every mistake is told at once, before any work.
+A configuration is a YAML file in mdistiller's style: upper-case groups, one screen, no inheritance. `train --cfg FILE
+KEY VALUE ...` reads it over the host's defaults, then applies the overrides. The files also load by mdistiller's own
+merge, which is strict about types: write `1.0` for a decimal key, never `1`; `1.0e-4`, never `1e-4` (YAML reads that
+as text); switches are words such as `none` and `auto`, because YAML reads `on`, `off`, `yes` and `no` as booleans. On
+the command line whole numbers are fine for decimal keys. Every mistake is told at once, before any work.
 
 A pair of your own is three lines over an existing file:
 
@@ -23,13 +23,14 @@ A pair of your own is three lines over an existing file:
 python tools/train.py --cfg configs/cifar100/simkd/res32x4_res8x4.yaml DISTILLER.TEACHER wrn_40_2 DISTILLER.STUDENT vgg8
 ```
 
-Your own images: `DATASET.TYPE npz` with `DATASET.ROOT file.npz` (arrays `train_images`, `train_labels`, `test_images`,
-`test_labels`, optionally `val_*` and `class_names`; uint8 N x H x W x 3), or `DATASET.TYPE folder` with `DATASET.ROOT dir`
-(`train/` and `val/` or `test/`, a folder a class). Without a teacher file add `TEACHER.TRAIN_IF_MISSING True`.
+Your own images: `DATASET.TYPE npz` with `DATASET.ROOT file.npz` (arrays `train_images`, `train_labels`,
+`test_images`, `test_labels`, optionally `val_*` and `class_names`; uint8 N x H x W x 3), or `DATASET.TYPE folder`
+with `DATASET.ROOT dir` (`train/` and `val/` or `test/`, a folder a class). Without a teacher file add
+`TEACHER.TRAIN_IF_MISSING True`.
 
-The files below `configs/cifar100`, `configs/imagenet` and `configs/tiny_imagenet` are written by `tools/make_configs.py` from one
-table a data set. Keys of the host (SOLVER, KD, DKD, REVIEWKD, ...) are mdistiller's and keep its defaults, but for LOG.WANDB,
-which is off on the embedded host.
+The files below `configs/cifar100`, `configs/imagenet` and `configs/tiny_imagenet` are written by
+`tools/make_configs.py` from one table a data set. Keys of the host (SOLVER, KD, DKD, REVIEWKD, ...) are mdistiller's
+and keep its defaults, but for LOG.WANDB, which is off on the embedded host.
 
 ## Our keys
 
@@ -50,7 +51,8 @@ def text():
         parts.append(f"### {group}\n\n| key | default | symbol | meaning |\n|---|---|---|---|\n")
         for key in keys:
             default = f"`{key.default!r}`".replace("'", '"')
-            parts.append(f"| `{key.name}` | {default} | {key.symbol} | {key.meaning.replace('|', '/')} |\n")
+            meaning = key.meaning.replace("|", "\\|")
+            parts.append(f"| `{key.name}` | {default} | {key.symbol} | {meaning} |\n")
         parts.append("\n")
     return "".join(parts).rstrip() + "\n"
 

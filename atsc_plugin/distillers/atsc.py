@@ -60,7 +60,7 @@ class ATSC(SharedClassifier):
         self.freeze_unused()
         if self.node.CLASSIFIER.PARAMS == "bias":
             self.classifier.weight.requires_grad_(False)
-        if self.node.TEACHER.BN == "frozen":
+        if self.node.TEACHER.BN != "batch":
             for layer in self._batch_norms():
                 layer.requires_grad_(False)
         scale, common = self.node.TEACHER.LR_SCALE, cfg.SOLVER.WEIGHT_DECAY

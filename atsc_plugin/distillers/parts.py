@@ -92,11 +92,12 @@ def _recording(module):
 
 @dataclass(frozen=True)
 class MapFacts:
-    """A network's last map as a distiller needs it: how to read it, its channels and its side in pixels."""
+    """A network's last map as a distiller needs it: how to read it, channels, side in pixels; and the classes."""
 
     source: MapSource
     channels: int
     size: int
+    classes: int
 
 
 def teacher_map(model, image_size, name):
@@ -122,9 +123,16 @@ def teacher_map(model, image_size, name):
 
 
 def student_map(model, image_size, name):
-    """The map F_s that is projected: the last of `feats`, or for WRNs the ReLU of the last pre-activation."""
+    """The map F_s that is projected: the last of `feats`, or for WRNs the ReLU of the last pre-activation.
+
+    A student needs no classifier of its own: one that predicts otherwise (Tiny-ImageNet's MobileNetV2) gives `feats`.
+    """
     image = _probe_image(model, image_size)
     with _evaluating(model), torch.no_grad():
+        try:
+            classifier_of(model)
+        except ModelRefused:
+            return _facts(FEATS, model, image)
         pooled, feats = _classifier_input(model, image, name)
         matching = [source for source in _sources(feats) if _averages_to(source(model, image)[1], pooled)]
         return _facts(matching[0] if matching else FEATS, model, image)
@@ -144,8 +152,8 @@ def _sources(feats):
 
 
 def _facts(source, model, image):
-    shape = source(model, image)[1].shape
-    return MapFacts(source, shape[1], shape[-1])
+    logits, feature_map = source(model, image)
+    return MapFacts(source, feature_map.shape[1], feature_map.shape[-1], logits.shape[1])
 
 
 def _averages_to(feature_map, pooled):

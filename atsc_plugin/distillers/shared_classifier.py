@@ -23,11 +23,10 @@ class SharedClassifier(Distiller):
         self.teacher_facts = teacher_map(teacher, self.image_size, names[0])
         self.student_facts = student_map(student, self.image_size, names[1])
         self.map_size = min(self.teacher_facts.size, self.student_facts.size)
-        if classifier_of(student).out_features != self.classifier.out_features:
+        if self.student_facts.classes != self.teacher_facts.classes:
             raise ModelRefused(
-                f"{names[1]} has {classifier_of(student).out_features} classes, {names[0]} "
-                f"{self.classifier.out_features}; expected the same, since the student predicts through the teacher's "
-                "classifier. Use a teacher of the same data."
+                f"{names[1]} has {self.student_facts.classes} classes, {names[0]} {self.teacher_facts.classes}; "
+                "expected the same, since the student predicts through the teacher's classifier. Use a teacher of the same data."
             )
         self.projector = projector(self.student_facts.channels, self.teacher_facts.channels, factor, factor_key)
         self.unused = unused_parameters(student, self.student_facts.source, self.image_size)
