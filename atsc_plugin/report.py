@@ -17,7 +17,7 @@ COLUMNS = (
     "seeds",
     "top-1 last",
     "top-1 best",
-    "vs NONE",
+    "vs vanilla",
     "teacher",
     "deployed",
     "trained",
@@ -108,7 +108,7 @@ def _table(members):
     names = [key[1] for key in groups]
     rows = []
     for (_, method, run_name), runs in sorted(groups.items(), key=lambda item: (item[0][1] != "NONE", item[0][1:])):
-        label = method if names.count(method) == 1 else run_name
+        label = {"NONE": "vanilla"}.get(method, method) if names.count(method) == 1 else run_name
         last = [result["top1_last"] for result in runs]
         gain = statistics.mean(last) - statistics.mean(plain) if plain and method != "NONE" else None
         teachers = {result["teacher_top1_before"] for result in runs} - {None}

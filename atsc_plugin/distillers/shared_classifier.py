@@ -26,7 +26,8 @@ class SharedClassifier(Distiller):
         if self.student_facts.classes != self.teacher_facts.classes:
             raise ModelRefused(
                 f"{names[1]} has {self.student_facts.classes} classes, {names[0]} {self.teacher_facts.classes}; "
-                "expected the same, since the student predicts through the teacher's classifier. Use a teacher of the same data."
+                "expected the same, since the student predicts through the teacher's classifier. Use a teacher of "
+                "these data."
             )
         self.projector = projector(self.student_facts.channels, self.teacher_facts.channels, factor, factor_key)
         self.unused = unused_parameters(student, self.student_facts.source, self.image_size)

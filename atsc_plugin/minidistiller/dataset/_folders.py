@@ -39,7 +39,9 @@ def checked_folders(data, root):
     """(train, val) below `root`, each with one folder a class, the same in both. A part of the classes will do."""
     folder = Path(root) / data.folder
     train, val = folder / "train", folder / "val"
-    way_out = f"Get {data.source}, so that it lies at {folder}, or name the folder it lies in with DATASET.ROOT."
+    way_out = (
+        f"Get {data.source}. Its place is {folder}; DATASET.ROOT names another folder for {data.folder} to lie in."
+    )
     if not (train.is_dir() and val.is_dir()):
         raise ImagesAbsent(
             f"no {data.name} at {folder} (expected the folders train and val, in each one folder a class). {way_out}"
