@@ -60,9 +60,8 @@ def data_of(cfg, device):
     if cfg.DATASET.VAL_SPLIT:
         train, val = with_validation_loader(train, test, cfg.DATASET.VAL_SPLIT)
         images = len(train.dataset)
-    # The host's normalisation is a constant of its own; a card carries it so that the student can be used without it.
-    mean, std = ([0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]) if name == "cifar100" else ([], [])
-    return Data(name, f"{name}-{images}", classes, size, train, val, test, images, mean, std)
+    mean, std = host.NORMALISATION[name]
+    return Data(name, f"{name}-{images}", classes, size, train, val, test, images, list(mean), list(std))
 
 
 def network(cfg, role, classes, seed):
@@ -70,7 +69,7 @@ def network(cfg, role, classes, seed):
     name = cfg.DISTILLER[role]
     torch.manual_seed(stream(seed, "initialise", role))
     if cfg.DATASET.TYPE == "imagenet":
-        return host.imagenet_model_dict[name](pretrained=role == "TEACHER")
+        return host.imagenet_model_dict[name](pretrained=False)
     return host.models_for(cfg.DATASET.TYPE)[name][0](num_classes=classes)
 
 

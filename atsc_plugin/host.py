@@ -143,6 +143,13 @@ CONTENT = {
     "imagenet": ("imagenet", "put train/ and val/ with a folder a class (image-net.org)"),
 }
 
+# Constants inside the host's transforms; a deployed student's card carries them so that it can be used without a host.
+NORMALISATION = {
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "tiny_imagenet": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
 
 def data_place(dataset, root=""):
     """The folder a data set is read from: below DATASET.ROOT, or below the `data` folder beside the host's package."""

@@ -79,6 +79,7 @@ def find(cfg, data):
 def load(source, cfg, teacher, data, data_of):
     """`teacher` filled with the source's weights, trained first where need be; data_of(cfg) makes its own loaders."""
     if source.path is None:
+        teacher.load_state_dict(host.imagenet_model_dict[cfg.DISTILLER.TEACHER](pretrained=True).state_dict())
         return teacher
     if source.train:
         _train(source.path, cfg, teacher, data, data_of)

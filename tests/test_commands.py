@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from test_checkpoint import plant_bomb
 
 from atsc_plugin.__main__ import main
@@ -297,7 +298,7 @@ def test_a_disk_that_fails_ends_with_a_message(here, capsys, monkeypatch):
         (["EXPERIMENT.DEVICE", "gpu"], ["expected auto, cpu"]),
         (["EXPERIMENT.PROJECT", "../up"], ["would leave LOG.PREFIX"]),
         (["SIMKD.PROJECTOR.FACTOR", "65"], ["SIMKD.PROJECTOR.FACTOR is 65", "64 channels"]),
-        (["DATASET.TYPE", "imagenet"], ["DATASET.TYPE", "imagenet"]),
+        (["DATASET.TYPE", "imagenet"], ["2 mistakes", "got 'resnet8', expected one of ResNet18"]),
         (
             ["DATASET.TYPE", "cifar100", "EXPERIMENT.SELECT_ON", "val", "DATASET.ROOT", "/nowhere"],
             ["CIFAR-100 is not here"],
@@ -341,3 +342,26 @@ def test_a_deploy_file_that_does_not_fit_its_card_is_told(here, capsys):
     refused(capsys, main(["eval", str(run_folder(here))]), "resnet999")
     card.unlink()
     refused(capsys, main(["eval", str(run_folder(here))]), "expected the card")
+
+
+def test_an_imagenet_teacher_comes_from_torchvisions_cache_or_a_named_file(here, capsys, monkeypatch):
+    """No cache: told. A DISTILLER.TEACHER_CKPT: used, and the cache is not asked."""
+    monkeypatch.setenv("TORCH_HOME", str(here / "torch"))
+    draw = torch.Generator().manual_seed(0)
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            folder = here / "imagenet" / split / name
+            folder.mkdir(parents=True)
+            pixels = torch.randint(0, 256, (224, 224, 3), dtype=torch.uint8, generator=draw).numpy()
+            Image.fromarray(pixels).save(folder / "0.png")
+    words = ["train", "--cfg", str(ROOT / "configs/imagenet/simkd/r34_r18.yaml"), "DATASET.ROOT", str(here),
+             "DATASET.NUM_WORKERS", "0", "SOLVER.EPOCHS", "1", "DISTILLER.TEACHER", "ResNet18"]  # fmt: skip
+    refused(capsys, main(words), "ResNet18", str(here / "torch"))
+    assert not (here / "output").exists()
+    from atsc_plugin.host import imagenet_model_dict
+
+    torch.save(imagenet_model_dict["ResNet18"](pretrained=False).state_dict(), here / "r18.pth")
+    assert main([*words, "DISTILLER.TEACHER_CKPT", str(here / "r18.pth"), "SOLVER.BATCH_SIZE", "2"]) == 0
+    card = json.loads(next((here / "output").rglob("deploy_last.json")).read_text())
+    assert (card["classes"], card["image_size"], card["mean"]) == (1000, 224, [0.485, 0.456, 0.406])
+    assert main(["eval", str(next((here / "output").rglob("result.json")).parent), "--json"]) == 0
