@@ -159,14 +159,7 @@ def trainer_of(run):
     cfg = run.cfg
     val, test = loaders(run)
     if cfg.SOLVER.TRAINER == "plugin":
-        facts = {
-            "method": cfg.DISTILLER.TYPE,
-            "student": cfg.DISTILLER.STUDENT,
-            **run.data.facts(),
-            "host": host.NAME,
-            "host_version": host.VERSION,
-            "teacher_from": run.teacher_from,
-        }
+        facts = {**run.data.facts(), "teacher_from": run.teacher_from}
         return PluginTrainer(
             run.name, run.distiller, run.data.train, val, cfg, test_loader=test, facts=facts, folder=run.folder
         )

@@ -27,6 +27,7 @@ def register():
     _added_keys.extend(keys.add_keys(host.CFG))
     for table, ours in _tables():
         table.update(ours)
+    PluginTrainer.host_facts = {"host": host.NAME, "host_version": host.VERSION}
 
 
 def unregister():

@@ -365,3 +365,24 @@ def test_an_imagenet_teacher_comes_from_torchvisions_cache_or_a_named_file(here,
     card = json.loads(next((here / "output").rglob("deploy_last.json")).read_text())
     assert (card["classes"], card["image_size"], card["mean"]) == (1000, 224, [0.485, 0.456, 0.406])
     assert main(["eval", str(next((here / "output").rglob("result.json")).parent), "--json"]) == 0
+
+
+def test_the_guard_stops_the_released_step_with_status_3_and_says_why(here, capsys, teacher_file):
+    """On an untrained teacher the figures mean nothing; a head start for the labels it gives itself is not needed."""
+    words = ["DISTILLER.TEACHER_CKPT", str(teacher_file), "ATSC.GUARD", "stop", "ATSC.DRIFT.WEIGHT", "0.0"]
+    status = main(["train", "--cfg", str(QUICK / "atsc_published.yaml"), *words, "EXPERIMENT.NAME", "g", *SMALL])
+    said = capsys.readouterr()
+    assert status == 3
+    assert "the teacher has collapsed" in said.err
+    folder = run_folder(here, "g")
+    assert "ATSC.DRIFT.WEIGHT" in json.loads((folder / "stopped.json").read_text())["reason"]
+    assert not (folder / "result.json").exists()
+    again = main(["train", "--cfg", str(QUICK / "atsc_published.yaml"), *words, "EXPERIMENT.NAME", "g", *SMALL])
+    refused(capsys, again, "a run that was stopped", "--resume")
+
+
+def test_resume_and_overwrite_exclude_each_other(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--cfg", str(QUICK / "kd.yaml"), "--resume", "--overwrite"])
+    assert stop.value.code == 2
+    assert "not allowed with" in capsys.readouterr().err

@@ -66,8 +66,7 @@ def test_a_script_that_is_not_there_or_has_no_host_is_told(tmp_path):
 real = pytest.mark.skipif("MDISTILLER_PATH" not in os.environ, reason="MDISTILLER_PATH names no mdistiller checkout")
 # On a machine without CUDA: what mdistiller's trainer calls is made the identity, in the child process only.
 WITHOUT_CUDA = (
-    "import torch\n"
-    "torch.Tensor.cuda = lambda self, *a, **k: self\ntorch.nn.Module.cuda = lambda self, *a, **k: self\n"
+    "import torch\ntorch.Tensor.cuda = lambda self, *a, **k: self\ntorch.nn.Module.cuda = lambda self, *a, **k: self\n"
 )
 
 

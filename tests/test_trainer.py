@@ -11,6 +11,7 @@ from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.distillers.simkd import SimKD
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.engine.evaluate import correct, evaluate
+from atsc_plugin.engine.placement import inputs_of
 from atsc_plugin.engine.trainer import PluginTrainer, learning_rate
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import CFG, distiller_dict
@@ -165,15 +166,15 @@ def test_a_loss_that_is_no_number_stops_the_run_by_name_and_keeps_the_last_check
     assert checkpoint.load(tmp_path / "nan" / "latest")["epoch"] == 1
 
 
-def test_batches_with_two_to_four_entries_reach_the_distiller_by_name(cfg):
-    trainer = simkd_trainer(cfg)
+def test_batches_with_two_to_four_entries_reach_the_distiller_by_name():
     images, target = batch()
-    assert set(trainer._inputs((images, target), 1)) == {"image", "target", "epoch"}
-    views = trainer._inputs(((images, images), target, target, target), 4)
-    assert set(views) == {"image", "target", "index", "contrastive_index", "epoch"}
+    cpu = torch.device("cpu")
+    assert set(inputs_of((images, target), cpu)) == {"image", "target"}
+    views = inputs_of(((images, images), target, target, target), cpu)
+    assert set(views) == {"image", "target", "index", "contrastive_index"}
     assert isinstance(views["image"], tuple)
     with pytest.raises(PluginError, match="batches of 5 entries; expected 2 to 4"):
-        trainer._inputs((images,) * 5, 1)
+        inputs_of((images,) * 5, cpu)
 
 
 def test_the_fit_of_a_network_on_the_way_writes_no_result(cfg, tmp_path):

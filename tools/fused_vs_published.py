@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import atsc_plugin
+from atsc_plugin.engine.placement import inputs_of
 
 MARKS = (1, 10, 50, 100, 200, 500, 1000)
 
@@ -45,7 +46,7 @@ def runner(build, cfg, state):
 
 
 def step(trainer, batch, rate):
-    inputs = trainer._inputs(batch, 1)
+    inputs = {**inputs_of(batch, trainer.device), "epoch": 1}
     trainer.distiller.train()
     for group in trainer.optimizer.param_groups:
         group["lr"] = rate

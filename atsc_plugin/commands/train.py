@@ -26,8 +26,9 @@ def parser():
     words.add_argument(
         "--cfg", required=True, metavar="FILE", help="YAML configuration, e.g. configs/quickstart/simkd.yaml"
     )
-    words.add_argument("--resume", action="store_true", help="continue an unfinished run from its `latest` checkpoint")
-    words.add_argument("--overwrite", action="store_true", help="delete what an earlier run left in the same directory")
+    again = words.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="continue an unfinished run from its `latest` checkpoint")
+    again.add_argument("--overwrite", action="store_true", help="delete what an earlier run left in the same directory")
     words.add_argument("--dry-run", action="store_true", help="print the resolved plan and stop; nothing is written")
     words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. SOLVER.EPOCHS 12")
     return words
@@ -53,10 +54,9 @@ def run(args):
         args.resume = False
     prepared = build.prepare(cfg, args.opts)
     _print_plan(build.plan(prepared))
-    trainer = build.trainer_of(prepared)
-    if args.overwrite and not args.resume:
+    if args.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    trainer.train(resume=args.resume)
+    build.trainer_of(prepared).train(resume=args.resume)
     return 0
 
 
@@ -83,9 +83,9 @@ def _already(folder, cfg, resume):
         )
         return True
     if not resume:
-        raise PluginError(
-            f"{folder} holds an unfinished run. Continue it with --resume, or start anew with --overwrite."
-        )
+        stopped = run_files.read_json(folder, "stopped.json")
+        what = f"a run that was stopped ({stopped['reason']})" if stopped else "an unfinished run"
+        raise PluginError(f"{folder} holds {what}. Continue it with --resume, or start anew with --overwrite.")
     fixed = [text for text in differences if not text.startswith(FREE)]
     if fixed:
         raise PluginError(

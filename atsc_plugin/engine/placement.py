@@ -2,6 +2,10 @@
 
 import torch
 
+from atsc_plugin.errors import PluginError
+
+INPUTS = ("image", "target", "index", "contrastive_index")  # mdistiller's batch tuples, of two to four of these
+
 
 def layout_of(device):
     """Channels-last on a CPU (about 1.3 times the images a second there), torch's default elsewhere."""
@@ -18,3 +22,16 @@ def place(tensor, device):
     if tensor.dim() == 4:
         return tensor.to(device, memory_format=layout_of(device), non_blocking=True)
     return tensor.to(device, non_blocking=True)
+
+
+def inputs_of(batch, device):
+    """What a distiller is called with, by name, from one of mdistiller's batch tuples; all of it on the device."""
+    if not 2 <= len(batch) <= len(INPUTS):
+        raise PluginError(f"The loader gives batches of {len(batch)} entries; expected 2 to 4: {', '.join(INPUTS)}.")
+    return {name: _placed(entry, device) for name, entry in zip(INPUTS, batch, strict=False)}
+
+
+def _placed(entry, device):
+    if isinstance(entry, (list, tuple)):  # forks with a weak and a strong view of each image
+        return type(entry)(_placed(part, device) for part in entry)
+    return place(entry, device)

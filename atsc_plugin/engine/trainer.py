@@ -16,7 +16,7 @@ from atsc_plugin.distillers.deployed import DeployedStudent
 from atsc_plugin.engine import checkpoint, run_files, run_state
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.engine.meters import Meters, NotFinite, peak_memory_mb, progress
-from atsc_plugin.engine.placement import place, place_module
+from atsc_plugin.engine.placement import inputs_of, place_module
 from atsc_plugin.engine.records import Records, result_of
 from atsc_plugin.errors import PluginError, RunStopped
 from atsc_plugin.files import write_json
@@ -40,10 +40,14 @@ def learning_rate(cfg, epoch):
 class PluginTrainer:
     """Train, evaluate every epoch, keep the best and the last, write the run directory. The result is written last."""
 
+    host_facts = {}  # name and version of the host, put here by the registration that joined it
+
     def __init__(
         self, experiment_name, distiller, train_loader, val_loader, cfg, *, test_loader=None, facts=None, folder=None
     ):
-        self.cfg, self.facts = cfg, facts or {}
+        self.cfg = cfg
+        own = {"method": cfg.DISTILLER.TYPE, "student": cfg.DISTILLER.STUDENT, "dataset": cfg.DATASET.TYPE}
+        self.facts = {**self.host_facts, **own, **(facts or {})}
         self.distiller = unwrap(distiller)
         self.train_loader, self.val_loader, self.test_loader = train_loader, val_loader, test_loader
         self.device = next(self.distiller.parameters()).device
@@ -87,6 +91,7 @@ class PluginTrainer:
         first = run_state.continue_from_latest(self) if resume else 1
         if not resume:
             run_state.write_start(self)
+        (self.folder / "stopped.json").unlink(missing_ok=True)
         self.records = Records(self.folder, first)
         return first
 
@@ -94,8 +99,8 @@ class PluginTrainer:
         for epoch in range(first, self.cfg.SOLVER.EPOCHS + 1):
             line = self._epoch(epoch)
             report = self._report(epoch, line)
+            self.records.write(line)  # before `latest`: a run killed in between writes this line again, and loses none
             run_state.save_epoch(self, line)
-            self.records.write(line)
             if report["stop"]:
                 run_state.write_stop(self, epoch, report["warning"])
                 raise RunStopped(f"epoch {epoch}: {report['warning']} The run's files are in {self.folder}.")
@@ -145,10 +150,11 @@ class PluginTrainer:
         meters = Meters(self.device)
         waiting, bar = time.perf_counter(), progress(self.train_loader, f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}")
         for step, batch in enumerate(bar, 1):
-            inputs = self._inputs(batch, epoch)
+            inputs = {**inputs_of(batch, self.device), "epoch": epoch}
             meters.data_seconds += time.perf_counter() - waiting
             self.optimizer.zero_grad(set_to_none=True)
             logits, losses = self.distiller(**inputs)
+            self.facts.setdefault("classes", logits.shape[1])
             losses = {name: part.mean() for name, part in losses.items()}
             sum(losses.values()).backward()
             self.optimizer.step()
@@ -186,19 +192,6 @@ class PluginTrainer:
                 f"Training stopped in epoch {epoch}: {error}; expected finite numbers. In "
                 f"{self.folder} {good}. Lower SOLVER.LR or the weight of that part."
             ) from error
-
-    def _inputs(self, batch, epoch):
-        """mdistiller's batch tuples: (image, target[, index[, contrastive_index]])."""
-        names = ("image", "target", "index", "contrastive_index")
-        if not 2 <= len(batch) <= 4:
-            raise PluginError(f"The loader gives batches of {len(batch)} entries; expected 2 to 4: {', '.join(names)}.")
-        inputs = {name: self._moved(entry) for name, entry in zip(names, batch, strict=False)}
-        return {**inputs, "epoch": epoch}
-
-    def _moved(self, entry):
-        if isinstance(entry, (list, tuple)):  # forks with a weak and a strong view of each image
-            return type(entry)(self._moved(part) for part in entry)
-        return place(entry, self.device)
 
     # ---- evaluation ----
 
