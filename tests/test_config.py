@@ -112,7 +112,7 @@ def test_several_mistakes_are_told_together(written):
         ("SOLVER:\n  LR_DECAY_STAGES: [1, two]\n", "expected entries of type int"),
         ("SIMKD:\n  LOSS:\n    FEAT_WEIGHT: -1.0\n", "SIMKD.LOSS.FEAT_WEIGHT: got -1.0, expected at least 0.0"),
         ("SIMKD:\n  LOSS:\n    FEAT_WEIGHT: .nan\n", "SIMKD.LOSS.FEAT_WEIGHT: got nan"),
-        ("DATASET:\n  TYPE: cifar101\n", "did you mean cifar100?"),
+        ("DATASET:\n  TYPE: imagnet\n", "did you mean imagenet?"),
         ("SOLVER:\n  TRAINER: plug\n", "did you mean plugin?"),
         ("SOLVER:\n  TYPE: Adam\n", "SOLVER.TYPE: got 'Adam', expected one of SGD"),
     ],

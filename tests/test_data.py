@@ -216,7 +216,7 @@ def test_a_folder_of_pngs_trains_and_a_lone_val_is_the_test_split(tmp_path):
     loaded = data("folder", root)
     assert (loaded.class_names, loaded.train_images, loaded.val) == (["cat", "dog"], 8, None)
     assert loaded.train.flip
-    pixels = np.asarray(Image.open(root / "val" / "dog" / "0.png"))
+    pixels = np.array(Image.open(root / "val" / "dog" / "0.png"))
     assert torch.equal(loaded.test.images[4], torch.from_numpy(pixels).permute(2, 0, 1))
     assert run("folder", root, method="kd") == 0
 
