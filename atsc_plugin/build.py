@@ -92,7 +92,12 @@ def skeleton(cfg, data):
 
 
 def check_trainer(cfg, device):
-    """Refuse a trainer that this device cannot run before a teacher is trained for it."""
+    """Refuse a trainer that cannot run here before a teacher is trained for it."""
+    if cfg.SOLVER.TRAINER != "plugin" and cfg.LOG.WANDB:
+        raise PluginError(
+            f"SOLVER.TRAINER {cfg.SOLVER.TRAINER} would log to wandb (LOG.WANDB True), which this command does not "
+            "start. Set LOG.WANDB False, or run the host's own script with `launch`."
+        )
     if cfg.SOLVER.TRAINER != "plugin" and host.NAME == "mdistiller" and device.type != "cuda":
         raise PluginError(
             f"SOLVER.TRAINER {cfg.SOLVER.TRAINER} of mdistiller needs a GPU (it calls .cuda()); this run is on the CPU."

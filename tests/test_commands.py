@@ -297,6 +297,7 @@ def test_a_disk_that_fails_ends_with_a_message(here, capsys, monkeypatch):
         (["EXPERIMENT.DEVICE", "cuda:99"], ["cuda:99", "CUDA devices"]),
         (["EXPERIMENT.DEVICE", "gpu"], ["expected auto, cpu"]),
         (["EXPERIMENT.PROJECT", "../up"], ["would leave LOG.PREFIX"]),
+        (["SOLVER.TRAINER", "base", "LOG.WANDB", "True"], ["LOG.WANDB False"]),
         (["SIMKD.PROJECTOR.FACTOR", "65"], ["SIMKD.PROJECTOR.FACTOR is 65", "64 channels"]),
         (["DATASET.TYPE", "imagenet"], ["2 mistakes", "got 'resnet8', expected one of ResNet18"]),
         (
