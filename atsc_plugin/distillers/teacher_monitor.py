@@ -15,10 +15,7 @@ from atsc_plugin.engine.placement import place
 COLLAPSED = 0.5  # accuracy against theta_0's, agreement or scale below this share: the teacher is lost
 TREND_EPOCHS = 3  # falls in a row that make a trend
 TREND_FALL = 0.05  # and how much must be lost over them: less is the jitter of batch statistics
-ADVICE = (
-    "Raise ATSC.DRIFT.WEIGHT, set ATSC.DRIFT.PARAMS all, lower ATSC.TEACHER.LR_SCALE, or hold the statistics with "
-    "ATSC.TEACHER.BN frozen."
-)
+ADVICE = "Raise ATSC.DRIFT.WEIGHT, set ATSC.DRIFT.PARAMS all, or lower ATSC.TEACHER.LR_SCALE."
 
 
 def feature_figures(present, start):
