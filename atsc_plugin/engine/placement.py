@@ -8,7 +8,7 @@ INPUTS = ("image", "target", "index", "contrastive_index")  # mdistiller's batch
 
 
 def layout_of(device):
-    """Channels-last on a CPU (about 1.3 times the images a second there), torch's default elsewhere."""
+    """Channels-last on a CPU, where CIFAR ResNets train faster in it; torch's default elsewhere."""
     return torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
 
