@@ -136,7 +136,8 @@ def prepare(cfg, overrides=(), dry=False):
     device = device_of(cfg)
     check_trainer(cfg, device)
     data = data_of(cfg, device)
-    check_fit(cfg, skeleton(cfg, data), data)  # what cannot work is refused here, before any teacher is trained
+    loaders(cfg, data)  # what cannot work is refused here, before any teacher is trained or file deleted
+    check_fit(cfg, skeleton(cfg, data), data)
     teacher, teacher_from = None, None
     if cfg.DISTILLER.TYPE != "NONE":
         source = teachers.find(cfg, data)
@@ -149,20 +150,18 @@ def prepare(cfg, overrides=(), dry=False):
     return Run(cfg, name, folder, device, data, distiller, teacher_from)
 
 
-def loaders(run):
+def loaders(cfg, data):
     """(validation loader of every epoch, test loader of the end or None), by EXPERIMENT.SELECT_ON."""
-    select = run.cfg.EXPERIMENT.SELECT_ON
-    if select == "val" and run.data.val is None:
-        raise PluginError(
-            f"EXPERIMENT.SELECT_ON is val, but {run.data.name} has no validation split; use auto or test."
-        )
-    return (run.data.test, None) if select == "test" or run.data.val is None else (run.data.val, run.data.test)
+    select = cfg.EXPERIMENT.SELECT_ON
+    if select == "val" and data.val is None:
+        raise PluginError(f"EXPERIMENT.SELECT_ON is val, but {data.name} has no validation split; use auto or test.")
+    return (data.test, None) if select == "test" or data.val is None else (data.val, data.test)
 
 
 def trainer_of(run):
     """Our trainer, or one of the host's around DataParallel, as its own script builds it."""
     cfg = run.cfg
-    val, test = loaders(run)
+    val, test = loaders(cfg, run.data)
     if cfg.SOLVER.TRAINER == "plugin":
         facts = {**run.data.facts(), "teacher_from": run.teacher_from}
         return PluginTrainer(

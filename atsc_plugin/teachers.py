@@ -69,10 +69,9 @@ def find(cfg, data):
         return Source(cached, False, f"{cached} (trained here before)")
     if cfg.TEACHER.TRAIN_IF_MISSING:
         return Source(cached, True, f"training it here for {cfg.TEACHER.EPOCHS} epochs into {cached}")
-    looked = [f"DISTILLER.TEACHER_CKPT (empty), {stock or 'no file of the host'}, {cached}"]
     raise PluginError(
-        f"No weights for teacher {name}; looked for {', '.join(looked)}. Name a file with DISTILLER.TEACHER_CKPT, or "
-        "set TEACHER.TRAIN_IF_MISSING True to train it here."
+        f"No weights for teacher {name}; looked for DISTILLER.TEACHER_CKPT (empty), {stock or 'no file of the host'}, "
+        f"{cached}. Name a file with DISTILLER.TEACHER_CKPT, or set TEACHER.TRAIN_IF_MISSING True to train it here."
     )
 
 

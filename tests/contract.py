@@ -55,6 +55,22 @@ def labels(batch, classes=100, shift=0):
     return (7 * torch.arange(batch) + 3 + shift) % classes
 
 
+def traced_tensors(distiller):
+    """The tensors of a resnet pair that the step traces recorded, by the recorded name."""
+    student, teacher = distiller.student, distiller.teacher
+    return {
+        "student.conv1.weight": student.conv1.weight,
+        "student.layer3[-1].conv2.weight": student.layer3[-1].conv2.weight,
+        "student.fc.weight": student.fc.weight,
+        "projector.last_conv": distiller.projector[6].weight,
+        "teacher.conv1.weight": teacher.conv1.weight,
+        "teacher.layer3[-1].conv2.weight": teacher.layer3[-1].conv2.weight,
+        "teacher.fc.weight": teacher.fc.weight,
+        "teacher.fc.bias": teacher.fc.bias,
+        "teacher.bn1.running_mean": teacher.bn1.running_mean,
+    }
+
+
 def summary(tensor):
     """Mean, standard deviation (of the whole population) and the first four values, as recorded."""
     flat = tensor.detach().double().reshape(-1)

@@ -208,6 +208,18 @@ def test_a_hosts_loader_is_split_with_the_test_transform_on_the_cut_off_images()
     assert sorted([v - 1000 for v in trained] + watched) == list(range(10))
 
 
+def test_choosing_on_a_validation_split_that_is_not_there_costs_nothing(tmp_path):
+    path = npz()
+    assert run("npz", path, "SOLVER.EPOCHS", "1", method="vanilla") == 0
+    result = next(tmp_path.rglob("result.json"))
+    before = sorted(tmp_path.rglob("*"))
+    words_again = ["--overwrite", "EXPERIMENT.SELECT_ON", "val"]
+    assert run("npz", path, *words_again, "SOLVER.EPOCHS", "1", method="vanilla") == 2
+    assert run("npz", path, *words_again, method="kd") == 2  # nor is a teacher trained first
+    assert result.is_file()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 # ---- folders ----
 
 

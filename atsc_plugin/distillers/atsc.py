@@ -120,13 +120,16 @@ class ATSC(SharedClassifier):
 
     def teacher_losses(self, logits, target):
         """The two that hold the teacher: drift, and the classifier's cross entropy."""
-        present, start = dict(self.teacher.named_parameters()), dict(self.start.items())
-        names = [name for name in self.drift_names if present[name].requires_grad]
-        drift = drift_penalty([present[n] for n in names], [start[n] for n in names], self.node.DRIFT.WEIGHT)
         return {
-            "loss_drift": drift,
+            "loss_drift": self.drift_loss(),
             "loss_teacher_ce": self.weights.TEACHER_CE_WEIGHT * F.cross_entropy(logits, target),
         }
+
+    def drift_loss(self):
+        """DRIFT * sum ||theta - theta_0||^2 over the held weights that can move."""
+        present, start = dict(self.teacher.named_parameters()), dict(self.start.items())
+        names = [name for name in self.drift_names if present[name].requires_grad]
+        return drift_penalty([present[n] for n in names], [start[n] for n in names], self.node.DRIFT.WEIGHT)
 
     # ---- what our trainer asks for beyond the host's contract ----
 

@@ -3,7 +3,6 @@
 import torch.nn.functional as F
 
 from atsc_plugin.distillers.atsc import ATSC, drift_parameters, softened_divergence
-from atsc_plugin.distillers.drift import drift_penalty
 from atsc_plugin.distillers.parts import align, pool
 from atsc_plugin.distillers.simkd import feature_loss
 
@@ -29,13 +28,10 @@ class PublishedATSC(ATSC):
     def forward_train(self, image, target, epoch=None, **kwargs):
         own_logits, projected = self.projected(image)
         teacher_logits, teacher_features = self.teacher_facts.source(self.teacher, image)
-        present, start = dict(self.teacher.named_parameters()), dict(self.start.items())
         divergence = softened_divergence(own_logits, teacher_logits, self.weights.KD_TEMPERATURE)
         losses = {
             "loss_feat": self.weights.FEAT_WEIGHT * feature_loss(projected, align(teacher_features, self.map_size)),
-            "loss_drift": drift_penalty(
-                [present[n] for n in self.drift_names], [start[n] for n in self.drift_names], self.node.DRIFT.WEIGHT
-            ),
+            "loss_drift": self.drift_loss(),
             "loss_ce": self.weights.CE_WEIGHT * F.cross_entropy(own_logits, target),
             "loss_kd": self.weights.KD_WEIGHT * divergence,
         }

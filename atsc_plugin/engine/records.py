@@ -12,6 +12,7 @@ import torch
 from tensorboardX import SummaryWriter
 
 from atsc_plugin import __version__
+from atsc_plugin.distillers.deployed import tensors_of
 from atsc_plugin.engine import run_files
 from atsc_plugin.engine.meters import peak_memory_mb
 
@@ -88,7 +89,7 @@ def result_of(trainer, *, last, best, teacher_after):
     """The content of result.json: accuracies in percent, sizes in parameters."""
     cfg, facts = trainer.cfg, trainer.facts
     module, unused = trainer.deployed()
-    dropped = tuple(f"backbone.{name}." for name in unused)
+    stored = tensors_of(module, unused)
     return {
         "method": cfg.DISTILLER.TYPE,
         "teacher": None if trainer.teacher_before is None else cfg.DISTILLER.TEACHER,
@@ -108,7 +109,7 @@ def result_of(trainer, *, last, best, teacher_after):
         "images_per_second": trainer.trained_images / max(trainer.trained_seconds, 1e-9),
         "peak_memory_mb": peak_memory_mb(trainer.device),
         "params_student": sum(p.numel() for p in trainer.distiller.student.parameters()),
-        "params_deployed": sum(p.numel() for name, p in module.named_parameters() if not name.startswith(dropped)),
+        "params_deployed": sum(p.numel() for name, p in module.named_parameters() if name in stored),
         "params_trained": sum(p.numel() for group in trainer.optimizer.param_groups for p in group["params"]),
         "host": facts.get("host"),
         "host_version": facts.get("host_version"),
