@@ -60,7 +60,7 @@ def test_a_groups_scale_multiplies_the_scheduled_rate_also_after_a_stage(cfg):
     distiller.param_groups = lambda cfg: [{"params": slow, "lr_scale": 0.5}, {"params": fast}]
     trainer = PluginTrainer("run", distiller, tiny_loader(seed=1), tiny_loader(), cfg)
     trainer.train()
-    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    rates = [group["lr"] for group in trainer.step.optimizer.param_groups]
     assert rates == pytest.approx([cfg.SOLVER.LR * 0.1 * 0.5, cfg.SOLVER.LR * 0.1])
 
 

@@ -48,12 +48,8 @@ def runner(build, cfg, state):
 def step(trainer, batch, rate):
     inputs = {**inputs_of(batch, trainer.device), "epoch": 1}
     trainer.distiller.train()
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = rate
-    trainer.optimizer.zero_grad(set_to_none=True)
-    sum(trainer.distiller(**inputs)[1].values()).backward()
-    trainer.optimizer.step()
-    trainer._second_step(inputs)
+    trainer.step.set_rate(rate)
+    trainer.step(inputs)
 
 
 def batches(loader, count):

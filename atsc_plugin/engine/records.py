@@ -110,7 +110,7 @@ def result_of(trainer, *, last, best, teacher_after):
         "peak_memory_mb": peak_memory_mb(trainer.device),
         "params_student": sum(p.numel() for p in trainer.distiller.student.parameters()),
         "params_deployed": sum(p.numel() for name, p in module.named_parameters() if name in stored),
-        "params_trained": sum(p.numel() for group in trainer.optimizer.param_groups for p in group["params"]),
+        "params_trained": sum(p.numel() for p in trainer.step.parameters()),
         "host": facts.get("host"),
         "host_version": facts.get("host_version"),
         "torch": torch.__version__,

@@ -34,14 +34,12 @@ def save_epoch(trainer, line):
         checkpoint.save(student, folder / "student_best")
     checkpoint.save(student, folder / "student_latest")
     state |= {
-        "optimizer": trainer.optimizer.state_dict(),
+        **trainer.step.state(),
         "best_epoch": trainer.best_epoch,
         "seconds": trainer.trained_seconds,
         "images": trainer.trained_images,
         "teacher_before": trainer.teacher_before,
     }
-    if trainer.second_optimizer is not None:
-        state["second_optimizer"] = trainer.second_optimizer.state_dict()
     if hasattr(trainer.distiller, "run_state"):
         state["method"] = trainer.distiller.run_state()
     if epoch % trainer.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
@@ -72,14 +70,12 @@ def continue_from_latest(trainer):
     state = checkpoint.load(path)
     try:
         trainer.distiller.load_state_dict(state["model"])
-        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.step.load_state(state)
         trainer.best_top1, trainer.best_epoch = state["best_acc"], state["best_epoch"]
         trainer.trained_seconds, trainer.trained_images = state["seconds"], state["images"]
         trainer.teacher_before = state["teacher_before"]
         if hasattr(trainer.distiller, "load_run_state"):
             trainer.distiller.load_run_state(state["method"])
-        if "second_optimizer" in state:
-            trainer.second_state = state["second_optimizer"]  # loaded when the first second step makes its optimizer
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise PluginError(
             f"{path} does not continue this run ({type(error).__name__}: {str(error).splitlines()[0]}); expected the "

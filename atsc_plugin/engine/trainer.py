@@ -18,6 +18,7 @@ from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.engine.meters import Meters, NotFinite, peak_memory_mb, progress
 from atsc_plugin.engine.placement import inputs_of, place_module
 from atsc_plugin.engine.records import Records, result_of
+from atsc_plugin.engine.step import Step, learning_rate
 from atsc_plugin.errors import PluginError, RunStopped
 from atsc_plugin.files import write_json
 from atsc_plugin.seeds import stream
@@ -30,11 +31,6 @@ def unwrap(distiller):
 
 def parameter_count(parameters):
     return sum(p.numel() for p in parameters)
-
-
-def learning_rate(cfg, epoch):
-    """SOLVER.LR * LR_DECAY_RATE^(number of LR_DECAY_STAGES that lie before this epoch), mdistiller's law."""
-    return cfg.SOLVER.LR * cfg.SOLVER.LR_DECAY_RATE ** sum(epoch > stage for stage in cfg.SOLVER.LR_DECAY_STAGES)
 
 
 class PluginTrainer:
@@ -53,19 +49,10 @@ class PluginTrainer:
         self.device = next(self.distiller.parameters()).device
         place_module(self.distiller, self.device)
         self.folder = Path(folder or run_files.run_directory(cfg, Path(experiment_name).name))
-        self.optimizer, self.second_optimizer, self.second_state = self.make_optimizer(), None, None
+        self.step = Step(self.distiller, cfg)
         self.best_top1, self.best_epoch = -1.0, 0
         self.trained_seconds, self.trained_images = 0.0, 0
         self.teacher_before = None
-
-    def make_optimizer(self):
-        """SGD over the distiller's groups; a group's `lr_scale` multiplies the scheduled rate."""
-        groups = getattr(self.distiller, "param_groups", None)
-        return self._sgd(groups(self.cfg) if groups else self.distiller.get_learnable_parameters())
-
-    def _sgd(self, parameters):
-        solver = self.cfg.SOLVER
-        return torch.optim.SGD(parameters, lr=solver.LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
 
     # ---- the run ----
 
@@ -107,8 +94,7 @@ class PluginTrainer:
 
     def _epoch(self, epoch):
         rate = learning_rate(self.cfg, epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+        self.step.set_rate(rate)
         torch.manual_seed(stream(self.cfg.EXPERIMENT.SEED, "step", epoch))  # for loaders and layers that draw globally
         if hasattr(self.train_loader, "set_epoch"):
             self.train_loader.set_epoch(epoch)
@@ -149,38 +135,16 @@ class PluginTrainer:
         self.distiller.train()
         meters = Meters(self.device)
         waiting, bar = time.perf_counter(), progress(self.train_loader, f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}")
-        for step, batch in enumerate(bar, 1):
+        for number, batch in enumerate(bar, 1):
             inputs = {**inputs_of(batch, self.device), "epoch": epoch}
             meters.data_seconds += time.perf_counter() - waiting
-            self.optimizer.zero_grad(set_to_none=True)
-            logits, losses = self.distiller(**inputs)
+            logits, losses = self.step(inputs)
             self.facts.setdefault("classes", logits.shape[1])
-            losses = {name: part.mean() for name, part in losses.items()}
-            sum(losses.values()).backward()
-            self.optimizer.step()
-            losses |= self._second_step(inputs)
             meters.add(losses, logits.detach(), inputs["target"])
-            if step % 50 == 0 or step == len(self.train_loader):
+            if number % 50 == 0 or number == len(self.train_loader):
                 bar.set_postfix(self._read(meters, epoch), refresh=False)
             waiting = time.perf_counter()
         return meters.summary()
-
-    def _second_step(self, inputs):
-        """A second loss on parameters of its own, stepped after the first, where the distiller has one; its losses."""
-        if not hasattr(self.distiller, "second_loss"):
-            return {}
-        parameters, losses = self.distiller.second_loss(inputs["image"], inputs["target"])
-        if self.second_optimizer is None:
-            self.second_optimizer = self._sgd(parameters)
-            if self.second_state is not None:
-                self.second_optimizer.load_state_dict(self.second_state)
-        for group in self.second_optimizer.param_groups:
-            group["lr"] = self.optimizer.param_groups[0]["lr"]
-        gradients = torch.autograd.grad(sum(losses.values()), parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        self.second_optimizer.step()
-        return losses
 
     def _read(self, meters, epoch):
         """The meters on the host side, read rarely because it waits for the device."""
@@ -209,7 +173,7 @@ class PluginTrainer:
 
     def _teacher_is_trained(self):
         teacher = {id(p) for p in self.distiller.teacher.parameters()}
-        return any(id(p) in teacher for group in self.optimizer.param_groups for p in group["params"])
+        return any(id(p) in teacher for p in self.step.parameters())
 
     def _result(self):
         teacher_after = self.teacher_before
