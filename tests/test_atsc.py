@@ -184,6 +184,31 @@ def test_drift_holds_all_weights_or_the_kernels(cfg):
     assert moved_by(tiny_atsc(cfg), "loss_drift") == {"teacher.conv.weight", "teacher.fc.weight"}
 
 
+def test_the_trunks_ce_moves_the_teachers_trunk_and_not_the_classifier_or_the_student(cfg):
+    cfg.ATSC.LOSS.TRUNK_CE_WEIGHT = 1.0
+    assert moved_by(tiny_atsc(cfg), "loss_trunk_ce") == TEACHER_TRUNK
+
+
+def test_a_feature_loss_that_does_not_pull_moves_student_and_projector_only(cfg):
+    cfg.ATSC.LOSS.FEAT_PULL = 0.0
+    distiller = tiny_atsc(cfg)
+    assert moved_by(distiller, "loss_feat") == STUDENT | projector_of(distiller)
+
+
+def test_a_quarter_of_the_pull_is_a_quarter_of_the_teachers_gradient_and_all_of_the_students(cfg):
+    images, target = double_batch()
+    gradients = []
+    for pull in (1.0, 0.25):
+        cfg.ATSC.LOSS.FEAT_PULL = pull
+        distiller = tiny_atsc(cfg)
+        loss = distiller(image=images, target=target, epoch=1)[1]["loss_feat"]
+        loss.backward()
+        gradients.append((distiller.teacher.conv.weight.grad, distiller.student.conv.weight.grad, loss.detach()))
+    (teacher, student, value), (quarter, same, again) = gradients
+    torch.testing.assert_close(quarter, 0.25 * teacher)
+    assert torch.equal(same, student) and torch.equal(again, value)
+
+
 def test_the_students_own_losses_do_not_move_the_shared_classifier_or_the_teacher(cfg):
     cfg.merge_from_list(["ATSC.LOSS.CE_WEIGHT", 1.0, "ATSC.LOSS.KD_WEIGHT", 1.0])
     distiller = tiny_atsc(cfg)
@@ -205,6 +230,8 @@ def test_parts_by_name_and_the_optional_ones_only_when_weighted(cfg):
     assert set(parts) == {"loss_feat", "loss_drift", "loss_teacher_ce"}
     cfg.merge_from_list(["ATSC.LOSS.CE_WEIGHT", 0.5, "ATSC.LOSS.KD_WEIGHT", 0.5])
     assert set(tiny_atsc(cfg)(image=images, target=target, epoch=1)[1]) == {*parts, "loss_ce", "loss_kd"}
+    cfg.ATSC.LOSS.TRUNK_CE_WEIGHT = 0.5
+    assert "loss_trunk_ce" in tiny_atsc(cfg)(image=images, target=target, epoch=1)[1]
 
 
 # ---- formulas ----
@@ -231,6 +258,7 @@ def test_the_drift_gradient_is_autograds():
 def test_losses_are_the_equations(cfg):
     cfg.merge_from_list(["ATSC.LOSS.FEAT_WEIGHT", 2.0, "ATSC.LOSS.TEACHER_CE_WEIGHT", 0.5, "ATSC.DRIFT.WEIGHT", 3.0])
     cfg.merge_from_list(["ATSC.LOSS.CE_WEIGHT", 0.25, "ATSC.LOSS.KD_WEIGHT", 0.75])
+    cfg.merge_from_list(["ATSC.LOSS.TRUNK_CE_WEIGHT", 0.125, "ATSC.LOSS.FEAT_PULL", 0.5])
     distiller = tiny_atsc(cfg)
     images, target = double_batch()
     logits, losses = distiller(image=images, target=target, epoch=1)
@@ -248,6 +276,7 @@ def test_losses_are_the_equations(cfg):
         "loss_feat": 2.0 * ((p - f_t) ** 2).mean(),
         "loss_drift": 3.0 * drift,
         "loss_teacher_ce": 0.5 * F.cross_entropy(z_t, target),
+        "loss_trunk_ce": 0.125 * F.cross_entropy(z_t, target),
         "loss_ce": 0.25 * F.cross_entropy(z_s, target),
         "loss_kd": 0.75 * 16 * kl,
     }.items():

@@ -6,7 +6,7 @@ from torch import nn
 
 from atsc_plugin.distillers.atsc_checks import atsc_problems
 from atsc_plugin.distillers.drift import StartingPoint, drift_penalty, rescaled_gradient
-from atsc_plugin.distillers.parts import align, pool
+from atsc_plugin.distillers.parts import align, pool, scale_gradient
 from atsc_plugin.distillers.shared_classifier import SharedClassifier
 from atsc_plugin.distillers.simkd import feature_loss
 from atsc_plugin.distillers.teacher_monitor import TeacherMonitor
@@ -34,12 +34,15 @@ class ATSC(SharedClassifier):
 
     loss = FEAT * mse(P(F_s), F_t) + DRIFT * sum ||theta - theta_0||^2 + TEACHER_CE * CE(C_t(sg(pool(F_t))), y)
            [+ CE * CE(z_s, y) + KD * T^2 KL(sg(z_t) || z_s),  z_s = C_t(pool(P(F_s))) with C_t held]
+           [+ TRUNK_CE * CE(C_t(pool(F_t)), y) with C_t held]
     prediction = z_s. F_t is not detached: the feature loss moves the teacher's trunk too, and that is the adaptive
     teaching. The teacher's CE moves the classifier only.
 
     UPDATE "fused" (default) is this loss in one backward and one optimizer. Deviations from the released code: CE sees
     the batch through the weights before the update, not after; the bias is in one optimizer, not two; BN statistics
     move once a step, not twice; unused heads get no decay; CE and KD, when weighted, act on the prediction.
+    Ours, off by default: TRUNK_CE lets the teacher's trunk go on learning its own task, and FEAT_PULL < 1 weakens what
+    the feature loss does to the trunk without weakening what it does to the student (0: the trunk does not see it).
     UPDATE "published" is the released step to rounding; see PublishedATSC.
     """
 
@@ -107,8 +110,12 @@ class ATSC(SharedClassifier):
             _, teacher_features = self.teacher_facts.source(self.teacher, image)
             teacher_logits = self.classifier(pool(teacher_features).detach())
             losses = self.teacher_losses(teacher_logits, target)
+            if self.weights.TRUNK_CE_WEIGHT > 0:
+                own = through_frozen(self.classifier, pool(teacher_features))
+                losses["loss_trunk_ce"] = self.weights.TRUNK_CE_WEIGHT * F.cross_entropy(own, target)
         _, projected = self.projected(image)
-        losses["loss_feat"] = self.weights.FEAT_WEIGHT * feature_loss(projected, align(teacher_features, self.map_size))
+        wanted = scale_gradient(align(teacher_features, self.map_size), self.weights.FEAT_PULL)
+        losses["loss_feat"] = self.weights.FEAT_WEIGHT * feature_loss(projected, wanted)
         logits = through_frozen(self.classifier, pool(projected))
         if self.weights.CE_WEIGHT > 0:
             losses["loss_ce"] = self.weights.CE_WEIGHT * F.cross_entropy(logits, target)

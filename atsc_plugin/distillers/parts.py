@@ -38,6 +38,24 @@ def align(feature_map, size):
     return F.adaptive_avg_pool2d(feature_map, size) if feature_map.shape[-1] > size else feature_map
 
 
+class _ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor, factor):
+        ctx.factor = factor
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor, None
+
+
+def scale_gradient(tensor, factor):
+    """The tensor itself on the way forward; on the way back its gradient is multiplied by `factor`."""
+    if factor == 1:
+        return tensor
+    return _ScaledGradient.apply(tensor, factor) if factor else tensor.detach()
+
+
 class Projector(nn.Sequential):
     """SimKD's bottleneck C_s -> inner -> C_t: 1x1, 3x3, 1x1 convolutions without bias, each with BN and ReLU."""
 

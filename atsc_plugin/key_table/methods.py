@@ -20,6 +20,18 @@ KEYS = (
     ),
     Key("ATSC.LOSS.TEACHER_CE_WEIGHT", 1.0, "weight of the teacher's CE, which moves its classifier only", minimum=0.0),
     Key(
+        "ATSC.LOSS.TRUNK_CE_WEIGHT",
+        0.0,
+        "weight of a CE that moves the teacher's trunk, so that it goes on learning its own task (ours)",
+        minimum=0.0,
+    ),
+    Key(
+        "ATSC.LOSS.FEAT_PULL",
+        1.0,
+        "share of the feature loss' gradient that reaches the teacher; 0: none (ours)",
+        minimum=0.0,
+    ),
+    Key(
         "ATSC.LOSS.CE_WEIGHT",
         0.0,
         "weight of the student's CE through the shared classifier",
