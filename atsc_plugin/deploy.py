@@ -1,7 +1,7 @@
 """Stored students brought back to life: `load` makes the module of a `deploy_*` pair of files.
 
-The card (`.json`) says which network and head to build, the tensors (`.safetensors`) fill it; nothing in either file is
-executed, and the teacher is not needed.
+The card (`.json`) says which network and heads to build, the tensors (`.safetensors`) fill it; nothing in either file
+is executed, and no teacher is needed.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from atsc_plugin import host
-from atsc_plugin.distillers.deployed import DeployedStudent, drop_modules
+from atsc_plugin.distillers.deployed import DeployedStudent, Head, drop_modules
 from atsc_plugin.distillers.parts import MapSource, Projector
 from atsc_plugin.engine import run_files
 from atsc_plugin.engine.checkpoint import load_tensors
@@ -38,13 +38,14 @@ def load(path):
 def _empty(card):
     backbone = host.models_for(card["dataset"])[card["student"]][0](num_classes=card["classes"])
     drop_modules(backbone, card["unused"])
-    head = card["head"]
-    if head is None:
+    heads, classifiers = [], {}
+    for number, entry in enumerate(card["heads"]):
+        owner = entry["classifier"]  # the head whose classifier this one shares; its own number where it has its own
+        if owner == number:
+            classifiers[number] = nn.Linear(entry["channels_out"], card["classes"])
+        projector = Projector(entry["channels_in"], entry["channels_inner"], entry["channels_out"])
+        heads.append(Head(entry["map_size"], projector, classifiers[owner]))
+    if not heads:
         return DeployedStudent(backbone)
-    return DeployedStudent(
-        backbone,
-        MapSource(head["map_place"], head["map_relu"]),
-        head["map_size"],
-        Projector(head["channels_in"], head["channels_inner"], head["channels_out"]),
-        nn.Linear(head["channels_out"], card["classes"]),
-    )
+    first = card["heads"][0]
+    return DeployedStudent(backbone, MapSource(first["map_place"], first["map_relu"]), heads, card["ensemble"])

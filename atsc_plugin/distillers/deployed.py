@@ -1,43 +1,99 @@
-"""The small model that leaves the run: a backbone and, for shared-classifier methods, projector and classifier.
+"""The small model that leaves the run: a backbone and, for shared-classifier methods, projectors and classifiers.
 
-`forward(image)` gives logits and needs nothing of the teacher's trunk. What the backbone has behind the projected map
+`forward(image)` gives logits and needs nothing of a teacher's trunk. What the backbone has behind the projected map
 (its own head) is absent: replaced by Identity, not stored, not counted.
 """
 
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from atsc_plugin.distillers.parts import align, pool
 
+ENSEMBLES = ("logits", "probs")
+
+
+def ensemble_of(logits, rule):
+    """One prediction from K: the mean of the logits, or the logarithm of the mean of the probabilities; K = 1: as is.
+
+    logits: z = 1/K sum_k z_k;  probs: z = log(1/K sum_k softmax(z_k))
+    """
+    if len(logits) == 1:
+        return logits[0]
+    stacked = torch.stack(logits)
+    if rule == "logits":
+        return stacked.mean(0)
+    return torch.logsumexp(F.log_softmax(stacked, dim=2), dim=0) - math.log(len(logits))
+
+
+@dataclass(frozen=True)
+class Head:
+    """One way from the backbone's map to logits: pooled to `map_size`, projected, averaged, classified."""
+
+    map_size: int
+    projector: nn.Module
+    classifier: nn.Module
+
+    def __call__(self, feature_map):
+        return self.classifier(pool(self.projector(align(feature_map, self.map_size))))
+
 
 class DeployedStudent(nn.Module):
-    """Logits of a student: C_t(pool(P(align(F_s)))) with a shared classifier, the backbone's own logits without."""
+    """Logits of a student: C(pool(P(align(F_s)))), an ensemble over several such heads, or the backbone's own logits.
 
-    def __init__(self, backbone, source=None, map_size=None, projector=None, classifier=None):
+    The modules are called projector, classifier, projector_2, classifier_2, ...; a classifier that several heads share
+    is there once, under the number of the first.
+    """
+
+    def __init__(self, backbone, source=None, heads=(), ensemble="logits"):
         super().__init__()
-        self.backbone, self.projector, self.classifier = backbone, projector, classifier
-        self.source, self.map_size = source, map_size
+        self.backbone, self.source, self.ensemble = backbone, source, ensemble
+        self.map_sizes = [head.map_size for head in heads]
+        owners = [id(head.classifier) for head in heads]
+        self.owners = [owners.index(owner) for owner in owners]  # for each head, the first that has its classifier
+        for number, head in enumerate(heads):
+            self.add_module(_name("projector", number), head.projector)
+            if self.owners[number] == number:
+                self.add_module(_name("classifier", number), head.classifier)
+
+    def heads(self):
+        """The heads, first to last."""
+        return [
+            Head(size, getattr(self, _name("projector", number)), getattr(self, _name("classifier", owner)))
+            for number, (size, owner) in enumerate(zip(self.map_sizes, self.owners, strict=True))
+        ]
 
     def forward(self, image):
-        if self.projector is None:
+        if not self.map_sizes:
             return self.backbone(image)[0]
         feature_map = self.source(self.backbone, image)[1]
-        return self.classifier(pool(self.projector(align(feature_map, self.map_size))))
+        return ensemble_of([head(feature_map) for head in self.heads()], self.ensemble)
 
     def facts(self):
         """What must be known beside the tensors to build this module again."""
-        if self.projector is None:
-            return {"head": None}
-        first = self.projector[0]
         return {
-            "head": {
-                "map_place": self.source.place,
-                "map_relu": self.source.relu,
-                "map_size": self.map_size,
-                "channels_in": first.in_channels,
-                "channels_out": self.classifier.in_features,
-                "channels_inner": first.out_channels,
-            }
+            "ensemble": self.ensemble,
+            "heads": [
+                {
+                    "map_place": self.source.place,
+                    "map_relu": self.source.relu,
+                    "map_size": head.map_size,
+                    "channels_in": head.projector[0].in_channels,
+                    "channels_out": head.classifier.in_features,
+                    "channels_inner": head.projector[0].out_channels,
+                    "classifier": owner,
+                }
+                for head, owner in zip(self.heads(), self.owners, strict=True)
+            ],
         }
+
+
+def _name(part, number):
+    """The first head's modules carry no number."""
+    return part if number == 0 else f"{part}_{number + 1}"
 
 
 def modules_of(names):

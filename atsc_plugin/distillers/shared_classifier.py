@@ -1,6 +1,6 @@
 """What SimKD and ATSC have in common: a student that predicts through the teacher's classifier behind a projector."""
 
-from atsc_plugin.distillers.deployed import DeployedStudent, modules_of
+from atsc_plugin.distillers.deployed import DeployedStudent, Head, modules_of
 from atsc_plugin.distillers.parts import (
     align,
     classifier_of,
@@ -60,7 +60,8 @@ class SharedClassifier(Distiller):
 
     def deployed(self):
         """The student as it leaves: it shares its modules with this distiller."""
-        return DeployedStudent(self.student, self.student_facts.source, self.map_size, self.projector, self.classifier)
+        head = Head(self.map_size, self.projector, self.classifier)
+        return DeployedStudent(self.student, self.student_facts.source, [head])
 
     def unused_modules(self):
         """The student's modules behind the projected map, absent from what is stored for deployment."""
