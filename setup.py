@@ -15,7 +15,9 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=find_packages(include=["atsc_plugin", "atsc_plugin.*"]),
+    packages=[*find_packages(include=["atsc_plugin", "atsc_plugin.*"]), "atsc_plugin.configs"],
+    package_dir={"atsc_plugin.configs": "configs"},  # a wheel carries the configuration files inside the package
+    package_data={"atsc_plugin.configs": ["**/*.yaml"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.7",  # safe_globals with (callable, name): NumPy numbers in older checkpoints
@@ -29,6 +31,6 @@ setup(
         "tqdm>=4.60",
         "pyyaml>=6.0",
     ],
-    extras_require={"test": ["pytest>=7.4", "ruff>=0.6"]},
+    extras_require={"test": ["pytest>=7.4", "ruff>=0.6", "setuptools>=70.1"]},
     entry_points={"console_scripts": ["atsc-plugin = atsc_plugin.__main__:main"]},
 )

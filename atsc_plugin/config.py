@@ -14,6 +14,7 @@ from atsc_plugin.distillers.atsc_checks import atsc_problems
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import CFG, distiller_dict, host_datasets, models_for, trainer_dict
 from atsc_plugin.keys import KEYS, find, flatten
+from atsc_plugin.shipped import config_file
 
 OWN_DATASETS = ("digits100", "npz", "folder", "cifar10")
 
@@ -38,7 +39,7 @@ def load_cfg(path, overrides=()):
 
 def _read_yaml(path):
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(config_file(path), encoding="utf-8") as file:
             content = yaml.safe_load(file)
     except OSError as error:
         raise PluginError(

@@ -24,6 +24,7 @@ import yaml
 
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import write_text
+from atsc_plugin.shipped import config_file
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def run(args):
 def read_suite(path):
     """A checked suite: name, seeds, common, arms."""
     try:
-        suite = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        suite = yaml.safe_load(config_file(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise PluginError(f"Suite file {path} cannot be read: {error.strerror}.") from error
     except yaml.YAMLError as error:
@@ -95,7 +96,7 @@ def read_suite(path):
         if (
             not isinstance(content, dict)
             or not set(content) <= {"cfg", "set"}
-            or not Path(content.get("cfg", "")).is_file()
+            or not config_file(content.get("cfg", "")).is_file()
         ):
             raise PluginError(
                 f"{path}: arm {arm} is {content}; expected cfg: an existing file, and optionally set: keys."
@@ -110,7 +111,7 @@ def expand(suite, seeds, arms, folder, write):
         configs.mkdir(parents=True, exist_ok=True)
     for arm in arms if write else ():
         content = suite["arms"][arm]
-        tree = yaml.safe_load(Path(content["cfg"]).read_text(encoding="utf-8"))
+        tree = yaml.safe_load(config_file(content["cfg"]).read_text(encoding="utf-8"))
         own = {"EXPERIMENT.PROJECT": suite["name"], "EXPERIMENT.NAME": str(arm)}
         for key, value in {**suite["common"], **content.get("set", {}), **own}.items():
             _put(tree, key, value)
