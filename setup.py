@@ -25,12 +25,16 @@ setup(
         "yacs>=0.1.8",  # the host's config tree
         "tensorboardX>=2.6",  # the host's event files
         "numpy>=1.26",
-        "scipy>=1.10",  # digits100; mdistiller's OFD imports it without naming it
+        "scipy>=1.10",  # digits100, the t-tests of report; mdistiller's OFD imports it without naming it
         "scikit-learn>=1.3",  # the handwritten digits inside digits100
         "safetensors>=0.4",  # deployed students: a format that cannot run code
         "tqdm>=4.60",
         "pyyaml>=6.0",
     ],
-    extras_require={"test": ["pytest>=7.4", "ruff>=0.6", "setuptools>=70.1"]},
+    extras_require={
+        "test": ["pytest>=7.4", "ruff>=0.6", "setuptools>=70.1"],
+        "plots": ["matplotlib>=3.8"],  # the curves of `report --out`
+        "slurm": ["submitit>=1.5"],  # `leaderboard --launcher submitit`
+    },
     entry_points={"console_scripts": ["atsc-plugin = atsc_plugin.__main__:main"]},
 )

@@ -18,10 +18,11 @@ FLOORS = [
     ["config", "registration"],
     ["teachers"],
     ["build", "deploy"],
+    ["reporting"],
     ["report"],
     ["commands", "leaderboard", "__main__"],
 ]
-FREE_OF_TORCH = ["report", "leaderboard", "__main__", "engine.run_files", "errors", "seeds"]
+FREE_OF_TORCH = ["report", "reporting.comparisons", "leaderboard", "__main__", "engine.run_files", "errors", "seeds"]
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 

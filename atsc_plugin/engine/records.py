@@ -95,6 +95,8 @@ def result_of(trainer, *, last, best, teacher_after):
         "teacher": None if trainer.teacher_before is None else cfg.DISTILLER.TEACHER,
         "student": cfg.DISTILLER.STUDENT,
         "dataset": cfg.DATASET.TYPE,
+        "data": facts.get("data"),
+        "image_size": facts.get("image_size"),
         "classes": facts.get("classes"),
         "seed": cfg.EXPERIMENT.SEED,
         "epochs": cfg.SOLVER.EPOCHS,

@@ -1,0 +1,66 @@
+"""Differences between the rows of a table and its references: vanilla, KD and SimKD; last with last, best with best."""
+
+from dataclasses import dataclass, replace
+
+from atsc_plugin.reporting.statistics import VERDICT_FROM, Difference, difference, holm, verdict
+
+REFERENCES = {"NONE": "vanilla", "KD": "KD", "SIMKD": "SimKD"}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A row against one reference: the primary comparison (last epoch) and the one of the best epochs."""
+
+    last: Difference
+    best: Difference
+    p_holm: float | None = None
+    family: int = 1  # pairs of networks in Holm's correction
+    verdict: str = ""
+
+
+def compare(tables):
+    """Fill `differences` of every row; Holm over the tables of the same data for the same row and reference."""
+    found = {}
+    for table in tables:
+        for reference in REFERENCES:
+            other = table.row_of(reference)
+            for row in table.rows:
+                compared = other and row is not other and row.runs and _compare(row, other)
+                if compared:
+                    row.differences[reference] = compared
+                    found.setdefault((table.data, table.suite, row.label, reference), []).append((row, other))
+    for (_, _, _, reference), members in found.items():
+        _correct(reference, members)
+
+
+def _compare(row, other):
+    units = sorted(_by_unit(row, other, "top1_last").keys() & _by_unit(other, row, "top1_last").keys(), key=str)
+    if not units:
+        return None
+
+    def of(name):
+        ours, theirs = _by_unit(row, other, name), _by_unit(other, row, name)
+        return difference([ours[unit] for unit in units], [theirs[unit] for unit in units])
+
+    return Compared(of("top1_last"), of("top1_best"))
+
+
+def _by_unit(row, other, name):
+    """{(teacher, seed): figure}; by seed alone where either side has no teacher, the mean over the other's teachers."""
+    alone = any(run.teacher_id is None for run in (*row.runs, *other.runs))
+    values = {}
+    for run in row.runs:
+        values.setdefault(run.seed if alone else (run.teacher_id, run.seed), []).append(run.result[name])
+    return {unit: sum(figures) / len(figures) for unit, figures in values.items()}
+
+
+def _correct(reference, members):
+    """Holm and the verdicts of one comparison over its tables; one with too few runs is not tested at all."""
+    found = [row.differences[reference].last for row, _ in members]
+    tested = [k for k, one in enumerate(found) if one.p is not None and one.n >= VERDICT_FROM]
+    adjusted = dict(zip(tested, holm([found[k].p for k in tested]), strict=True))
+    for place, (row, other) in enumerate(members):
+        p, missing = adjusted.get(place), [*row.missing, *other.missing]
+        row.differences[reference] = replace(
+            row.differences[reference], p_holm=p, family=max(1, len(tested)), verdict=verdict(found[place], p, missing)
+        )

@@ -1,0 +1,155 @@
+"""Run directories as a report sees them: what is finished, what failed and why, what is not one of ours.
+
+Reads the text files of a run only (result.json, cfg.yaml, about.json, log.jsonl, stopped.json, and job.json of the
+suite runner). Nothing that cannot be read ends a report: it is listed with its reason and skipped.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+from atsc_plugin.engine.run_files import read_json
+from atsc_plugin.errors import PluginError
+
+NUMBERS = ("epochs", "top1_last", "top1_best", "seconds", "images_per_second", "params_deployed", "params_trained")
+TEXTS = ("method", "student", "dataset", "device", "host", "host_version", "selected_on")
+MARKS = ("cfg.yaml", "result.json", "job.json")  # any of these makes a folder one to look at
+
+
+@dataclass
+class Run:
+    """One run directory that can be read; `result` is None where the run is not complete."""
+
+    folder: Path
+    cfg: dict
+    result: dict | None = None
+    about: dict = field(default_factory=dict)
+    job: dict = field(default_factory=dict)
+    stopped: dict | None = None
+
+    @property
+    def name(self):
+        return self.folder.parent.name
+
+    @property
+    def seed(self):
+        folder_seed = self.folder.name.removeprefix("seed_")
+        return (self.result or {}).get("seed", int(folder_seed) if folder_seed.isdigit() else folder_seed)
+
+    @property
+    def suite(self):
+        return self.job.get("suite")
+
+    @cached_property
+    def log(self):
+        """The lines of log.jsonl; a line cut off by a crash is left out."""
+        lines = []
+        path = self.folder / "log.jsonl"
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict) and isinstance(line.get("epoch"), int):
+                lines.append(line)
+        return lines
+
+    @property
+    def teacher_id(self):
+        """Which teacher: a file's name or the seed it is trained with; None without a teacher."""
+        if self.result and self.result.get("teacher") is None:
+            return None
+        given = self.cfg.get("DISTILLER.TEACHER_CKPT")
+        return f"file {Path(str(given)).name}" if given else f"seed {self.cfg.get('TEACHER.SEED', 1)}"
+
+    @property
+    def collapsed(self):
+        """Epoch in which the guard first spoke of a collapse, None if it never did."""
+        for line in self.log:
+            if "collapsed" in str(line.get("guard", "")):
+                return line["epoch"]
+        return None
+
+    @property
+    def trouble(self):
+        """Why there is no result, in words; None for a finished run."""
+        if self.result is not None:
+            return None
+        if self.stopped:
+            return f"stopped in epoch {self.stopped.get('epoch', '?')}: {self.stopped.get('reason', 'no reason kept')}"
+        if self.job.get("status") == "failed":
+            return f"failed: {self.job.get('reason', 'no reason kept')}"
+        return "unfinished"
+
+    @property
+    def counts_as_missing(self):
+        """A failed or stopped run was meant to be in the table; one that is only unfinished may still come."""
+        return self.result is None and self.trouble != "unfinished"
+
+
+def flat(tree, prefix=""):
+    """{dotted name: value} of a nested tree."""
+    found = {}
+    for step, value in tree.items():
+        found |= flat(value, f"{prefix}{step}.") if isinstance(value, dict) else {f"{prefix}{step}": value}
+    return found
+
+
+def read_runs(folders):
+    """(runs, [(folder, why it is skipped)]) of all run directories in and below the folders."""
+    runs, skipped, seen = [], [], set()
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise PluginError(f"{folder} is no directory; expected a run directory or a folder of some.")
+        places = sorted({mark.parent for name in MARKS for mark in Path(folder).rglob(name)})
+        for place in places:
+            if place.resolve() in seen:
+                continue
+            seen.add(place.resolve())
+            try:
+                runs.append(read_run(place))
+            except PluginError as error:
+                skipped.append((place, str(error)))
+    return runs, skipped
+
+
+def read_run(folder):
+    """One Run; a PluginError says what is wrong with a folder that is half-written or not one of ours."""
+    job, result = read_json(folder, "job.json") or {}, read_json(folder, "result.json")
+    if not (folder / "cfg.yaml").is_file() and job.get("status") not in ("failed", "running"):
+        raise PluginError("no cfg.yaml: no run directory of ours, or cut off while it was made")
+    if result is not None:
+        problems = _problems(result)
+        if problems:
+            raise PluginError(f"result.json is none of ours: {'; '.join(problems)}")
+    about, stopped = read_json(folder, "about.json") or {}, read_json(folder, "stopped.json")
+    return Run(folder, _read_cfg(folder), result, about, job, stopped)
+
+
+def _read_cfg(folder):
+    path = folder / "cfg.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise PluginError(f"cfg.yaml cannot be read: {' '.join(str(error).split())[:120]}") from error
+    if tree is not None and not isinstance(tree, dict):
+        raise PluginError("cfg.yaml holds no keys")
+    return flat(tree or {})
+
+
+def _problems(result):
+    if not isinstance(result, dict):
+        return [f"it holds a {type(result).__name__}"]
+    wrong = [
+        name
+        for name in NUMBERS
+        if not isinstance(result.get(name), (int, float)) or isinstance(result[name], bool) or math.isnan(result[name])
+    ]
+    wrong += [name for name in TEXTS if not isinstance(result.get(name), str)]
+    return [f"{name} is {result[name]!r}" if name in result else f"it has no {name}" for name in wrong[:4]]

@@ -1,0 +1,212 @@
+"""The tables of run directories: what shares a row, what is compared with what, what is listed and skipped."""
+
+import csv
+import json
+import re
+
+import pytest
+from runs import RESULT, make_run
+
+from atsc_plugin import report
+from atsc_plugin.__main__ import main
+from atsc_plugin.reporting import cells, published
+
+
+def tables_of(root):
+    return report.gather([root])[0]
+
+
+def row(table, label):
+    return next(row for row in table.rows if row.label == label)
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """Vanilla, KD and SimKD with five seeds: SimKD minus KD is 1, 2, 3, 4, 5."""
+    for seed in range(1, 6):
+        make_run(tmp_path, "vanilla", seed, 10.0 + seed, "NONE")
+        make_run(tmp_path, "kd", seed, 20.0 + 10 * seed, best=60.0)
+        make_run(tmp_path, "simkd", seed, 20.0 + 11 * seed, "SIMKD", best=61.0 + seed % 2, log=[{"epoch": 1}])
+    return tmp_path
+
+
+def test_rows_are_compared_by_seed_last_with_last_and_best_with_best(suite):
+    (table,) = tables_of(suite)
+    compared = row(table, "SIMKD").differences["KD"]
+    assert (compared.last.mean, compared.last.n, compared.verdict) == (3.0, 5, "higher (Welch disagrees)")
+    assert compared.best.mean == pytest.approx(1.6)  # 2, 1, 2, 1, 2
+    assert compared.p_holm == compared.last.p  # one pair of networks: nothing to correct for
+    assert set(row(table, "KD").differences) == {"NONE", "SIMKD"}
+    assert row(table, "vanilla").differences["KD"].last.mean == pytest.approx(13 - 50)
+
+
+def test_holm_runs_over_the_pairs_of_networks(suite):
+    for seed in range(1, 6):
+        make_run(suite, "kd4", seed, 50.0, student="resnet14")
+        make_run(suite, "simkd4", seed, 50.0 + seed, "SIMKD", student="resnet14")
+    first, second = (row(table, "SIMKD").differences["KD"] for table in tables_of(suite))
+    assert first.last.p == second.last.p  # the same differences
+    assert first.p_holm == second.p_holm == pytest.approx(2 * first.last.p)
+    assert first.family == 2
+
+
+def test_a_failed_run_is_named_and_takes_the_verdict_away(suite):
+    folder = suite / "simkd" / "seed_5"
+    (folder / "result.json").unlink()
+    (folder / "job.json").write_text(json.dumps({"status": "failed", "reason": "loss_feat is nan since step 18"}))
+    for seed in (6,):
+        make_run(suite, "simkd", seed, 86.0, "SIMKD")
+        make_run(suite, "kd", seed, 80.0)
+    (table,) = tables_of(suite)
+    assert cells.count(row(table, "SIMKD")) == "5 of 6"
+    assert row(table, "SIMKD").differences["KD"].verdict == "no verdict: 1 run missing"
+    assert any("seed 5 failed: loss_feat is nan" in told for told in cells.troubles(table))
+
+
+def test_a_collapsed_run_counts_and_is_named(suite):
+    log = [{"epoch": 1, "top1": 9.0}, {"epoch": 2, "top1": 1.0, "guard": "the teacher has collapsed: ..."}]
+    make_run(suite, "atsc", 1, 1.0, "ATSC", log=log)
+    make_run(suite, "atsc", 2, 71.0, "ATSC")
+    (table,) = tables_of(suite)
+    assert row(table, "ATSC").spread("top1_last").mean == 36.0
+    assert "collapsed: ATSC seed 1 in epoch 2 (counted: 1.00)" in cells.troubles(table)
+
+
+def test_a_stopped_run_is_missing_with_its_reason(suite):
+    folder = make_run(suite, "atsc", 1, None, "ATSC")
+    (folder / "stopped.json").write_text(json.dumps({"epoch": 3, "reason": "the teacher has collapsed"}))
+    (table,) = tables_of(suite)
+    assert any("stopped in epoch 3: the teacher has collapsed" in told for told in cells.troubles(table))
+
+
+def test_different_images_are_never_in_one_table(suite):
+    make_run(suite, "kd_more", 1, 99.0, data="digits100-9000")
+    make_run(suite, "kd_large", 1, 99.0, image_size=64)
+    tables = tables_of(suite)
+    assert len(tables) == 3
+    assert [len(table.runs) for table in tables] == [15, 1, 1]
+    headings = cells.headings(tables)
+    assert len(set(headings)) == 3 or "digits100-9000" in " ".join(headings)
+
+
+def test_one_name_over_two_configurations_is_split_and_not_averaged(tmp_path):
+    make_run(tmp_path, "a/kd", 1, 50.0)
+    make_run(tmp_path, "b/kd", 2, 60.0, cfg={"SOLVER": {"EPOCHS": 6, "LR": 0.1}})
+    (table,) = tables_of(tmp_path)
+    assert [(row.label, len(row.runs)) for row in table.rows] == [("kd [SOLVER.LR=0.05]", 1), ("kd [SOLVER.LR=0.1]", 1)]
+
+
+def test_teachers_are_crossed_with_seeds_or_the_table_says_given_this_teacher(suite, tmp_path_factory):
+    assert "Given this teacher" in " ".join(cells.notes(tables_of(suite)[0]))
+    root = tmp_path_factory.mktemp("crossed")
+    for teacher in (1, 2):
+        for seed in (1, 2, 3):
+            cfg = {"TEACHER": {"SEED": teacher, "EPOCHS": 10}}
+            make_run(root / f"t{teacher}", "kd", seed, 50.0, cfg=cfg)
+            make_run(root / f"t{teacher}", "simkd", seed, 50.0 + seed + 10 * teacher, "SIMKD", cfg=cfg)
+    (table,) = tables_of(root)
+    compared = row(table, "SIMKD").differences["KD"]
+    assert (compared.last.n, compared.last.mean) == (6, 17.0)  # 11, 12, 13, 21, 22, 23
+    assert "2 teachers crossed" in cells.teachers_note(table)
+
+
+def test_a_student_without_teacher_stands_in_the_table_of_every_teacher(tmp_path):
+    make_run(tmp_path, "vanilla", 1, 40.0, "NONE")
+    make_run(tmp_path, "kd_a", 1, 50.0)
+    make_run(tmp_path, "kd_b", 1, 55.0, teacher="resnet56")
+    tables = tables_of(tmp_path)
+    assert [[row.label for row in table.rows] for table in tables] == [["vanilla", "KD"], ["vanilla", "KD"]]
+    assert [row(table, "KD").differences["NONE"].last.mean for table in tables] == [10.0, 15.0]
+
+
+def test_half_written_and_foreign_folders_are_listed_and_skipped(suite, capsys):
+    for name, files in {
+        "torn": {"cfg.yaml": "A: 1", "result.json": '{"method": "KD", "top1'},
+        "foreign": {"cfg.yaml": "A: 1", "result.json": json.dumps({"accuracy": 1.0})},
+        "nan": {"cfg.yaml": "A: 1", "result.json": json.dumps({**RESULT, "top1_last": float("nan")})},
+        "headless": {"result.json": json.dumps(RESULT)},
+        "no_yaml": {"cfg.yaml": "A: [", "result.json": json.dumps(RESULT)},
+    }.items():
+        (suite / name).mkdir()
+        for file, content in files.items():
+            (suite / name / file).write_text(content)
+    make_run(suite, "half", 1, None)
+    assert main(["report", str(suite)]) == 0
+    said = capsys.readouterr().out
+    for name in ("torn", "foreign", "nan", "headless", "no_yaml"):
+        assert f"skipped: {suite / name}: " in said
+    assert f"unfinished: {suite / 'half' / 'seed_1'}" in said
+    assert "method, " not in said
+    assert said.count("SIMKD") >= 1
+
+
+def test_published_rows_are_those_of_their_file_and_keep_the_families_apart():
+    """73.33 is KD of CRD's teachers; 74.42 and SimKD's 78.08 are the SimKD repository's own, a family of their own."""
+    rows = published.rows()
+    assert len(rows) == 412
+    assert {row["family"] for row in rows} == {"mdistiller", "simkd", "sskd", "quoted", "own"}
+    assert all(10 < float(row["top1"]) < 90 and row["source"] for row in rows)
+    pair = ("cifar100", "resnet32x4", "resnet8x4")
+    assert published.figure(*pair, "KD").top1 == 73.33
+    assert published.figure(*pair, "DKD").top1 == 76.32
+    assert published.figure(*pair, "SIMKD") is None
+    assert published.figure(*pair, "KD", "simkd").top1 == 74.42
+    assert published.figure(*pair, "SIMKD", "simkd").top1 == 78.08
+    assert published.figure("digits100", "resnet20", "resnet8", "KD") is None
+
+
+CIFAR = {"dataset": "cifar100", "data": "cifar100-50000", "teacher": "resnet32x4", "student": "resnet8x4"}
+
+
+@pytest.mark.parametrize(
+    ("tops", "changes", "figure", "said"),
+    [
+        ((73.2, 73.5, 73.1), {"epochs": 240}, 73.33, "yes"),
+        ((74.2, 74.3, 74.1), {"epochs": 240}, 73.33, "no"),
+        ((73.2, 73.5), {"epochs": 240}, 73.33, "not said: n = 2 < 3"),
+        ((73.2, 73.5, 73.1), {"epochs": 20}, 73.33, "not tried: 20 of 240 epochs"),
+        ((73.2, 73.5, 73.1), {"epochs": 240, "image_size": 64}, None, ""),
+        ((73.2, 73.5, 73.1), {"epochs": 240, "teacher": "resnet56"}, None, ""),
+        ((73.2, 73.5, 73.1), {"epochs": 240, "dataset": "npz"}, None, ""),
+    ],
+)
+def test_a_published_figure_stands_beside_the_same_images_pair_and_length_only(tmp_path, tops, changes, figure, said):
+    for seed, top1 in enumerate(tops, 1):
+        make_run(tmp_path, "kd", seed, top1, **{**CIFAR, **changes})
+    (table,) = tables_of(tmp_path)
+    (only,) = table.rows
+    assert (only.published.top1 if only.published else None) == figure
+    assert published.reproduced(table, only) == said
+
+
+def test_a_variant_of_a_method_has_no_published_figure_and_simkds_is_named_below(tmp_path):
+    make_run(tmp_path, "kd,KD.TEMPERATURE=1", 1, 73.0, **CIFAR)
+    make_run(tmp_path, "simkd", 1, 78.0, "SIMKD", **CIFAR)
+    (table,) = tables_of(tmp_path)
+    assert [row.published for row in table.rows] == [None, None]
+    assert any("not comparable: SIMKD 78.08" in note for note in cells.notes(table))
+
+
+def test_markdown_and_csv_carry_figures_provenance_and_a_command(suite, tmp_path, capsys):
+    out = tmp_path / "page"
+    assert main(["report", str(suite), "--out", str(out)]) == 0
+    text = (out / "leaderboard.md").read_text()
+    for part in ("| SIMKD | 5 | 53.00 ± 17.39 |", "+3.00 \\[+1.04, +4.96\\]", "commit abc1234", "seeds 1, 2, 3, 4, 5",
+                 "(../simkd/seed_1/log.jsonl)", "again: `python tools/train.py --cfg"):  # fmt: skip
+        assert part in text, part
+    with open(out / "leaderboard.csv", newline="") as file:
+        rows = {line["label"]: line for line in csv.DictReader(file)}
+    assert float(rows["SIMKD"]["minus_kd_last"]) == 3.0
+    assert rows["SIMKD"]["top1_last_by_seed"].startswith("1:31.0000 2:42.0000")
+    assert rows["KD"]["params_extra"] == "20"
+    assert rows["KD"]["from_torch"] == "2.9"
+
+
+def test_names_cannot_break_markdown_or_become_formulas(tmp_path):
+    make_run(tmp_path, "=1+1|`x`<b>", 1, 50.0)
+    make_run(tmp_path, "=2+2", 1, 50.0)
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "page")]) == 0
+    text = (tmp_path / "page" / "leaderboard.md").read_text()
+    assert "<b>" not in re.sub("`.*?`", "", text)  # a command in backticks shows what it holds
+    assert "\\|" in text
+    assert "'=2+2" in (tmp_path / "page" / "leaderboard.csv").read_text()
