@@ -13,6 +13,10 @@ class RunStopped(Exception):
     """A run ended early for a reason it found itself; its files are whole and say so. Exit status 3."""
 
 
+class Interrupted(SystemExit):
+    """A run left well because of a signal, which its exit status names; any script that calls it ends with that."""
+
+
 class HostError(PluginError):
     """The knowledge-distillation host is absent, broken or lacks what was asked of it."""
 

@@ -1,13 +1,14 @@
 """Files that appear whole, and the NumPy numbers a checkpoint may hold.
 
 Every write goes to a temporary file in the same folder, is flushed to the disk and then renamed, so that a reader sees
-the old file or the new one. Needs no torch, so that whatever only reads and writes run directories needs none.
+the old file or the new one; the folder is flushed too, so that the name outlives a power cut. Needs no torch, so that
+whatever only reads and writes run directories needs none.
 """
 
 import json
 import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,14 @@ NUMPY_NUMBERS = [
 ]
 
 
+PART = ".part"  # ending of a file that is being written; one that stays behind belongs to a process that was killed
+
+
 @contextmanager
 def whole_file(path):
     """A binary file that takes its name only when the block ends well."""
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -35,9 +39,29 @@ def whole_file(path):
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes it private; a result is for colleagues too
         os.replace(temporary, path)
+        flush_folder(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def flush_folder(folder):
+    """Put the names in a folder on the disk; a file system that cannot (some network ones) is left alone."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        with suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_parts(folder):
+    """Delete what writers that were killed left half written. Only for a folder that nobody else writes to."""
+    for path in Path(folder).glob(f".*{PART}"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(text, path):

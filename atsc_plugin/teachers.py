@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import json
 import shutil
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,13 +102,11 @@ def _train(path, cfg, teacher, data, data_of):
             f"(TEACHER.TRAIN_IF_MISSING); it is kept in {path}",
             flush=True,
         )
-        scratch = Path(tempfile.mkdtemp(prefix=".teacher-", dir=path.parent))
-        try:
-            _run(cfg, teacher, data_of, scratch)
-            state = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
-            checkpoint.save({"model": state, "recipe": recipe(cfg, data)}, path)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        scratch = path.with_name(f".teacher-{path.stem}")  # a training that was killed is gone on with
+        _run(cfg, teacher, data_of, scratch)
+        state = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
+        checkpoint.save({"model": state, "recipe": recipe(cfg, data)}, path)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager

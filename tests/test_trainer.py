@@ -72,7 +72,7 @@ def test_a_run_leaves_every_file_of_its_directory_and_the_result_says_what_it_is
     assert names == {
         "cfg.yaml", "about.json", "log.jsonl", "worklog.txt", "train.events", "latest", "best", "student_latest",
         "student_best", "deploy_best.safetensors", "deploy_best.json", "deploy_last.safetensors", "deploy_last.json",
-        "epoch_2", "result.json",
+        "latest_previous", "run.lock", "epoch_2", "result.json",
     }  # fmt: skip
     assert json.loads((folder / "result.json").read_text()) == result
     assert [line["epoch"] for line in log_of(folder)] == [1, 2, 3]
@@ -133,10 +133,14 @@ def test_a_run_resumed_after_an_epoch_ends_as_the_uninterrupted_one(cfg, tmp_pat
     result = whole.train()
     broken = simkd_trainer(cfg, folder=tmp_path / "broken")
 
-    def die(epoch):
-        raise KeyboardInterrupt
+    original = broken._epoch
 
-    original, broken._epoch = broken._epoch, lambda epoch: die(epoch) if epoch == 3 else original(epoch)
+    def dying(epoch, inside):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return original(epoch, inside)
+
+    broken._epoch = dying
     with pytest.raises(KeyboardInterrupt):
         broken.train()
     assert not (tmp_path / "broken" / "result.json").exists()

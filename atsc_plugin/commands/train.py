@@ -1,10 +1,9 @@
 """Train one run: the configuration is checked whole, the parts are built, and only then is anything written."""
 
 import argparse
-import shutil
 from pathlib import Path
 
-from atsc_plugin.engine import run_files
+from atsc_plugin.engine import run_files, run_lock
 from atsc_plugin.errors import PluginError
 
 # May differ between the start and the continuation of a run: places, how much is logged, how long it goes on.
@@ -49,13 +48,14 @@ def run(args):
         return 0
     if cfg.SOLVER.TRAINER == "plugin" and not args.overwrite and _already(folder, cfg, args.resume):
         return 0
-    if args.resume and not (folder / "latest").exists():
+    run_lock.refuse_if_held(folder)
+    if args.resume and not run_files.has_checkpoint(folder):
         print(f"nothing to resume in {folder}: starting from the beginning", flush=True)
         args.resume = False
     prepared = build.prepare(cfg, args.opts)
     _print_plan(build.plan(prepared))
     if args.overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
+        run_files.clear(folder)
     build.trainer_of(prepared).train(resume=args.resume)
     return 0
 

@@ -43,8 +43,12 @@ class DeviceLoader:
         self.epoch = epoch
 
     def __iter__(self):
+        return self.batches_from(0)
+
+    def batches_from(self, first):
+        """The pass without its first `first` batches, which are neither gathered nor cropped; the rest is the same."""
         if self.seed is None:
-            for index in torch.arange(len(self.labels), device=self.images.device).split(self.batch_size):
+            for index in torch.arange(len(self.labels), device=self.images.device).split(self.batch_size)[first:]:
                 yield self._normalised(self.images[index]), self.labels[index]
             return
         epoch, self.epoch = self.epoch, self.epoch + 1
@@ -53,7 +57,7 @@ class DeviceLoader:
         windows = torch.randint(2 * self.padding + 1, (2, len(order)), generator=self._generator("crop", epoch))
         flips = torch.rand(len(order), generator=self._generator("flip", epoch)) < 0.5
         order, windows, flips = (drawn.to(self.images.device) for drawn in (order, windows, flips))
-        for start in range(0, len(order), self.batch_size):
+        for start in range(first * self.batch_size, len(order), self.batch_size):
             index = order[start : start + self.batch_size]
             tops, lefts = windows[:, start : start + self.batch_size]
             images = crop(self.images[index], tops, lefts, self.padding) if self.padding else self.images[index]

@@ -28,7 +28,7 @@ def feature_figures(present, start):
 
 
 class TeacherMonitor:
-    """The epoch's figures and the guard. It belongs to one distiller and keeps only floats between epochs."""
+    """The epoch's figures and the guard. It belongs to one distiller and keeps only numbers between steps."""
 
     def __init__(self, distiller, cfg):
         self.distiller = distiller
@@ -124,7 +124,8 @@ class TeacherMonitor:
         return None
 
     def state(self):
-        return {"history": self.history}
+        return {"history": self.history, "hits": int(self.hits), "seen": self.seen}
 
     def load_state(self, state):
         self.history = list(state["history"])
+        self.hits, self.seen = state["hits"], state["seen"]

@@ -1,65 +1,139 @@
 """Checkpoints: written whole, read without running anything in them, from the layouts in use.
 
-Every load is weights-only or safetensors: a pickle that would run code is refused, with the way out.
+Every load is weights-only or safetensors: a pickle that would run code is refused, with the way out. What is saved
+here carries a checksum over its values, which is verified before anybody uses them.
 """
 
+import hashlib
+import io
+import os
 import pickle
+import sys
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import NUMPY_NUMBERS, whole_file, write_json
 
 PREFIXES = ("module.student.", "student.", "module.")
+CHECKSUM = "checksum"
+UNSAFE = "ATSC_UNSAFE_LOAD"  # environment: sha256 of the files that may execute what is in them
+
+
+# ---- checksums ----
+
+
+def digest(content):
+    """A hash of values, not of bytes in a file: whatever reads the file, what is used is what was saved."""
+    running = hashlib.blake2b(digest_size=16)
+    _feed(running, content)
+    return running.hexdigest()
+
+
+def _feed(running, value):
+    if isinstance(value, torch.Tensor):
+        running.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
+        running.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, dict):
+        running.update(f"dict {len(value)} ".encode())
+        for key, entry in value.items():
+            running.update(f"{key!r}: ".encode())
+            _feed(running, entry)
+    elif isinstance(value, (list, tuple)):
+        running.update(f"list {len(value)} ".encode())
+        for entry in value:
+            _feed(running, entry)
+    else:
+        running.update(f"{type(value).__name__} {value!r} ".encode())
+
+
+def _verified(content, path, required=False):
+    """The content without its checksum; PluginError where it does not match, or is absent and required."""
+    kept = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
+    if kept is None and not required:
+        return content
+    if kept != digest(content):
+        what = "has no checksum" if kept is None else "is damaged: its content does not match its checksum"
+        raise PluginError(f"{path} {what}; expected a whole file written by a run. Use another one.")
+    return content
+
+
+# ---- writing ----
 
 
 def save(state, path):
-    """torch.save, whole."""
+    """torch.save, whole, with a checksum beside the entries of `state`."""
     with whole_file(path) as file:
-        torch.save(state, file)
+        try:
+            torch.save({**state, CHECKSUM: digest(state)}, file)
+        except RuntimeError as error:  # torch ends its zip file after a failed write and buries the cause
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def save_tensors(tensors, path, facts):
     """`path`.safetensors with the tensors and `path`.json with the facts to rebuild the module around them."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with whole_file(f"{path}.safetensors") as file:
-        file.write(safetensors.torch.save(plain))
+        file.write(safetensors.torch.save(plain, {CHECKSUM: digest(dict(sorted(plain.items())))}))
     write_json(facts, f"{path}.json")
+
+
+# ---- reading ----
 
 
 def load_tensors(path):
     """{name: tensor} of a .safetensors file."""
     try:
-        return safetensors.torch.load_file(path)
+        with safe_open(path, "pt") as file:
+            kept = (file.metadata() or {}).get(CHECKSUM)
+        tensors = safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
         raise PluginError(
             f"{path} is not a readable safetensors file ({error}); expected one written by a run."
         ) from error
+    tensors = dict(sorted(tensors.items()))
+    return _verified(tensors if kept is None else {**tensors, CHECKSUM: kept}, path)
 
 
-def load(path):
-    """What torch.save wrote, on the CPU, without executing any of it."""
+def load(path, checked=False):
+    """What torch.save wrote, on the CPU, without executing any of it; `checked`: only with a checksum of ours."""
     if not Path(path).is_file():
         raise PluginError(f"There is no checkpoint file {path}; expected one written by torch.save. Check the path.")
     if str(path).endswith(".safetensors"):
         return load_tensors(path)
     try:
         with torch.serialization.safe_globals(NUMPY_NUMBERS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise PluginError(
-            f"{path} was not loaded: it is no plain checkpoint, and reading it might run code "
-            f"({_first_line(error)}). Expected tensors, numbers and text only. If you trust its source, load it there "
-            "and save its state_dict() again."
-        ) from error
+        content = _trusted(path, error)
     except Exception as error:  # a truncated zip, a text file, a lost permission: torch throws many kinds
         raise PluginError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}: {_first_line(error)}); expected a file "
             "written by torch.save. Fetch or write it again."
         ) from error
+    return _verified(content, path, required=checked)
+
+
+def _trusted(path, error):
+    """A file that would run code: refused, unless ATSC_UNSAFE_LOAD names the hash of exactly these bytes."""
+    content = Path(path).read_bytes()
+    name = hashlib.sha256(content).hexdigest()
+    if name not in os.environ.get(UNSAFE, "").split(","):
+        raise PluginError(
+            f"{path} was not loaded: it is no plain checkpoint, and reading it might run code "
+            f"({_first_line(error)}). Expected tensors, numbers and text only. If you trust its source, load it there "
+            f"and save its state_dict() again. {UNSAFE}={name} in the environment would load it and run what is in it."
+        ) from error
+    print(f"WARNING: {UNSAFE} names {path}: loading it RUNS WHATEVER CODE IT HOLDS.", file=sys.stderr, flush=True)
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
+    except Exception as broken:  # even a trusted file may not load
+        raise PluginError(f"{path} cannot be loaded ({type(broken).__name__}: {_first_line(broken)}).") from broken
 
 
 def _first_line(error):

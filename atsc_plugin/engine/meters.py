@@ -7,10 +7,9 @@ import torch
 from tqdm import tqdm
 
 from atsc_plugin.engine.evaluate import correct
+from atsc_plugin.engine.nonfinite import NotFinite
 
-
-class NotFinite(ArithmeticError):
-    """A loss part is NaN or infinite; the message names it."""
+GRADIENT = "the gradient"
 
 
 class Meters:
@@ -18,44 +17,75 @@ class Meters:
 
     def __init__(self, device):
         self.losses, self.bad_since = {}, {}
-        self.steps = 0
+        self.steps = self.skipped = 0
         self.hits = torch.zeros((), dtype=torch.int64, device=device)
         self.images, self.data_seconds = 0, 0.0
 
-    def add(self, losses, logits, target):
+    def add(self, losses, logits, target, finite_gradients=None):
         count = len(target)
         self.steps += 1
         for name, part in losses.items():
             part = part.detach()
             self.losses[name] = self.losses.get(name, 0) + part.double() * count
-            bad = torch.where(torch.isfinite(part), math.inf, self.steps)
-            self.bad_since[name] = torch.minimum(self.bad_since.get(name, bad), bad)
+            self._watch(name, torch.isfinite(part))
+        if finite_gradients is not None:
+            self._watch(GRADIENT, finite_gradients)
         self.hits += correct(logits, target, 1)
         self.images += count
 
+    def skip(self):
+        """A step that was left out: it counts as made, and in nothing else."""
+        self.steps += 1
+        self.skipped += 1
+
+    def _watch(self, name, finite):
+        bad = torch.where(finite, math.inf, float(self.steps))
+        self.bad_since[name] = torch.minimum(self.bad_since.get(name, bad), bad)
+
+    def state(self):
+        """All sums, for a checkpoint inside the epoch."""
+        return dict(vars(self))
+
+    def load_state(self, state):
+        """Take up the sums of `state`, on this machine's device."""
+        device = self.hits.device
+        for name, value in state.items():
+            if isinstance(value, dict):
+                value = {part: entry.to(device) for part, entry in value.items()}
+            setattr(self, name, value.to(device) if isinstance(value, torch.Tensor) else value)
+
+    def check(self):
+        """NotFinite names what went bad first: soon all of it is. Waits for the device once."""
+        if not self.bad_since:
+            return
+        since = dict(zip(self.bad_since, torch.stack(list(self.bad_since.values())).tolist(), strict=True))
+        name = min(since, key=since.get)
+        if since[name] == math.inf:
+            return
+        if name == GRADIENT:
+            raise NotFinite(f"the gradient is not finite since step {since[name]:.0f}, though every loss part was")
+        raise NotFinite(f"loss part '{name}' is {self.losses[name].item()} since step {since[name]:.0f}")
+
     def means(self):
-        """Mean of each loss part; NotFinite names the part that went bad first: soon all of them are."""
-        means = {name: (total / self.images).item() for name, total in self.losses.items()}
-        bad = {name: self.bad_since[name].item() for name, mean in means.items() if not math.isfinite(mean)}
-        if bad:
-            name = min(bad, key=bad.get)
-            raise NotFinite(f"loss part '{name}' is {means[name]} since step {bad[name]:.0f}")
-        return means
+        """Mean of each loss part over the images so far."""
+        self.check()
+        return {name: (total / self.images).item() for name, total in self.losses.items()}
 
     def postfix(self):
         return {name: f"{mean:.3f}" for name, mean in self.means().items()} | {"top1": f"{self._top1():.1f}"}
 
     def summary(self):
         """The epoch's figures for the log."""
-        return {**self.means(), "train_top1": self._top1(), "data_seconds": self.data_seconds, "images": self.images}
+        figures = {**self.means(), "train_top1": self._top1(), "data_seconds": self.data_seconds}
+        return {**figures, "skipped_steps": self.skipped, "images": self.images}
 
     def _top1(self):
-        return 100 * self.hits.item() / self.images
+        return 100 * self.hits.item() / max(self.images, 1)
 
 
-def progress(loader, label):
-    """A bar on a terminal, nothing in a log file."""
-    return tqdm(loader, desc=label, leave=False, disable=None)
+def progress(batches, label, total=None, done=0):
+    """A bar on a terminal, nothing in a log file; `done` of the `total` batches lie behind."""
+    return tqdm(batches, desc=label, total=total, initial=done, leave=False, disable=None)
 
 
 def peak_memory_mb(device):

@@ -6,15 +6,19 @@ are the contents of about.json and result.json.
 
 import platform
 import subprocess
+import time
 from pathlib import Path
 
 import torch
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from atsc_plugin import __version__
 from atsc_plugin.distillers.deployed import tensors_of
 from atsc_plugin.engine import run_files
 from atsc_plugin.engine.meters import peak_memory_mb
+from atsc_plugin.files import write_text
 
 
 class Records:
@@ -22,19 +26,17 @@ class Records:
 
     def __init__(self, folder, first_epoch):
         self.folder = Path(folder)
-        run_files.keep_lines_before(folder, first_epoch)
-        self.events = SummaryWriter(str(self.folder / "train.events"))
+        kept = run_files.keep_lines_before(folder, first_epoch)
+        write_text("".join(map(_worklog_entry, kept)), self.folder / "worklog.txt")
+        self.events = _events(self.folder / "train.events", first_epoch)
 
     def write(self, line):
         run_files.append_line(self.folder, line)
-        figures = {name: value for name, value in line.items() if isinstance(value, (int, float)) and name != "epoch"}
-        for name, value in figures.items():
-            self.events.add_scalar(name, value, line["epoch"])
+        for name, value in _figures(line).items():
+            self.events.write_event(Event(wall_time=time.time(), step=line["epoch"], summary=scalar(name, value)))
         self.events.flush()
         with open(self.folder / "worklog.txt", "a", encoding="utf-8") as file:
-            rule = "-" * 25
-            entries = [f"epoch: {line['epoch']}", *(f"{name}: {value:.4f}" for name, value in figures.items())]
-            file.write("\n".join([rule, *entries, rule]) + "\n")
+            file.write(_worklog_entry(line))
 
     def close(self):
         self.events.close()
@@ -50,12 +52,35 @@ class Records:
         )
 
 
+def _figures(line):
+    return {name: value for name, value in line.items() if isinstance(value, (int, float)) and name != "epoch"}
+
+
+def _worklog_entry(line):
+    """mdistiller's text form of an epoch."""
+    entries = [f"epoch: {line['epoch']}", *(f"{name}: {value:.4f}" for name, value in _figures(line).items())]
+    return "\n".join(["-" * 25, *entries, "-" * 25]) + "\n"
+
+
+def _events(folder, first_epoch):
+    """TensorBoard's file, written in this thread: a disk that fails is an error here and not a hang in another.
+
+    Its first entry tells TensorBoard to forget what an interrupted run had written of `first_epoch` and later.
+    """
+    folder.mkdir(exist_ok=True)
+    events = EventsWriter(str(folder / "events"))
+    if first_epoch > 1:
+        started = SessionLog(status=SessionLog.SessionStatus.START)
+        events.write_event(Event(wall_time=time.time(), step=first_epoch, session_log=started))
+    return events
+
+
 def device_name(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
 
 
 def about(trainer, argv):
-    """Where and how a run was started."""
+    """Where and how a run was started; `resumed` gets an entry each time it is continued."""
     return {
         "plugin": __version__,
         "host": trainer.facts.get("host"),
@@ -68,6 +93,7 @@ def about(trainer, argv):
         "command": " ".join(argv),
         "commit": _commit(),
         "teacher_from": trainer.facts.get("teacher_from"),
+        "resumed": [],
     }
 
 

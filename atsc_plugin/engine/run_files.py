@@ -8,11 +8,14 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
+from atsc_plugin.engine import run_lock
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import write_text
 
+LATEST, PREVIOUS = "latest", "latest_previous"
 LEFT_OUT = (
     "LOG.",
     "EXPERIMENT.",
@@ -36,13 +39,25 @@ def experiment_name(cfg, overrides=()):
 
 
 def run_directory(cfg, name):
-    """The run's folder; a project name that would leave LOG.PREFIX is refused. Nothing is created."""
-    project = Path(cfg.EXPERIMENT.PROJECT)
-    if project.is_absolute() or ".." in project.parts or ".." in Path(name).parts or Path(name).is_absolute():
+    """The run's folder; whatever would leave LOG.PREFIX, by its name or through a link, is refused. Nothing is made."""
+    project, prefix = cfg.EXPERIMENT.PROJECT, Path(cfg.LOG.PREFIX)
+    for part in (project, str(name)):
+        if Path(part).is_absolute() or ".." in Path(part).parts or not part.isprintable():
+            raise PluginError(
+                f"EXPERIMENT.PROJECT {project!r} and name {str(name)!r} would leave LOG.PREFIX; expected plain folder "
+                "names."
+            )
+    folder = prefix / project / name / f"seed_{cfg.EXPERIMENT.SEED}"
+    try:
+        real = folder.resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PluginError(f"LOG.PREFIX {str(prefix)!r} is no path ({error}); expected a folder.") from error
+    if not real.is_relative_to(prefix.resolve()):
         raise PluginError(
-            f"EXPERIMENT.PROJECT '{project}' and name '{name}' would leave LOG.PREFIX; expected plain folder names."
+            f"{folder} leads out of LOG.PREFIX, to {real}: a link is in between. Remove it, or name its "
+            "goal as LOG.PREFIX."
         )
-    return Path(cfg.LOG.PREFIX) / project / name / f"seed_{cfg.EXPERIMENT.SEED}"
+    return folder
 
 
 def create(folder):
@@ -57,21 +72,60 @@ def create(folder):
         raise PluginError(f"No permission to write in {folder}. Choose another place with LOG.PREFIX.")
 
 
+def clear(folder):
+    """Delete what an earlier run left, unless it is still running."""
+    if Path(folder).is_dir():
+        with run_lock.held(folder):
+            for path in [p for p in Path(folder).iterdir() if p.name != run_lock.NAME]:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def has_checkpoint(folder):
+    """Whether there is something to resume from."""
+    return any((Path(folder) / name).exists() for name in (LATEST, PREVIOUS))
+
+
+def prune(folder, keep):
+    """Delete the oldest numbered checkpoints (epoch_N) until `keep` are left; 0 keeps all."""
+    numbered = [path for path in Path(folder).glob("epoch_*") if path.name[6:].isdigit()]
+    numbered.sort(key=lambda path: int(path.name[6:]))
+    for path in numbered[:-keep] if keep else ():
+        path.unlink()
+
+
 def append_line(folder, content):
-    """One JSON line to log.jsonl, on the disk when this returns."""
-    with open(Path(folder) / "log.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(content) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """One JSON line to log.jsonl, on the disk when this returns; a disk that fails leaves no half line."""
+    with open(Path(folder) / "log.jsonl", "ab") as file:
+        before = file.tell()
+        try:
+            file.write((json.dumps(content) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            os.truncate(file.name, before)
+            raise
 
 
 def keep_lines_before(folder, epoch):
-    """Drop log lines of `epoch` and later: a resumed run writes them again. The file is replaced whole."""
+    """The log's lines before `epoch`; later ones, which a resumed run writes again, and half ones are dropped."""
     path = Path(folder) / "log.jsonl"
     if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["epoch"] < epoch]
-    write_text("".join(f"{line}\n" for line in kept), path)
+        return []
+    kept = [line for line in map(_entry, path.read_bytes().splitlines()) if line and line["epoch"] < epoch]
+    write_text("".join(json.dumps(line) + "\n" for line in kept), path)
+    return kept
+
+
+def _entry(line):
+    """A line of the log, None for one that a killed run left half written."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("epoch"), int) else None
 
 
 def read_json(folder, name):

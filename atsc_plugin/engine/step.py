@@ -2,6 +2,9 @@
 
 import torch
 
+from atsc_plugin.engine.nonfinite import SkippedSteps
+from atsc_plugin.errors import PluginError
+
 
 def learning_rate(cfg, epoch):
     """SOLVER.LR * LR_DECAY_RATE^(number of LR_DECAY_STAGES that lie before this epoch), mdistiller's law."""
@@ -16,10 +19,21 @@ class Step:
         groups = getattr(distiller, "param_groups", None)
         self.optimizer = self._sgd(groups(cfg) if groups else distiller.get_learnable_parameters())
         self.second_optimizer, self.second_state = None, None
+        self.skipped = self._skipped_steps()
 
     def _sgd(self, parameters):
         solver = self.solver
         return torch.optim.SGD(parameters, lr=solver.LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
+
+    def _skipped_steps(self):
+        """What leaves bad steps out under SOLVER.NONFINITE skip, else None."""
+        if self.solver.NONFINITE != "skip":
+            return None
+        if hasattr(self.distiller, "second_loss"):
+            raise PluginError(
+                "SOLVER.NONFINITE skip cannot undo the first of two steps a batch (ATSC.UPDATE published); use stop."
+            )
+        return SkippedSteps(self.distiller)
 
     def set_rate(self, rate):
         """The epoch's rate; a group's `lr_scale` multiplies it."""
@@ -31,11 +45,15 @@ class Step:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def __call__(self, inputs):
-        """(logits, losses by name) of one batch, after the weights have moved."""
+        """(logits, losses by name) of one batch, after the weights have moved; losses None for a step left out."""
         self.optimizer.zero_grad(set_to_none=True)
+        if self.skipped:
+            self.skipped.remember()
         logits, losses = self.distiller(**inputs)
         losses = {name: part.mean() for name, part in losses.items()}
         sum(losses.values()).backward()
+        if self.skipped and self.skipped.refuse(losses, self.parameters()):
+            return logits, None
         self.optimizer.step()
         return logits, losses | self._second(inputs)
 

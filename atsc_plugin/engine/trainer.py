@@ -7,19 +7,24 @@ loader)` for figures and a verdict, `run_state()` and `load_run_state(state)` fo
 weights, `deployed()` and `unused_modules()` for what leaves the run.
 """
 
-import time
+import shlex
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from atsc_plugin.distillers.deployed import DeployedStudent
-from atsc_plugin.engine import checkpoint, run_files, run_state
+from atsc_plugin.engine import checkpoint, run_files, run_lock, run_state
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
-from atsc_plugin.engine.meters import Meters, NotFinite, peak_memory_mb, progress
-from atsc_plugin.engine.placement import inputs_of, place_module
+from atsc_plugin.engine.meters import peak_memory_mb
+from atsc_plugin.engine.placement import place_module
+from atsc_plugin.engine.random_states import seed_all
 from atsc_plugin.engine.records import Records, result_of
+from atsc_plugin.engine.signals import StopAsked, StopSignals, continuing_words
 from atsc_plugin.engine.step import Step, learning_rate
-from atsc_plugin.errors import PluginError, RunStopped
+from atsc_plugin.engine.training_pass import TrainingPass
+from atsc_plugin.errors import Interrupted, PluginError, RunStopped
 from atsc_plugin.files import write_json
 from atsc_plugin.seeds import stream
 
@@ -53,58 +58,88 @@ class PluginTrainer:
         self.best_top1, self.best_epoch = -1.0, 0
         self.trained_seconds, self.trained_images = 0.0, 0
         self.teacher_before = None
+        self.signals, self.work = StopSignals(), None  # `work`: the epoch that is running
+        self.saved, self.saved_at = None, 0.0  # which state `latest` holds in words, and when it was written
 
     # ---- the run ----
 
     def train(self, resume=False):
-        """Run all epochs that are missing; returns the content of result.json."""
-        first = self._start(resume)
-        if first == 1:
-            self.teacher_before = self._teacher_top1()
-        self._epochs(first)
-        result = self._result()
-        self.records.close()
-        write_json(result, self.folder / "result.json")
+        """Run all steps that are missing; returns the content of result.json."""
+        with self._run_directory(resume) as (first, inside):
+            if first == 1 and not inside:
+                self.teacher_before = self._teacher_top1()
+            self._epochs(first, inside)
+            result = self._result()
+            write_json(result, self.folder / "result.json")
         print(f"done: test top-1 {result['top1_last']:.2f} last, {result['top1_best']:.2f} best epoch; {self.folder}")
         return result
 
     def fit(self):
-        """The epochs alone, without measuring a teacher or writing a result: for a network trained on the way."""
-        self._epochs(self._start(resume=False))
-        self.records.close()
+        """The epochs alone, without measuring a teacher or writing a result: for a network trained on the way.
 
-    def _start(self, resume):
+        What an earlier process left in the directory is gone on with.
+        """
+        with self._run_directory(run_files.has_checkpoint(self.folder)) as start:
+            self._epochs(*start)
+
+    @contextmanager
+    def _run_directory(self, resume):
+        """The directory held and its logs open for a block, which gets (first epoch, state inside it)."""
         run_files.create(self.folder)
-        first = run_state.continue_from_latest(self) if resume else 1
-        if not resume:
-            run_state.write_start(self)
-        (self.folder / "stopped.json").unlink(missing_ok=True)
-        self.records = Records(self.folder, first)
-        return first
+        with run_lock.held(self.folder), self.signals:
+            start = run_state.begin(self, resume)
+            self.records = Records(self.folder, start[0])
+            try:
+                with self._leaving_well():
+                    yield start
+            except OSError as error:
+                raise PluginError(
+                    f"{error.strerror or error} ({error.filename or self.folder}): the run cannot go on. In "
+                    f"{self.folder} {run_state.last_good(self)}. Mend that, then go on with: {self._continuation()}"
+                ) from error
+            finally:
+                self.records.close()
 
-    def _epochs(self, first):
+    @contextmanager
+    def _leaving_well(self):
+        """On a signal: keep the state of the epoch that is running, say how to go on, end with the signal's status."""
+        try:
+            yield
+        except StopAsked:
+            if self.work:
+                run_state.save_inside(self)
+            told = f"Ended by a signal; {run_state.last_good(self)}. Go on with:\n  {self._continuation()}"
+            print(told, file=sys.stderr, flush=True)
+            raise Interrupted(128 + self.signals.asked) from None
+
+    @staticmethod
+    def _continuation():
+        return shlex.join(continuing_words(sys.argv))
+
+    def _epochs(self, first, inside=None):
         for epoch in range(first, self.cfg.SOLVER.EPOCHS + 1):
-            line = self._epoch(epoch)
+            line = self._epoch(epoch, inside if epoch == first else None)
             report = self._report(epoch, line)
             self.records.write(line)  # before `latest`: a run killed in between writes this line again, and loses none
             run_state.save_epoch(self, line)
+            self.work = None
             if report["stop"]:
                 run_state.write_stop(self, epoch, report["warning"])
                 raise RunStopped(f"epoch {epoch}: {report['warning']} The run's files are in {self.folder}.")
+            self.signals.check()
 
-    def _epoch(self, epoch):
+    def _epoch(self, epoch, inside=None):
         rate = learning_rate(self.cfg, epoch)
         self.step.set_rate(rate)
-        torch.manual_seed(stream(self.cfg.EXPERIMENT.SEED, "step", epoch))  # for loaders and layers that draw globally
+        seed_all(stream(self.cfg.EXPERIMENT.SEED, "step", epoch))  # for loaders and layers that draw globally
         if hasattr(self.train_loader, "set_epoch"):
             self.train_loader.set_epoch(epoch)
-        started = time.perf_counter()
-        trained = self._pass(epoch)
-        seconds = time.perf_counter() - started
-        images = trained.pop("images")
+        self.work = TrainingPass(self, epoch, inside)
+        trained = self.work.run()
+        scores = self._evaluate(self.val_loader)
+        images, seconds = trained.pop("images"), self.work.seconds
         self.trained_seconds += seconds
         self.trained_images += images
-        scores = self._evaluate(self.val_loader)
         line = {
             "epoch": epoch,
             "lr": rate,
@@ -130,44 +165,19 @@ class PluginTrainer:
             print(f"WARNING epoch {epoch}: {report['warning']}", flush=True)
         return report
 
-    def _pass(self, epoch):
-        """One pass over the training images; mean losses by name and training top-1."""
-        self.distiller.train()
-        meters = Meters(self.device)
-        waiting, bar = time.perf_counter(), progress(self.train_loader, f"epoch {epoch}/{self.cfg.SOLVER.EPOCHS}")
-        for number, batch in enumerate(bar, 1):
-            inputs = {**inputs_of(batch, self.device), "epoch": epoch}
-            meters.data_seconds += time.perf_counter() - waiting
-            logits, losses = self.step(inputs)
-            self.facts.setdefault("classes", logits.shape[1])
-            meters.add(losses, logits.detach(), inputs["target"])
-            if number % 50 == 0 or number == len(self.train_loader):
-                bar.set_postfix(self._read(meters, epoch), refresh=False)
-            waiting = time.perf_counter()
-        return meters.summary()
-
-    def _read(self, meters, epoch):
-        """The meters on the host side, read rarely because it waits for the device."""
-        try:
-            return meters.postfix()
-        except NotFinite as error:
-            good = "its last epoch's checkpoint is `latest`" if epoch > 1 else "no epoch was finished"
-            raise PluginError(
-                f"Training stopped in epoch {epoch}: {error}; expected finite numbers. In "
-                f"{self.folder} {good}. Lower SOLVER.LR or the weight of that part."
-            ) from error
-
     # ---- evaluation ----
 
     def _evaluate(self, loader, label="eval"):
         self.distiller.eval()
-        return evaluate(lambda image: self.distiller(image=image), loader, self.device, label)
+        watched = self.signals.watched(loader)
+        return evaluate(lambda image: self.distiller(image=image), watched, self.device, label)
 
     def _teacher_top1(self):
         teacher = getattr(self.distiller, "teacher", None)
         if not isinstance(teacher, torch.nn.Module):
             return None
-        top1 = evaluate(in_eval_mode(teacher), self.test_loader or self.val_loader, self.device, "teacher")["top1"]
+        watched = self.signals.watched(self.test_loader or self.val_loader)
+        top1 = evaluate(in_eval_mode(teacher), watched, self.device, "teacher")["top1"]
         print(f"teacher {self.cfg.DISTILLER.TEACHER}: top-1 {top1:.2f}", flush=True)
         return top1
 

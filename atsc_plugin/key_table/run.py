@@ -39,4 +39,19 @@ KEYS = (
     Key("DATASET.DIGITS100.VAL_IMAGES", 1000, "digits100: validation images", minimum=100),
     Key("DATASET.DIGITS100.TEST_IMAGES", 10000, "digits100: test images", minimum=100),
     Key("DATASET.DIGITS100.SEED", 0, "digits100: which images are composed; not the seed of the run", minimum=0),
+    Key(
+        "LOG.CHECKPOINT_MINUTES",
+        0.0,
+        "also write `latest` inside an epoch when this many minutes have passed since the last one; 0: do not",
+        minimum=0.0,
+    ),
+    Key("LOG.CHECKPOINT_STEPS", 0, "the same after every so many steps of an epoch; 0: not by steps", minimum=0),
+    Key("LOG.KEEP_CHECKPOINTS", 0, "how many of the newest epoch_N checkpoints are kept; 0: all", minimum=0),
+    Key(
+        "SOLVER.NONFINITE",
+        "stop",
+        "a loss part or gradient that is NaN or infinite: stop ends the run with the part and the step; skip leaves "
+        "that step out and counts it (reads the device once a step)",
+        choices=("stop", "skip"),
+    ),
 )

@@ -1,0 +1,52 @@
+"""NaN and infinity: noticed without waiting for the device, or stepped over at the cost of waiting."""
+
+import math
+
+import torch
+import torch.distributed
+
+
+class NotFinite(ArithmeticError):
+    """A loss part, a gradient or a weight is NaN or infinite; the message names it."""
+
+
+def all_finite(tensors):
+    """Whether no entry of any tensor is NaN or infinite, as a tensor on their device: asking costs no wait."""
+    tensors = [tensor.detach() for tensor in tensors if tensor.numel()]
+    if not tensors:
+        return torch.tensor(True)
+    return torch.isfinite(torch.stack(torch._foreach_norm(tensors, math.inf))).all()
+
+
+def gradients(parameters):
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+class SkippedSteps:
+    """Leaves a step out when a loss part or a gradient of it is not finite: no weight and no running statistic moves.
+
+    Costs a copy of the buffers and a wait for the device in every step. Over several ranks all skip when one must.
+    """
+
+    def __init__(self, distiller):
+        stored = distiller.state_dict(keep_vars=True)
+        self.buffers = [buffer for name, buffer in distiller.named_buffers() if name in stored]
+        self.reason = None
+
+    def remember(self):
+        """Before the forward pass: what it may change."""
+        self.kept = [buffer.clone() for buffer in self.buffers]
+
+    def refuse(self, losses, parameters):
+        """After the backward pass: True when the step must not be made; the buffers are then as they were."""
+        parts = [torch.isfinite(part.detach()) for part in losses.values()]
+        good = torch.stack([*parts, all_finite(gradients(parameters)).to(parts[0].device)]).int()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(good, torch.distributed.ReduceOp.MIN)
+        names = [*(f"loss part '{name}'" for name in losses), "the gradient"]
+        bad = [name for name, fine in zip(names, good.tolist(), strict=True) if not fine]
+        if bad:
+            self.reason = f"{bad[0]} was not finite"
+            for buffer, before in zip(self.buffers, self.kept, strict=True):
+                buffer.copy_(before)
+        return bool(bad)

@@ -1,0 +1,126 @@
+"""One pass over the training images, which can be left after any step and taken up again there, bit for bit."""
+
+import time
+
+from atsc_plugin.engine import run_state
+from atsc_plugin.engine.meters import Meters, progress
+from atsc_plugin.engine.nonfinite import NotFinite, all_finite, gradients
+from atsc_plugin.engine.placement import inputs_of
+from atsc_plugin.engine.random_states import random_states, restore
+from atsc_plugin.errors import PluginError
+
+READ_EVERY = 50  # steps between two looks at the meters, each of which waits for the device
+
+
+class TrainingPass:
+    """Where an epoch stands: what was summed so far and how many steps are made. `run` makes the missing ones."""
+
+    def __init__(self, trainer, epoch, saved=None):
+        self.trainer, self.epoch = trainer, epoch
+        self.meters = Meters(trainer.device)
+        self.seconds, self.random = 0.0, None
+        if saved:
+            self.meters.load_state(saved["meters"])
+            self.seconds, self.random = saved["seconds"], saved["random"]
+
+    @property
+    def steps(self):
+        """Steps made, those left out included."""
+        return self.meters.steps
+
+    def state(self):
+        """What `latest` keeps of a pass that is not over."""
+        states = self.random or random_states(self.trainer.device)
+        return {"epoch": self.epoch, "seconds": self.seconds, "meters": self.meters.state(), "random": states}
+
+    # ---- the loop ----
+
+    def run(self):
+        """Make the missing steps; mean losses by name, training top-1 and counts of the whole pass."""
+        trainer, total = self.trainer, len(self.trainer.train_loader)
+        trainer.distiller.train()
+        before, started = self.seconds, time.perf_counter()
+        batches = self._batches()
+        bar = progress(batches, f"epoch {self.epoch}/{trainer.cfg.SOLVER.EPOCHS}", total, self.steps)
+        waiting = time.perf_counter()
+        for batch in bar:
+            inputs = {**inputs_of(batch, trainer.device), "epoch": self.epoch}
+            self.meters.data_seconds += time.perf_counter() - waiting
+            self._step(inputs)
+            if self.steps % READ_EVERY == 0 or self.steps == total:
+                bar.set_postfix(self._read(self.meters.postfix), refresh=False)
+            self.seconds = before + time.perf_counter() - started
+            if self.steps < total:
+                self._after_step()
+            waiting = time.perf_counter()
+        self.random = random_states(trainer.device)  # should a signal come in the evaluation, the pass ended like this
+        summary = self._summary()
+        self.check()
+        trainer.signals.check()
+        return summary
+
+    def _batches(self):
+        """The batches from the first missing step on. A loader that cannot start there draws and drops the others."""
+        loader, done = self.trainer.train_loader, self.steps
+        if hasattr(loader, "batches_from"):
+            batches = loader.batches_from(done)
+        else:
+            batches = iter(loader)
+            for _ in range(done):
+                next(batches, None)
+        if self.random:
+            restore(self.random, self.trainer.device)
+            self.random = None
+        return batches
+
+    def _step(self, inputs):
+        step, trainer = self.trainer.step, self.trainer
+        logits, losses = step(inputs)
+        trainer.facts.setdefault("classes", logits.shape[1])
+        if losses is None:
+            self.meters.skip()
+            print(f"epoch {self.epoch}: step {self.steps} left out, {step.skipped.reason}", flush=True)
+            return
+        scaled = getattr(step, "scaler", None) is not None  # a loss scaler tries infinite gradients and steps back
+        finite = None if scaled else all_finite(gradients(step.parameters()))
+        self.meters.add(losses, logits.detach(), inputs["target"], finite)
+
+    def _after_step(self):
+        """A state inside the epoch when it is due, the end of the run when a signal asked for it."""
+        trainer = self.trainer
+        by_steps, minutes = trainer.cfg.LOG.CHECKPOINT_STEPS, trainer.cfg.LOG.CHECKPOINT_MINUTES
+        due = by_steps and self.steps % by_steps == 0
+        if due or (minutes and time.monotonic() - trainer.saved_at >= 60 * minutes):
+            run_state.save_inside(trainer)
+        trainer.signals.check()
+
+    # ---- bad numbers ----
+
+    def _summary(self):
+        if not self.meters.images:
+            raise PluginError(
+                f"Training stopped in epoch {self.epoch}: all {self.steps} steps were left out (SOLVER.NONFINITE "
+                "skip); expected finite losses and gradients. Look at the data, or lower SOLVER.LR."
+            )
+        return self._read(self.meters.summary)
+
+    def check(self):
+        """Refuse to go on, or to write a checkpoint, when a number is NaN or infinite."""
+        self._read(self.meters.check)
+        if not all_finite(self.trainer.step.parameters()):
+            self._refuse("a weight is not finite")
+
+    def _read(self, figures):
+        """The meters on the host side, read rarely because it waits for the device."""
+        try:
+            return figures()
+        except NotFinite as error:
+            self._refuse(error)
+
+    def _refuse(self, what):
+        good = run_state.last_good(self.trainer)
+        raise PluginError(
+            f"Training stopped in epoch {self.epoch}: {what}; expected finite numbers. In "
+            f"{self.trainer.folder} {good}. Lower SOLVER.LR or the weight of that part, or set "
+            "SOLVER.NONFINITE skip where it is a rare batch."
+        )

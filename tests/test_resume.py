@@ -1,0 +1,200 @@
+"""A run killed anywhere and taken up again ends as the uninterrupted one, bit for bit."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from test_trainer import log_of, tiny_loader, without_times
+from tiny import TinyNet
+from torch.utils.data import DataLoader, Dataset
+
+import atsc_plugin
+from atsc_plugin.distillers.atsc_published import make_atsc
+from atsc_plugin.engine import checkpoint, latest, run_state
+from atsc_plugin.engine.random_states import random_states, restore, seed_all
+from atsc_plugin.engine.trainer import PluginTrainer
+from atsc_plugin.errors import PluginError
+from atsc_plugin.host import CFG
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    atsc_plugin.register()
+    cfg = CFG.clone()
+    cfg.merge_from_list(["LOG.PREFIX", str(tmp_path), "SOLVER.EPOCHS", 3, "SOLVER.LR_DECAY_STAGES", [2]])
+    cfg.merge_from_list(["SOLVER.TRAINER", "plugin", "ATSC.DRIFT.WEIGHT", 1.0])
+    return cfg
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours answers it."""
+
+
+class DroppingNet(TinyNet):
+    """Draws from torch's global generator in every step, as a network with dropout does."""
+
+    def forward(self, x):
+        return super().forward(x * (torch.rand(x.shape[0], 1, 1, 1) < 0.9))
+
+
+class Drawing(Dataset):
+    """A host's data set whose transform draws from all three global generators."""
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        draw = torch.Generator().manual_seed(index)
+        noise = random.random() + np.random.random() + torch.rand(()).item()
+        return torch.randn(3, 32, 32, generator=draw) * noise, index % 10, index
+
+
+def trainer_of(cfg, folder, update="fused", loader=None):
+    torch.manual_seed(1)
+    cfg.ATSC.UPDATE = update
+    if update == "published":
+        cfg.ATSC.DRIFT.PARAMS, cfg.ATSC.CLASSIFIER.PARAMS = "kernels", "bias"
+    distiller = make_atsc(DroppingNet(width=4), TinyNet(width=6), cfg)
+    return PluginTrainer("run", distiller, loader or tiny_loader(seed=5), tiny_loader(start=1), cfg, folder=folder)
+
+
+def killed_at(trainer, place, resume=False):
+    """Run until the `place`-th time that the run writes or makes a step, and die there without another word."""
+    seen, original = [0], {"step": trainer.step.__class__.__call__, "save": checkpoint.save}
+
+    def dying(name):
+        def call(*args, **kwargs):
+            seen[0] += 1
+            if seen[0] > place:
+                raise Killed
+            return original[name](*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.step.__class__, "__call__", dying("step"))
+        patch.setattr(checkpoint, "save", dying("save"))
+        try:
+            trainer.train(resume=resume)
+        except Killed:
+            return True
+    return False
+
+
+def assert_the_same_run(whole, other):
+    for name, tensor in whole.distiller.state_dict().items():
+        assert torch.equal(tensor, other.distiller.state_dict()[name]), name
+    assert list(map(without_times, log_of(whole.folder))) == list(map(without_times, log_of(other.folder)))
+    for name in ("best", "latest", "student_best"):
+        one, two = checkpoint.load(whole.folder / name), checkpoint.load(other.folder / name)
+        assert checkpoint.digest(one["model"]) == checkpoint.digest(two["model"]), name
+    results = [json.loads((trainer.folder / "result.json").read_text()) for trainer in (whole, other)]
+    assert without_times(results[0]) | {"peak_memory_mb": 0} == without_times(results[1]) | {"peak_memory_mb": 0}
+
+
+@pytest.mark.parametrize("update", ["fused", "published"])
+def test_a_run_killed_again_and_again_ends_as_the_whole_one(cfg, tmp_path, update):
+    """24 images in batches of 8 are 3 steps an epoch; a state after every step; each life is seven actions long."""
+    cfg.LOG.CHECKPOINT_STEPS = 1
+    whole = trainer_of(cfg, tmp_path / "whole", update)
+    whole.train()
+    lives, alive = 0, True
+    while alive:
+        broken = trainer_of(cfg, tmp_path / "broken", update)
+        alive, lives = killed_at(broken, 7, resume=lives > 0), lives + 1
+    assert lives > 3
+    assert_the_same_run(whole, broken)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_hosts_loader_is_taken_up_inside_an_epoch_by_drawing_again(cfg, tmp_path, workers):
+    cfg.LOG.CHECKPOINT_STEPS = 2
+    loader = DataLoader(Drawing(), 8, shuffle=True, num_workers=workers)
+    whole = trainer_of(cfg, tmp_path / "whole", loader=loader)
+    whole.train()
+    broken = trainer_of(cfg, tmp_path / "broken", loader=loader)
+    assert killed_at(broken, 3)  # two steps and the state after them; dies in the third step
+    state, _ = latest.read(tmp_path / "broken")
+    assert (state["epoch"], state["inside"]["epoch"], state["inside"]["meters"]["steps"]) == (0, 1, 2)
+    again = trainer_of(cfg, tmp_path / "broken", loader=loader)
+    again.train(resume=True)
+    assert_the_same_run(whole, again)
+
+
+def test_a_pass_that_starts_at_a_later_batch_gives_what_the_whole_pass_gives_there():
+    loader = tiny_loader(seed=3)
+    loader.flip = True
+    loader.set_epoch(4)
+    whole = list(loader)
+    for first in range(4):
+        loader.set_epoch(4)
+        rest = list(loader.batches_from(first))
+        assert len(rest) == 3 - first
+        for one, other in zip(whole[first:], rest, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_all_generators_go_on_where_they_were():
+    def draws():
+        return (
+            random.random(),
+            random.gauss(0, 1),
+            np.random.rand(),
+            np.random.standard_normal(),
+            torch.rand(2).tolist(),
+        )
+
+    cpu = torch.device("cpu")
+    seed_all(2**63 - 1)
+    draws()
+    kept = random_states(cpu)
+    first, _ = draws(), draws()
+    restore(kept, cpu)
+    assert draws() == first
+    seed_all(2**63 - 1)
+    draws()
+    assert draws() == first
+
+
+def test_minutes_also_make_a_state_inside_an_epoch(cfg, tmp_path, monkeypatch):
+    cfg.LOG.CHECKPOINT_MINUTES = 1.0
+    clock = iter(range(0, 100000, 40))  # 40 seconds pass between two looks at the clock
+    monkeypatch.setattr("atsc_plugin.engine.run_state.time.monotonic", lambda: next(clock))
+    saved, original = [], run_state.save_inside
+    monkeypatch.setattr(run_state, "save_inside", lambda trainer: (saved.append(trainer.work.steps), original(trainer)))
+    trainer_of(cfg, tmp_path / "run").train()
+    assert saved == [2, 2, 2]  # 40 s after step 1, 80 s after step 2; the epoch's own state follows step 3
+
+
+def test_what_cannot_go_on_is_refused(cfg, tmp_path):
+    trainer = trainer_of(cfg, tmp_path / "run")
+    trainer.facts["data"] = "digits-24-aa"
+    trainer.train()
+    other = trainer_of(cfg, tmp_path / "run")
+    other.facts["data"] = "digits-24-bb"
+    with pytest.raises(PluginError, match="trained on digits-24-aa; these data are digits-24-bb"):
+        other.train(resume=True)
+    fewer = trainer_of(cfg, tmp_path / "run")
+    cfg.SOLVER.EPOCHS = 2
+    with pytest.raises(PluginError, match="is in epoch 3; SOLVER.EPOCHS asks for 2"):
+        fewer.train(resume=True)
+
+
+def test_a_log_line_that_was_written_half_is_dropped_and_worklog_has_each_epoch_once(cfg, tmp_path):
+    whole = trainer_of(cfg, tmp_path / "run")
+    whole.train()
+    with open(tmp_path / "run" / "log.jsonl", "a") as file:
+        file.write('{"epoch": 4, "lr"')
+    trainer = trainer_of(cfg, tmp_path / "run")
+    cfg.SOLVER.EPOCHS = 4
+    trainer.train(resume=True)
+    assert [line["epoch"] for line in log_of(trainer.folder)] == [1, 2, 3, 4]
+    assert (trainer.folder / "worklog.txt").read_text().count("epoch: ") == 4
+
+
+def test_only_the_newest_numbered_checkpoints_are_kept(cfg, tmp_path):
+    cfg.LOG.SAVE_CHECKPOINT_FREQ, cfg.LOG.KEEP_CHECKPOINTS = 1, 2
+    trainer_of(cfg, tmp_path / "run").train()
+    assert sorted(path.name for path in (tmp_path / "run").glob("epoch_*")) == ["epoch_2", "epoch_3"]
