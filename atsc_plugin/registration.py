@@ -6,11 +6,17 @@ name would replace the package's function `register` by the module.
 
 from atsc_plugin import host, keys
 from atsc_plugin.distillers.atsc_published import make_atsc
+from atsc_plugin.distillers.projected import ProjectedKD, ProjectedVanilla
 from atsc_plugin.distillers.simkd import SimKD
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
 
-DISTILLERS = {"SIMKD": SimKD, "ATSC": make_atsc}
+DISTILLERS = {
+    "SIMKD": SimKD,
+    "ATSC": make_atsc,
+    "PROJECTED_VANILLA": ProjectedVanilla,
+    "PROJECTED_KD": ProjectedKD,
+}
 TRAINERS = {"plugin": PluginTrainer}
 _added_keys = []
 
