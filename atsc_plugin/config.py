@@ -11,6 +11,7 @@ import yaml
 from yacs.config import CfgNode
 
 from atsc_plugin.distillers.atsc_checks import atsc_problems
+from atsc_plugin.engine.solver_checks import solver_problems
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import CFG, distiller_dict, host_datasets, models_for, trainer_dict
 from atsc_plugin.keys import KEYS, find, flatten
@@ -133,6 +134,7 @@ def check(cfg):
     problems += _check_names(cfg)
     if cfg.DISTILLER.TYPE == "ATSC":
         problems += atsc_problems(cfg)
+    problems += solver_problems(cfg)
     if cfg.SOLVER.TYPE != "SGD":
         problems.append(_unknown("SOLVER.TYPE", cfg.SOLVER.TYPE, ("SGD",)))
     return problems

@@ -6,7 +6,7 @@ from torch import nn
 
 from atsc_plugin.distillers.atsc_checks import atsc_problems
 from atsc_plugin.distillers.drift import StartingPoint, drift_penalty, rescaled_gradient
-from atsc_plugin.distillers.parts import align, pool, scale_gradient
+from atsc_plugin.distillers.parts import align, full, pool, scale_gradient
 from atsc_plugin.distillers.shared_classifier import SharedClassifier
 from atsc_plugin.distillers.simkd import feature_loss
 from atsc_plugin.distillers.teacher_monitor import TeacherMonitor
@@ -15,13 +15,13 @@ from atsc_plugin.errors import ConfigError
 
 def softened_divergence(logits, wanted, temperature):
     """T^2 * KL(softmax(wanted / T) || softmax(logits / T)), mean over images"""
-    log_p, q = F.log_softmax(logits / temperature, dim=1), F.softmax(wanted / temperature, dim=1)
+    log_p, q = F.log_softmax(full(logits) / temperature, dim=1), F.softmax(full(wanted) / temperature, dim=1)
     return F.kl_div(log_p, q, reduction="batchmean") * temperature**2
 
 
 def through_frozen(classifier, pooled):
     """C_t(pooled) without a gradient for C_t: what the student's own losses see of the shared classifier."""
-    return F.linear(pooled, classifier.weight.detach(), classifier.bias.detach())
+    return full(F.linear(pooled, classifier.weight.detach(), classifier.bias.detach()))
 
 
 def drift_parameters(teacher, which):
@@ -56,6 +56,7 @@ class ATSC(SharedClassifier):
         self.drift_names = drift_parameters(teacher, node.DRIFT.PARAMS)
         self.monitor = TeacherMonitor(self, cfg)
         self.warming_up = False
+        self.rate_hooks, self.teacher_rate = [], {}
         self.prepare_parameters(cfg)
 
     def prepare_parameters(self, cfg):
@@ -69,8 +70,11 @@ class ATSC(SharedClassifier):
         scale, common = self.node.TEACHER.LR_SCALE, cfg.SOLVER.WEIGHT_DECAY
         decay = common if self.node.TEACHER.WEIGHT_DECAY < 0 else self.node.TEACHER.WEIGHT_DECAY
         if scale != 1.0 or decay != common:
-            for parameter in self.teacher_parameters():
+            self.rate_hooks = [
                 parameter.register_hook(rescaled_gradient(parameter, scale, decay, common))
+                for parameter in self.teacher_parameters()
+            ]
+            self.teacher_rate = {"lr_scale": scale, "weight_decay": decay}
 
     def _batch_norms(self):
         return [layer for layer in self.teacher.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
@@ -81,6 +85,17 @@ class ATSC(SharedClassifier):
 
     def get_learnable_parameters(self):
         return self.student_parameters() + self.teacher_parameters()
+
+    def param_groups(self, cfg):
+        """The teacher's rate and decay as an optimizer's group, for trainers that know groups; its hooks go.
+
+        The same steps, also where gradients come in parts or scaled, which the hooks would decay once a part.
+        """
+        if not self.rate_hooks:
+            return self.get_learnable_parameters()
+        while self.rate_hooks:
+            self.rate_hooks.pop().remove()
+        return [{"params": self.student_parameters()}, {"params": self.teacher_parameters(), **self.teacher_rate}]
 
     # ---- modes ----
 
@@ -106,9 +121,10 @@ class ATSC(SharedClassifier):
 
     def forward_train(self, image, target, epoch=None, **kwargs):
         self._enter_epoch(epoch)
-        with torch.set_grad_enabled(not self.warming_up):  # rate 0: no gradient, hence neither decay nor momentum
+        moves = not self.warming_up and self.node.TEACHER.LR_SCALE > 0
+        with torch.set_grad_enabled(moves):  # rate 0: no graph and no gradient, hence neither decay nor momentum
             _, teacher_features = self.teacher_facts.source(self.teacher, image)
-            teacher_logits = self.classifier(pool(teacher_features).detach())
+            teacher_logits = full(self.classifier(pool(teacher_features).detach()))
             losses = self.teacher_losses(teacher_logits, target)
             if self.weights.TRUNK_CE_WEIGHT > 0:
                 own = through_frozen(self.classifier, pool(teacher_features))

@@ -33,6 +33,11 @@ def pool(feature_map):
     return feature_map.mean(dim=(2, 3))
 
 
+def full(tensor):
+    """A 16-bit tensor in fp32, any other as it is: sums over classes and images lose too much in 16 bits."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
 def align(feature_map, size):
     """Average-pool a map larger than `size` down to it; a smaller one is left as it is."""
     return F.adaptive_avg_pool2d(feature_map, size) if feature_map.shape[-1] > size else feature_map

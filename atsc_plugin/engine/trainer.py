@@ -158,7 +158,8 @@ class PluginTrainer:
         """What the distiller has to say of the epoch: figures for the log, a warning, whether to stop."""
         if not hasattr(self.distiller, "after_epoch"):
             return {"stop": False}
-        report = self.distiller.after_epoch(epoch, self.val_loader)
+        with self.step.uncompiled():
+            report = self.distiller.after_epoch(epoch, self.val_loader)
         line |= report["figures"]
         if report["warning"]:
             line["guard"] = report["warning"]
@@ -170,7 +171,8 @@ class PluginTrainer:
     def _evaluate(self, loader, label="eval"):
         self.distiller.eval()
         watched = self.signals.watched(loader)
-        return evaluate(lambda image: self.distiller(image=image), watched, self.device, label)
+        with self.step.uncompiled():
+            return evaluate(lambda image: self.distiller(image=image), watched, self.device, label)
 
     def _teacher_top1(self):
         teacher = getattr(self.distiller, "teacher", None)

@@ -1,0 +1,148 @@
+"""SOLVER.AMP: what computes in 16 bits, what stays in 32, what is refused where."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import TinyNet, batch
+
+import atsc_plugin
+from atsc_plugin.distillers.atsc import ATSC, softened_divergence
+from atsc_plugin.engine import precision
+from atsc_plugin.engine.precision import precision_of
+from atsc_plugin.engine.step import Step
+from atsc_plugin.errors import PluginError
+from atsc_plugin.host import CFG, distiller_dict
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cfg():
+    atsc_plugin.register()
+    cfg = CFG.clone()
+    cfg.merge_from_list(["SOLVER.TRAINER", "plugin", "SOLVER.AMP", "bf16"])
+    return cfg
+
+
+def inputs(seed=0):
+    image, target = batch(16, seed=seed)
+    return {"image": image, "target": target, "epoch": 1}
+
+
+def test_auto_is_no_autocast_on_a_cpu_and_bf16_on_a_gpu_that_has_it(monkeypatch):
+    assert precision_of("auto", CPU).dtype is None
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(precision, "_has_bf16", lambda: True)
+    assert precision_of("auto", gpu).dtype is torch.bfloat16
+    assert precision_of("auto", gpu, second_step=True).dtype is None
+    monkeypatch.setattr(precision, "_has_bf16", lambda: False)
+    assert precision_of("auto", gpu).dtype is None
+
+
+def test_fp16_on_a_cpu_and_any_format_under_a_second_step_are_refused():
+    with pytest.raises(PluginError, match="fp16 needs a CUDA device; this run is on cpu. Use bf16, auto or none"):
+        precision_of("fp16", CPU)
+    with pytest.raises(PluginError, match="second step a batch"):
+        precision_of("bf16", CPU, second_step=True)
+
+
+@pytest.mark.parametrize("method", ["SIMKD", "ATSC", "KD", "DKD"])
+def test_under_bf16_maps_are_16_bit_and_losses_logits_weights_and_gradients_32(cfg, method):
+    cfg.merge_from_list(["ATSC.LOSS.CE_WEIGHT", 1.0, "ATSC.LOSS.KD_WEIGHT", 1.0])
+    distiller = distiller_dict[method](TinyNet(width=4), TinyNet(width=6), cfg).train()
+    seen = []
+    distiller.student.conv.register_forward_hook(lambda _m, _i, output: seen.append(output.dtype))
+    step = Step(distiller, cfg)
+    logits, losses = step(inputs())
+    assert seen == [torch.bfloat16]
+    assert {name: part.dtype for name, part in losses.items()} == dict.fromkeys(losses, torch.float32)
+    if method in ("KD", "DKD", "ATSC"):
+        assert logits.dtype is torch.float32
+    assert all(p.dtype is torch.float32 and p.grad.dtype is torch.float32 for p in step.parameters())
+
+
+def test_a_divergence_of_16_bit_logits_is_computed_in_32_bits():
+    draw = torch.Generator().manual_seed(1)
+    a, b = (torch.randn(8, 100, generator=draw).bfloat16() for _ in range(2))
+    exact = F.kl_div(F.log_softmax(a.double() / 4, 1), F.softmax(b.double() / 4, 1), reduction="batchmean") * 16
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = softened_divergence(a, b, 4.0)
+        theirs = F.kl_div(F.log_softmax(a / 4, 1), F.softmax(b / 4, 1), reduction="batchmean") * 16
+    assert ours.item() == pytest.approx(exact.item(), rel=1e-5)
+    assert abs(theirs.item() - exact.item()) > 1e-3 * exact.item()  # what 16 bits would have made of it
+
+
+def test_the_drift_gradient_under_bf16_is_that_of_fp32(cfg):
+    torch.manual_seed(2)
+    distiller = ATSC(TinyNet(width=4), TinyNet(width=6), cfg).train()
+    weight = distiller.teacher.conv.weight
+    with torch.no_grad():
+        weight += 1e-4  # bf16 has 8 bits: beside weights of .3 it would not see this
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = distiller.drift_loss()
+    (gradient,) = torch.autograd.grad(loss, [weight])
+    start = dict(distiller.start.items())["conv.weight"]
+    assert torch.equal(gradient, 2 * cfg.ATSC.DRIFT.WEIGHT * (weight - start).detach())
+
+
+def test_bf16_training_follows_fp32_within_its_rounding(cfg):
+    ends = []
+    for name in ("bf16", "none"):
+        cfg.SOLVER.AMP = name
+        torch.manual_seed(3)
+        step = Step(distiller_dict["NONE"](TinyNet(width=8)).train(), cfg)
+        step.set_rate(0.5)
+        losses = [step(inputs(seed=0))[1]["ce"].item() for _ in range(30)]
+        ends.append(losses)
+    assert ends[1][-1] < 0.9 * ends[1][0]  # it learns
+    assert ends[0][-1] == pytest.approx(ends[1][-1], rel=0.05)
+    assert ends[0] != ends[1]
+
+
+class Scaler:
+    """Stands for GradScaler, which needs a GPU: scales by 8, and writes down what is asked of it."""
+
+    def __init__(self):
+        self.asked, self.growth = [], 0
+
+    def scale(self, loss):
+        return loss * 8
+
+    def unscale_(self, optimizer):
+        self.asked.append("unscale")
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad /= 8
+
+    def step(self, optimizer):
+        self.asked.append("step")
+        if "unscale" not in self.asked:
+            self.unscale_(optimizer)
+        optimizer.step()
+
+    def update(self):
+        self.asked.append("update")
+
+    def state_dict(self):
+        return {"growth": 5}
+
+    def load_state_dict(self, state):
+        self.growth = state["growth"]
+
+
+def test_fp16s_scaler_is_unscaled_before_clipping_stepped_updated_and_its_state_kept(cfg):
+    cfg.merge_from_list(["SOLVER.AMP", "none", "SOLVER.CLIP_NORM", 0.1, "SOLVER.MOMENTUM", 0.0])
+    cfg.SOLVER.WEIGHT_DECAY = 0.0
+    torch.manual_seed(4)
+    distiller = distiller_dict["NONE"](TinyNet()).train()
+    step = Step(distiller, cfg)
+    step.precision = precision.Precision(CPU, None, Scaler())
+    before = [p.detach().clone() for p in distiller.parameters()]
+    step(inputs())
+    assert step.precision.scaler.asked == ["unscale", "step", "update"]
+    moved = torch.cat([(a - b).reshape(-1) for a, b in zip(distiller.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(0.1 * cfg.SOLVER.LR, rel=1e-3)
+    state = step.state()
+    assert state["scaler"] == {"growth": 5}
+    step.load_state(state)
+    assert step.precision.scaler.growth == 5

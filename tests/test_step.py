@@ -1,0 +1,199 @@
+"""The training step: a batch in parts, a clipped gradient, the teacher's rate in a group, and nothing that waits."""
+
+import copy
+
+import pytest
+import torch
+from tiny import TinyNet, batch
+from torch import nn
+
+import atsc_plugin
+from atsc_plugin.config import load_cfg
+from atsc_plugin.distillers.atsc import ATSC
+from atsc_plugin.distillers.simkd import SimKD
+from atsc_plugin.engine.meters import Meters
+from atsc_plugin.engine.step import Step, parts_of
+from atsc_plugin.errors import ConfigError
+from atsc_plugin.host import CFG, distiller_dict
+
+TINY = "configs/quickstart/atsc.yaml"
+
+
+@pytest.fixture
+def cfg():
+    atsc_plugin.register()
+    cfg = CFG.clone()
+    cfg.merge_from_list(["SOLVER.LR", 0.05, "SOLVER.TRAINER", "plugin"])
+    return cfg
+
+
+def without_bn(network):
+    network.bn = nn.Identity()
+    return network
+
+
+def vanilla(seed=1, bn=False):
+    torch.manual_seed(seed)
+    network = TinyNet()
+    return distiller_dict["NONE"](network if bn else without_bn(network))
+
+
+def inputs(count=10, seed=0):
+    image, target = batch(count, seed=seed)
+    return {"image": image, "target": target, "epoch": 1}
+
+
+def weights(distiller):
+    return torch.cat([p.detach().reshape(-1) for p in distiller.parameters()])
+
+
+def test_a_batch_is_cut_into_parts_that_are_as_equal_as_can_be():
+    cut = parts_of({"image": (torch.arange(10), torch.arange(10)), "target": torch.arange(10), "epoch": 3}, 4)
+    assert [len(part["target"]) for part, _ in cut] == [3, 3, 2, 2]
+    assert [share for _, share in cut] == [0.3, 0.3, 0.2, 0.2]
+    assert cut[1][0]["image"][1].tolist() == [3, 4, 5]
+    assert cut[1][0]["epoch"] == 3
+    assert len(parts_of({"target": torch.arange(2)}, 8)) == 2
+
+
+@pytest.mark.parametrize("parts", [3, 10])
+def test_accumulated_parts_make_the_step_of_the_whole_batch_for_a_net_without_bn(cfg, parts):
+    cfg.SOLVER.ACCUMULATE = parts
+    in_parts = vanilla()
+    cfg_whole = cfg.clone()
+    cfg_whole.SOLVER.ACCUMULATE = 1
+    whole = vanilla()
+    one, other = Step(in_parts, cfg), Step(whole, cfg_whole)
+    for seed in range(3):
+        logits, losses = one(inputs(seed=seed))
+        wanted, expected = other(inputs(seed=seed))
+        assert torch.allclose(logits, wanted, atol=1e-6)
+        assert losses["ce"].item() == pytest.approx(expected["ce"].item(), rel=1e-5)
+    assert torch.allclose(weights(in_parts), weights(whole), atol=1e-6)
+    assert not torch.allclose(weights(whole), weights(vanilla()), atol=1e-3)
+
+
+def test_accumulated_atsc_counts_drift_once_and_keeps_the_teachers_own_rate(cfg):
+    cfg.merge_from_list(["ATSC.TEACHER.LR_SCALE", 0.3, "ATSC.TEACHER.WEIGHT_DECAY", 0.2, "SOLVER.LR", 0.02])
+    torch.manual_seed(3)
+    networks = without_bn(TinyNet(width=4)), without_bn(TinyNet(width=6))
+    steps = []
+    for parts in (1, 3):
+        cfg.SOLVER.ACCUMULATE = parts
+        distiller = ATSC(*copy.deepcopy(networks), cfg)
+        torch.manual_seed(4)  # the projector, whose BN would see the parts, is left out
+        distiller.projector = nn.Conv2d(4, 6, 1)
+        steps.append(Step(distiller.train(), cfg))
+    for seed in range(3):
+        (_, losses), (_, in_parts) = (step(inputs(9, seed)) for step in steps)
+        assert {k: v.item() for k, v in losses.items()} == pytest.approx(
+            {k: v.item() for k, v in in_parts.items()}, rel=1e-4, abs=1e-7
+        )
+    whole, accumulated = (weights(step.distiller) for step in steps)
+    assert torch.allclose(whole, accumulated, atol=1e-6)
+
+
+def test_the_teachers_group_makes_the_step_that_the_gradient_hooks_make(cfg):
+    cfg.merge_from_list(["ATSC.TEACHER.LR_SCALE", 0.3, "ATSC.TEACHER.WEIGHT_DECAY", 0.2, "SOLVER.LR", 0.02])
+    torch.manual_seed(5)
+    hooks = ATSC(TinyNet(width=4), TinyNet(width=6), cfg)
+    groups = copy.deepcopy(hooks)
+    # copied hooks would still act on the original's weights: made anew for the copy
+    for parameter in groups.teacher.parameters():
+        parameter._backward_hooks = None
+    groups.rate_hooks = []
+    groups.prepare_parameters(cfg)
+    step = Step(groups.train(), cfg)
+    assert [group["lr"] for group in step.optimizer.param_groups] == [0.02, 0.02]
+    step.set_rate(0.02)
+    assert [group["lr"] for group in step.optimizer.param_groups] == pytest.approx([0.02, 0.006])
+    plain = torch.optim.SGD(
+        hooks.get_learnable_parameters(), lr=0.02, momentum=cfg.SOLVER.MOMENTUM, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+    )
+    hooks.train()
+    for seed in range(4):
+        step(inputs(seed=seed))
+        plain.zero_grad()
+        sum(hooks(**inputs(seed=seed))[1].values()).backward()
+        plain.step()
+    assert torch.allclose(weights(groups), weights(hooks), atol=1e-6)
+
+
+def test_a_teacher_at_rate_zero_has_no_graph_and_stays(cfg):
+    cfg.merge_from_list(["ATSC.TEACHER.LR_SCALE", 0.0])
+    distiller = ATSC(TinyNet(width=4), TinyNet(width=6), cfg).train()
+    before = [p.clone() for p in distiller.teacher.parameters()]
+    Step(distiller, cfg)(inputs())
+    assert all(p.grad is None for p in distiller.teacher.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, distiller.teacher.parameters(), strict=True))
+
+
+def test_a_clipped_gradient_has_the_norm_that_was_asked_for_and_a_short_one_is_left(cfg):
+    def moved(limit):
+        cfg.SOLVER.CLIP_NORM = limit
+        cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.MOMENTUM = 0.0, 0.0
+        distiller = vanilla(bn=True).train()
+        before = weights(distiller)
+        Step(distiller, cfg)(inputs())
+        return (weights(distiller) - before) / -cfg.SOLVER.LR  # plain SGD: the gradient it used
+
+    whole = moved(0.0)
+    cut = moved(0.1)
+    assert whole.norm() > 0.2
+    assert cut.norm().item() == pytest.approx(0.1, rel=1e-3)
+    assert torch.allclose(cut / cut.norm(), whole / whole.norm(), atol=1e-4)
+    assert torch.allclose(moved(1e6), whole)
+
+
+@pytest.mark.parametrize("method", ["SIMKD", "ATSC", "KD"])
+def test_a_step_and_its_meters_read_no_number_back_from_the_device(cfg, method, monkeypatch):
+    cfg.merge_from_list(["DISTILLER.TYPE", method, "SOLVER.CLIP_NORM", 1.0, "SOLVER.ACCUMULATE", 2])
+    distiller = distiller_dict[method](TinyNet(width=4), TinyNet(width=6), cfg).train()
+    step, meters = Step(distiller, cfg), Meters(torch.device("cpu"))
+    step(inputs())  # the optimizer makes its state
+    reads = []
+    for name in ("item", "__bool__", "__float__", "__int__", "tolist", "cpu", "numpy", "nonzero"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda *a, _n=name, _o=original, **k: reads.append(_n) or _o(*a, **k))
+    logits, losses = step(inputs(seed=1))
+    meters.add(losses, logits, inputs()["target"])
+    assert reads == []
+    meters.summary()
+    assert reads  # the counters do count
+
+
+def test_momentum_from_another_memory_layout_is_laid_out_as_the_weights(cfg):
+    contiguous, last = vanilla(), vanilla()
+    last.to(memory_format=torch.channels_last)
+    one, other = Step(contiguous, cfg), Step(last, cfg)
+    one(inputs())
+    other(inputs())
+    other.load_state(copy.deepcopy(one.state()))
+    for parameter, state in other.optimizer.state.items():
+        assert state["momentum_buffer"].stride() == parameter.stride()
+    kept = other.optimizer.state[last.student.conv.weight]["momentum_buffer"]
+    assert torch.equal(kept, one.optimizer.state[contiguous.student.conv.weight]["momentum_buffer"])
+
+
+def test_engine_keys_that_a_trainer_or_the_released_step_cannot_have_are_refused_all_at_once(tmp_path):
+    atsc_plugin.register()
+    keys = ["SOLVER.AMP", "bf16", "SOLVER.COMPILE", "default", "SOLVER.ACCUMULATE", "2", "SOLVER.CLIP_NORM", "1"]
+    with pytest.raises(ConfigError) as error:
+        load_cfg("configs/quickstart/atsc_published.yaml", keys)
+    assert len(error.value.problems) == 4
+    assert all("released step" in problem for problem in error.value.problems)
+    with pytest.raises(ConfigError) as error:
+        load_cfg(TINY, [*keys, "SOLVER.TRAINER", "base"])
+    assert [problem.split(" is ")[0] for problem in error.value.problems] == keys[::2]
+    with pytest.raises(ConfigError, match="at most one part an image"):
+        load_cfg(TINY, ["SOLVER.ACCUMULATE", "65", "SOLVER.BATCH_SIZE", "64"])
+    with pytest.raises(ConfigError, match="CUDA graphs"):
+        load_cfg(TINY, ["SOLVER.ACCUMULATE", "2", "SOLVER.COMPILE", "reduce-overhead"])
+
+
+def test_simkd_keeps_the_teachers_forward_out_of_the_graph(cfg):
+    distiller = SimKD(TinyNet(width=4), TinyNet(width=6), cfg).train()
+    seen = []
+    distiller.teacher.register_forward_hook(lambda _m, _i, output: seen.append(output[0].requires_grad))
+    Step(distiller, cfg)(inputs())
+    assert seen == [False]
