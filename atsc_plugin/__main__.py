@@ -19,6 +19,7 @@ COMMANDS = {
     "eval": "accuracy of a run directory, a deployed student or a checkpoint",
     "leaderboard": "run every method and seed of a suite file, then print the table",
     "report": "one table of several run directories",
+    "heads": "train DIH's heads for a teacher beforehand, for a host's own script",
     "launch": "run a host's own script with our methods registered: launch PATH/TO/train.py --cfg ...",
     "doctor": "host, versions, devices, data and teachers: what is there, what is missing and how to get it",
 }

@@ -66,11 +66,8 @@ def data_of(cfg, device):
 
 def network(cfg, role, classes, seed):
     """The student or teacher network, freshly initialised from its own random stream."""
-    name = cfg.DISTILLER[role]
     torch.manual_seed(stream(seed, "initialise", role))
-    if cfg.DATASET.TYPE == "imagenet":
-        return host.imagenet_model_dict[name](pretrained=False)
-    return host.models_for(cfg.DATASET.TYPE)[name][0](num_classes=classes)
+    return host.new_network(cfg.DATASET.TYPE, cfg.DISTILLER[role], classes)
 
 
 def distiller_of(cfg, student, teacher, data):
@@ -147,6 +144,8 @@ def prepare(cfg, overrides=(), dry=False):
             teachers.load(source, cfg, teacher, data, lambda own: data_of(own, device))
     student = network(cfg, "STUDENT", data.classes, cfg.EXPERIMENT.SEED)
     distiller = distiller_of(cfg, student.to(device), teacher, data).to(device)
+    if not dry and hasattr(distiller, "prepare"):  # what a method learns before its student, e.g. DIH's heads
+        distiller.prepare(data, lambda own: data_of(own, device))
     return Run(cfg, name, folder, device, data, distiller, teacher_from)
 
 
@@ -206,6 +205,8 @@ def plan(run):
                 f"parameters, from {run.teacher_from}",
             )
         )
+    if hasattr(distiller, "preparation"):
+        pairs.append(distiller.preparation())
     return [
         *pairs,
         ("trained", f"{parameter_count(learnable):,} parameters, {extra:,} of them the method's own"),

@@ -11,12 +11,17 @@ import yaml
 from yacs.config import CfgNode
 
 from atsc_plugin.distillers.atsc_checks import atsc_problems
+<<<<<<< HEAD
 from atsc_plugin.engine.solver_checks import solver_problems
+=======
+from atsc_plugin.distillers.sister_checks import coteach_problems, dih_problems
+>>>>>>> 7c91ee5 (DIH and COTEACH: heads on the teacher's stages, a scratch teacher beside the student)
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import CFG, distiller_dict, host_datasets, models_for, trainer_dict
 from atsc_plugin.keys import KEYS, find, flatten
 from atsc_plugin.shipped import config_file
 
+METHOD_CHECKS = {"ATSC": atsc_problems, "DIH": dih_problems, "COTEACH": coteach_problems}
 OWN_DATASETS = ("digits100", "npz", "folder", "cifar10")
 
 
@@ -132,9 +137,14 @@ def check(cfg):
         if node[leaf] < 1:
             problems.append(f"{name}: got {node[leaf]}, expected at least 1.")
     problems += _check_names(cfg)
+<<<<<<< HEAD
     if cfg.DISTILLER.TYPE == "ATSC":
         problems += atsc_problems(cfg)
     problems += solver_problems(cfg)
+=======
+    if cfg.DISTILLER.TYPE in METHOD_CHECKS:
+        problems += METHOD_CHECKS[cfg.DISTILLER.TYPE](cfg)
+>>>>>>> 7c91ee5 (DIH and COTEACH: heads on the teacher's stages, a scratch teacher beside the student)
     if cfg.SOLVER.TYPE != "SGD":
         problems.append(_unknown("SOLVER.TYPE", cfg.SOLVER.TYPE, ("SGD",)))
     return problems
@@ -153,6 +163,9 @@ def _check_names(cfg):
         name = cfg.DISTILLER[role]
         if name not in models_for(data) and not (role == "TEACHER" and method == "NONE"):
             problems.append(_unknown(f"DISTILLER.{role}", name, models_for(data)))
+    scratch = cfg.COTEACH.SCRATCH_TEACHER
+    if method == "COTEACH" and scratch and scratch not in models_for(data):
+        problems.append(_unknown("COTEACH.SCRATCH_TEACHER", scratch, models_for(data)))
     return problems
 
 

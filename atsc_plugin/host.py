@@ -120,6 +120,13 @@ def models_for(dataset):
     return tiny_imagenet_model_dict if dataset == "tiny_imagenet" else cifar_model_dict
 
 
+def new_network(dataset, name, classes):
+    """A freshly initialised network, drawn from torch's global stream."""
+    if dataset == "imagenet":
+        return imagenet_model_dict[name](pretrained=False)
+    return models_for(dataset)[name][0](num_classes=classes)
+
+
 def image_size(node):
     """Side in pixels of the images that the networks see; `node` is DATASET, with our keys or without."""
     return node.get("IMAGE_SIZE", 0) or {"imagenet": 224, "tiny_imagenet": 64}.get(node.TYPE, 32)

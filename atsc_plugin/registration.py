@@ -6,6 +6,8 @@ name would replace the package's function `register` by the module.
 
 from atsc_plugin import host, keys
 from atsc_plugin.distillers.atsc_published import make_atsc
+from atsc_plugin.distillers.coteach import COTEACH
+from atsc_plugin.distillers.dih import DIH
 from atsc_plugin.distillers.projected import ProjectedKD, ProjectedVanilla
 from atsc_plugin.distillers.simkd import SimKD
 from atsc_plugin.engine.trainer import PluginTrainer
@@ -16,6 +18,8 @@ DISTILLERS = {
     "ATSC": make_atsc,
     "PROJECTED_VANILLA": ProjectedVanilla,
     "PROJECTED_KD": ProjectedKD,
+    "DIH": DIH,
+    "COTEACH": COTEACH,
 }
 TRAINERS = {"plugin": PluginTrainer}
 _added_keys = []

@@ -4,16 +4,13 @@ A teacher trained here is cached under its network, the identity of its data, it
 one-epoch trial never passes for a teacher. It is written whole, under a lock, and writes no result.json.
 """
 
-import fcntl
-import hashlib
-import json
 import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from atsc_plugin import host
 from atsc_plugin.engine import checkpoint
+from atsc_plugin.engine.cache import key_of, only_writer
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
 
@@ -46,8 +43,8 @@ def recipe(cfg, data):
 
 def cached_file(cfg, data):
     """The file of the teacher with this recipe, there or not."""
-    key = hashlib.sha256(json.dumps(recipe(cfg, data), sort_keys=True).encode()).hexdigest()[:12]
-    return Path(cfg.TEACHER.CACHE) / f"{cfg.DISTILLER.TEACHER}-{data.name}-{cfg.TEACHER.EPOCHS}ep-{key}.pth"
+    name = f"{cfg.DISTILLER.TEACHER}-{data.name}-{cfg.TEACHER.EPOCHS}ep-{key_of(recipe(cfg, data))}.pth"
+    return Path(cfg.TEACHER.CACHE) / name
 
 
 def find(cfg, data):
@@ -87,14 +84,7 @@ def load(source, cfg, teacher, data, data_of):
 
 def _train(path, cfg, teacher, data, data_of):
     """Train the teacher and put it at `path`; whoever waited for the lock finds it there and trains nothing."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 - held by the block below
-    except OSError as error:
-        raise PluginError(
-            f"TEACHER.CACHE {path.parent} cannot be written: {error.strerror}. Choose another folder."
-        ) from error
-    with lock, _locked(lock):
+    with only_writer(path):
         if path.is_file():
             return
         print(
@@ -107,16 +97,6 @@ def _train(path, cfg, teacher, data, data_of):
         state = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
         checkpoint.save({"model": state, "recipe": recipe(cfg, data)}, path)
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextmanager
-def _locked(file):
-    """An advisory lock that the kernel gives back when its holder dies."""
-    fcntl.flock(file, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _run(cfg, teacher, data_of, folder):

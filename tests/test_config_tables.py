@@ -81,7 +81,10 @@ def test_every_pair_builds_and_takes_a_step_at_batch_2(path):
     if cfg.DISTILLER.TYPE != "NONE":  # unfilled: pretrained weights are not what is tested
         constructor = host.models_for(cfg.DATASET.TYPE)[cfg.DISTILLER.TEACHER][0]
         teacher = constructor(**({} if cfg.DATASET.TYPE == "imagenet" else {"num_classes": classes}))
-    distiller = build.distiller_of(cfg, student, teacher, SimpleNamespace(train_images=2)).train()
+    distiller = build.distiller_of(cfg, student, teacher, SimpleNamespace(train_images=2))
+    if cfg.DISTILLER.TYPE == "DIH":
+        distiller.heads.trained.fill_(1)
+    distiller.train()
     before = [p.detach().clone() for p in distiller.get_learnable_parameters()]
     optimizer = torch.optim.SGD(distiller.get_learnable_parameters(), lr=0.001)
     size = host.image_size(cfg.DATASET)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atsc_plugin import registration
+
 ROOT = Path(__file__).resolve().parents[1]
 # A fork in miniature: its registries, its config, and a script that only looks and reports.
 FORK = {
@@ -45,7 +47,7 @@ def test_a_forks_script_sees_our_entries_and_its_exit_status_is_ours(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     done = launch(tmp_path / "fork/tools/train.py", "SIMKD.LOSS.FEAT_WEIGHT", "2.5", cwd=tmp_path)
-    assert "seen ['ATSC', 'SIMKD'] ['plugin'] 2.5 __main__" in done.stdout, done.stderr
+    assert f"seen {sorted(registration.DISTILLERS)} ['plugin'] 2.5 __main__" in done.stdout, done.stderr
     assert done.returncode == 7
 
 

@@ -74,6 +74,15 @@ def atsc_node(published, drift, scale=1.0):
     )
 
 
+SISTER_PAIRS = ("res32x4_res8x4", "vgg13_vgg8", "wrn40_2_wrn16_2")  # the neighbours run on three pairs each
+DIH_NODE = (
+    "DIH:\n  TEMPERATURE: 5.0\n  ALPHA: 0.1\n  HEADS:\n    EPOCHS: 30\n    BATCH_SIZE: 64\n    LR: 0.0003\n"
+    "    WEIGHT_DECAY: 0.0\n"
+)
+COTEACH_NODE = (
+    'COTEACH:\n  SCRATCH_TEACHER: ""\n  SHARE_STEM: False\n'
+    "  LOSS:\n    LOGITS_WEIGHT: 0.03\n    ATTENTION_WEIGHT: 1000.0\n"
+)
 SIMKD_NODE = "SIMKD:\n  LOSS:\n    FEAT_WEIGHT: 1.0\n  PROJECTOR:\n    FACTOR: 2\n"
 RELEASED = "# The released code's step and flags (random2314235/ATSC at 8bde1b2), evaluated through the right head.\n"
 
@@ -111,7 +120,10 @@ def solver_node(batch, epochs, rate, stages, decay):
 
 def cifar_files():
     for name, (teacher, student, rate, beta, review_weight) in CIFAR_PAIRS.items():
-        for method, (key, node) in cifar_methods(teacher, student, beta, review_weight).items():
+        methods = cifar_methods(teacher, student, beta, review_weight)
+        if name in SISTER_PAIRS:
+            methods |= {"dih": ("DIH", DIH_NODE), "coteach": ("COTEACH", COTEACH_NODE)}
+        for method, (key, node) in methods.items():
             published = method.endswith("_published")
             head = RELEASED if published else ""
             if method == "reviewkd" and review_weight is None:

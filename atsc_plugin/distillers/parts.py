@@ -129,8 +129,8 @@ def teacher_map(model, image_size, name):
     Tried in this order: the last of `feats`, the ReLU of the last of `preact_feats` (WRNs take feats before their last
     BN), then every module's output (MobileNetV2 and ShuffleV2 have a convolution behind their last `feats`).
     """
-    image = _probe_image(model, image_size)
-    with _evaluating(model), torch.no_grad():
+    image = probe_image(model, image_size)
+    with evaluating(model), torch.no_grad():
         pooled, feats = _classifier_input(model, image, name)
         for source in _sources(feats):
             if _averages_to(source(model, image)[1], pooled):
@@ -150,8 +150,8 @@ def student_map(model, image_size, name):
 
     A student needs no classifier of its own: one that predicts otherwise (Tiny-ImageNet's MobileNetV2) gives `feats`.
     """
-    image = _probe_image(model, image_size)
-    with _evaluating(model), torch.no_grad():
+    image = probe_image(model, image_size)
+    with evaluating(model), torch.no_grad():
         try:
             classifier_of(model)
         except ModelRefused:
@@ -164,8 +164,8 @@ def student_map(model, image_size, name):
 def unused_parameters(model, source, image_size):
     """Names of the parameters that cannot move the map: the student's own head and whatever else lies behind it."""
     names, parameters = zip(*[(n, p) for n, p in model.named_parameters() if p.requires_grad], strict=True)
-    with _evaluating(model), torch.enable_grad():
-        total = source(model, _probe_image(model, image_size))[1].sum()
+    with evaluating(model), torch.enable_grad():
+        total = source(model, probe_image(model, image_size))[1].sum()
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     return [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
 
@@ -185,22 +185,29 @@ def _averages_to(feature_map, pooled):
     return torch.allclose(pool(feature_map), pooled, rtol=1e-4, atol=1e-6)
 
 
-def _classifier_input(model, image, name):
-    inputs = []
-    handle = classifier_of(model, name).register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
+def outputs_of(model, image, name):
+    """(logits, feats) of a network in mdistiller's clothes; anything else is refused by name."""
     try:
         output = model(image)
     except RuntimeError as error:
         raise ModelRefused(
             f"{name} does not run on {image.shape[-1]}-pixel images: {error}. Choose a network made for this size."
         ) from error
-    finally:
-        handle.remove()
     if not (isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], dict) and output[1].get("feats")):
         raise ModelRefused(
             f"{name} returns {type(output).__name__}; expected (logits, dict with 'feats'), as mdistiller's."
         )
-    return inputs[-1], output[1]
+    return output
+
+
+def _classifier_input(model, image, name):
+    inputs = []
+    handle = classifier_of(model, name).register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
+    try:
+        _, feats = outputs_of(model, image, name)
+    finally:
+        handle.remove()
+    return inputs[-1], feats
 
 
 def _search_modules(model, image, pooled):
@@ -224,7 +231,7 @@ def _search_modules(model, image, pooled):
     return found[0] if found else None
 
 
-def _probe_image(model, image_size):
+def probe_image(model, image_size):
     """Two fixed noise images where the network lives; a generator of its own, so that no run's draws are moved."""
     parameter = next(model.parameters())
     noise = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
@@ -232,7 +239,7 @@ def _probe_image(model, image_size):
 
 
 @contextmanager
-def _evaluating(model):
+def evaluating(model):
     """Eval mode for a probe, so that no running statistic moves; every module's own mode is put back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
