@@ -11,11 +11,8 @@ import yaml
 from yacs.config import CfgNode
 
 from atsc_plugin.distillers.atsc_checks import atsc_problems
-<<<<<<< HEAD
-from atsc_plugin.engine.solver_checks import solver_problems
-=======
 from atsc_plugin.distillers.sister_checks import coteach_problems, dih_problems
->>>>>>> 7c91ee5 (DIH and COTEACH: heads on the teacher's stages, a scratch teacher beside the student)
+from atsc_plugin.engine.solver_checks import solver_problems
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import CFG, distiller_dict, host_datasets, models_for, trainer_dict
 from atsc_plugin.keys import KEYS, find, flatten
@@ -137,14 +134,9 @@ def check(cfg):
         if node[leaf] < 1:
             problems.append(f"{name}: got {node[leaf]}, expected at least 1.")
     problems += _check_names(cfg)
-<<<<<<< HEAD
-    if cfg.DISTILLER.TYPE == "ATSC":
-        problems += atsc_problems(cfg)
-    problems += solver_problems(cfg)
-=======
     if cfg.DISTILLER.TYPE in METHOD_CHECKS:
         problems += METHOD_CHECKS[cfg.DISTILLER.TYPE](cfg)
->>>>>>> 7c91ee5 (DIH and COTEACH: heads on the teacher's stages, a scratch teacher beside the student)
+    problems += solver_problems(cfg)
     if cfg.SOLVER.TYPE != "SGD":
         problems.append(_unknown("SOLVER.TYPE", cfg.SOLVER.TYPE, ("SGD",)))
     return problems

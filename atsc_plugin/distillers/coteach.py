@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from atsc_plugin.distillers.parts import evaluating, probe_image
+from atsc_plugin.distillers.parts import evaluating, full, probe_image
 from atsc_plugin.distillers.sister_checks import coteach_problems
 from atsc_plugin.distillers.stages import attention_distance, check_classes, check_stages, stage_facts
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
@@ -115,7 +115,7 @@ class COTEACH(Distiller):
 
     def forward_train(self, image, target, **kwargs):
         logits, feats = self.student(image)
-        scratch_logits, _ = self.scratch(image)
+        scratch_logits = full(self.scratch(image)[0])
         with torch.no_grad():
             expert_feats = self.teacher(image)[1]["feats"]
         guidance = sum(attention_distance(feats["feats"][s], expert_feats[e]) for e, s in self.stages)
@@ -137,3 +137,10 @@ class COTEACH(Distiller):
         with evaluating(self.scratch):
             figures["scratch_top1"] = evaluate(in_eval_mode(self.scratch), loader, device, "scratch")["top1"]
         return {"figures": figures, "warning": None, "stop": False}
+
+    def run_state(self):
+        """What an epoch that is gone on with needs beside the weights: the counts of its first steps."""
+        return {"hits": int(self.hits), "seen": self.seen}
+
+    def load_run_state(self, state):
+        self.hits, self.seen = state["hits"], state["seen"]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from atsc_plugin.distillers.parts import align
+from atsc_plugin.distillers.parts import align, full
 from atsc_plugin.engine.cache import key_of, only_writer
 from atsc_plugin.engine.evaluate import correct
 from atsc_plugin.engine.meters import progress
@@ -49,7 +49,7 @@ class Heads(nn.Module):
 
     def forward(self, feats):
         maps = [align(feats[stage], self.pooled) if self.pooled else feats[stage] for stage in self.stages]
-        return [layer(feature_map.flatten(1)) for layer, feature_map in zip(self.layers, maps, strict=True)]
+        return [full(layer(feature_map.flatten(1))) for layer, feature_map in zip(self.layers, maps, strict=True)]
 
 
 # ---- training ----

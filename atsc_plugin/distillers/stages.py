@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from atsc_plugin.distillers.parts import align, evaluating, outputs_of, probe_image
+from atsc_plugin.distillers.parts import align, evaluating, full, outputs_of, probe_image
 from atsc_plugin.errors import ModelRefused
 
 
@@ -55,7 +55,7 @@ def check_classes(student, teacher, student_name, teacher_name):
 
 def attention(feature_map):
     """N x C x H x W -> N x HW: the mean over channels of the squares, each row of Euclidean length 1"""
-    return F.normalize(feature_map.pow(2).mean(dim=1).flatten(1))
+    return F.normalize(full(feature_map).pow(2).mean(dim=1).flatten(1))
 
 
 def attention_distance(student_map, expert_map):
