@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "atsc_plugin" / "__init__.py").read_text()).group(1)
 
+EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]  # ONNX files: written by the first two, run by the last
+
 setup(
     name="atsc_plugin",
     version=VERSION,
@@ -32,7 +34,8 @@ setup(
         "pyyaml>=6.0",
     ],
     extras_require={
-        "test": ["pytest>=7.4", "ruff>=0.6", "setuptools>=70.1"],
+        "test": ["pytest>=7.4", "ruff>=0.6", "setuptools>=70.1", *EXPORT],
+        "export": EXPORT,
         "plots": ["matplotlib>=3.8"],  # the curves of `report --out`
         "slurm": ["submitit>=1.5"],  # `leaderboard --launcher submitit`
     },

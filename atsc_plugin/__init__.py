@@ -19,3 +19,13 @@ def unregister():
     from atsc_plugin import registration
 
     registration.unregister()
+
+
+def load_student(path, which="last"):
+    """The deployed student of a run directory or deploy file: a module in eval mode whose forward gives logits.
+
+    `which` is the "last" or "best" epoch of a run directory; `module.card` tells how it was made.
+    """
+    from atsc_plugin import students
+
+    return students.load_student(path, which)

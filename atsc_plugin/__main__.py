@@ -17,6 +17,8 @@ from atsc_plugin.errors import PluginError, RunStopped
 COMMANDS = {
     "train": "train a student (and its teacher where it is missing) from a config file",
     "eval": "accuracy of a run directory, a deployed student or a checkpoint",
+    "export": "a trained student as ONNX, torch.export or safetensors, compared before it is kept",
+    "predict": "the classes of image files, by a run, a deployed student or an ONNX file",
     "leaderboard": "run every method and seed of a suite file, then print the table",
     "report": "one table of several run directories",
     "heads": "train DIH's heads for a teacher beforehand, for a host's own script",

@@ -61,7 +61,9 @@ def data_of(cfg, device):
         train, val = with_validation_loader(train, test, cfg.DATASET.VAL_SPLIT)
         images = len(train.dataset)
     mean, std = host.NORMALISATION[name]
-    return Data(name, f"{name}-{images}", classes, size, train, val, test, images, list(mean), list(std))
+    names = list(getattr(test.dataset, "classes", []))  # torchvision's data sets name them; a card carries them
+    named = names if len(names) == classes else []
+    return Data(name, f"{name}-{images}", classes, size, train, val, test, images, list(mean), list(std), named)
 
 
 def network(cfg, role, classes, seed):

@@ -15,11 +15,12 @@ FLOORS = [
     ["engine"],
     ["host"],
     ["keys", "distillers"],
-    ["config", "registration"],
+    ["config", "registration", "deploy"],
     ["teachers"],
-    ["build", "deploy"],
+    ["build"],
     ["reporting"],
-    ["report"],
+    ["report", "students"],
+    ["export"],
     ["commands", "leaderboard", "__main__"],
 ]
 FREE_OF_TORCH = ["report", "reporting.comparisons", "leaderboard", "__main__", "engine.run_files", "errors", "seeds"]

@@ -83,36 +83,19 @@ def _from_checkpoint(path, cfg, data):
     """A whole distiller when the file holds one, else the bare student network."""
     from torch import nn
 
-    from atsc_plugin import build
     from atsc_plugin.engine import checkpoint
+    from atsc_plugin.export import sources
 
-    content = checkpoint.load(path)
-    state = content.get("model", content) if isinstance(content, dict) else content
-    names = [name.removeprefix("module.") for name in state] if isinstance(state, dict) else []
-    if any(name.startswith("student.") for name in names):
-        distiller = build.skeleton(cfg, data)
-        try:
-            distiller.load_state_dict({name.removeprefix("module."): tensor for name, tensor in state.items()})
-        except RuntimeError as error:
-            raise PluginError(
-                f"{path} does not fit a {cfg.DISTILLER.TYPE} of {cfg.DISTILLER.TEACHER} and {cfg.DISTILLER.STUDENT}: "
-                f"{str(error).splitlines()[-1].strip()} Name its own configuration with --cfg."
-            ) from error
+    distiller = sources.whole_distiller(checkpoint.load(path), path, cfg, data)
+    if distiller is None:
+        return sources.bare_student(path, cfg, data), f"network {cfg.DISTILLER.STUDENT}"
 
-        class Predictor(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.distiller = distiller
+    class Predictor(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.distiller = distiller
 
-            def forward(self, image):
-                return self.distiller(image=image)
+        def forward(self, image):
+            return self.distiller(image=image)
 
-        return Predictor(), f"checkpoint of {cfg.DISTILLER.TYPE}"
-    student = build.network(cfg, "STUDENT", data.classes, 0)
-    if cfg.DISTILLER.TYPE != "NONE" and hasattr(build.skeleton(cfg, data), "deployed"):
-        raise PluginError(
-            f"{path} holds the bare student; under {cfg.DISTILLER.TYPE} it predicts through the teacher's classifier, "
-            "and its own head was never trained. Evaluate the run directory or its deploy_* files instead."
-        )
-    network = checkpoint.load_network(student, path, cfg.DISTILLER.STUDENT, data.classes)
-    return network, f"network {cfg.DISTILLER.STUDENT}"
+    return Predictor(), f"checkpoint of {cfg.DISTILLER.TYPE}"

@@ -48,6 +48,8 @@ class PluginTrainer:
     ):
         self.cfg = cfg
         own = {"method": cfg.DISTILLER.TYPE, "student": cfg.DISTILLER.STUDENT, "dataset": cfg.DATASET.TYPE}
+        own["teacher"] = None if cfg.DISTILLER.TYPE == "NONE" else cfg.DISTILLER.TEACHER
+        own |= {"seed": cfg.EXPERIMENT.SEED, "epochs": cfg.SOLVER.EPOCHS}
         self.facts = {**self.host_facts, **own, **(facts or {})}
         self.distiller = unwrap(distiller)
         self.train_loader, self.val_loader, self.test_loader = train_loader, val_loader, test_loader
