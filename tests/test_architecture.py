@@ -20,10 +20,19 @@ FLOORS = [
     ["build"],
     ["reporting"],
     ["report", "students"],
-    ["export"],
+    ["export", "suites"],
     ["commands", "leaderboard", "__main__"],
 ]
-FREE_OF_TORCH = ["report", "reporting.comparisons", "leaderboard", "__main__", "engine.run_files", "errors", "seeds"]
+FREE_OF_TORCH = [
+    "report",
+    "reporting.comparisons",
+    "suites.slurm",
+    "leaderboard",
+    "__main__",
+    "engine.run_files",
+    "errors",
+    "seeds",
+]
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 

@@ -120,7 +120,7 @@ def read_runs(folders):
 def read_run(folder):
     """One Run; a PluginError says what is wrong with a folder that is half-written or not one of ours."""
     job, result = read_json(folder, "job.json") or {}, read_json(folder, "result.json")
-    if not (folder / "cfg.yaml").is_file() and job.get("status") not in ("failed", "running"):
+    if not (folder / "cfg.yaml").is_file() and "suite" not in job:
         raise PluginError("no cfg.yaml: no run directory of ours, or cut off while it was made")
     if result is not None:
         problems = _problems(result)

@@ -1,0 +1,194 @@
+"""What a suite expands to: one job a run, each with a whole configuration file of its own.
+
+A trial (KEY VALUE at the end of the command line) gets a project folder of its own, named after its keys, so that it is
+never taken for the suite; a finished run of another configuration is refused before anything starts.
+"""
+
+import ast
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from atsc_plugin.engine.run_files import read_json
+from atsc_plugin.errors import ConfigError, PluginError
+from atsc_plugin.files import write_text
+
+# Where and on what a run is made: neither the name nor the comparison of two configurations knows these.
+PLACES = ("LOG.", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD", "EXPERIMENT.DEVICE", "TEACHER.CACHE")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: an arm on a pair with a seed. `facts` is what job.json says of it."""
+
+    name: str
+    arm: str
+    seed: int
+    config: Path
+    folder: Path
+    tree: dict = field(repr=False, hash=False, compare=False)
+    facts: dict = field(repr=False, hash=False, compare=False)
+
+    @property
+    def title(self):
+        return f"{self.name}, seed {self.seed}"
+
+    @property
+    def log(self):
+        return self.folder.parent / f"seed_{self.seed}.log"
+
+    @property
+    def done(self):
+        return (self.folder / "result.json").exists()
+
+    @property
+    def epochs(self):
+        return self.tree.get("SOLVER", {}).get("EPOCHS", 240)
+
+    @property
+    def teacher(self):
+        """The teacher's name (or names), None for a student trained without one."""
+        node = self.tree.get("DISTILLER", {})
+        return None if node.get("TYPE", "NONE") == "NONE" else node.get("TEACHERS") or node.get("TEACHER")
+
+    def epochs_done(self):
+        path = self.folder / "log.jsonl"
+        return min(self.epochs, path.read_bytes().count(b"\n")) if path.exists() else 0
+
+
+def parse_overrides(words):
+    """[(key, value)] of KEY VALUE ...; what belongs to the runner is refused."""
+    problems = []
+    if len(words) % 2:
+        problems.append(f"overrides come as KEY VALUE pairs; '{words[-1]}' has no value. Add one.")
+    for key in words[::2]:
+        if key in ("EXPERIMENT.SEED", "EXPERIMENT.NAME", "EXPERIMENT.PROJECT", "LOG.PREFIX", "TEACHER.SEED"):
+            problems.append(f"{key} is the suite's own; use --seeds, --output or the suite file.")
+        elif "." not in key:
+            problems.append(f"'{key}' is no key; expected e.g. SOLVER.EPOCHS.")
+    if problems:
+        raise ConfigError(problems)
+    return [(key, _value(text)) for key, text in zip(words[::2], words[1::2], strict=True)]
+
+
+def _value(text):
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def project_of(suite, overrides):
+    """The suite's folder name, with the overrides that change results in it."""
+    added = [f"{key}={value}" for key, value in overrides if not key.startswith(PLACES)]
+    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", ",".join([suite.name, *added]))
+    return name if len(name) <= 100 else f"{name[:87]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def expand(suite, output, *, seeds=None, arms=None, pairs=None, overrides=()):
+    """All jobs: pair by pair, in each seed by seed, so that what is interrupted has whole columns."""
+    project = project_of(suite, overrides)
+    jobs = []
+    for pair in pairs or suite.pairs:
+        for teacher_seed in suite.teacher_seeds:
+            for seed in seeds or suite.seeds:
+                members = [suite.arms[arm] for arm in arms or suite.arms if pair in suite.arms[arm].pairs]
+                jobs += [_job(suite, arm, pair, teacher_seed, seed, project, output, overrides) for arm in members]
+    return jobs
+
+
+def _job(suite, arm, pair, teacher_seed, seed, project, output, overrides):
+    parts = [pair, arm.name, f"teacher{teacher_seed}" if len(suite.teacher_seeds) > 1 else None]
+    name = ",".join(part for part in parts if part)
+    tree = _tree(arm.config(pair))
+    own = {"EXPERIMENT.PROJECT": project, "EXPERIMENT.NAME": name}
+    if teacher_seed is not None:
+        own["TEACHER.SEED"] = teacher_seed
+    for key, value in {**suite.common, **suite.pairs[pair], **arm.keys, **dict(overrides), **own}.items():
+        put(tree, key, value)
+    if arm.stretch != 1:
+        solver = tree.setdefault("SOLVER", {})
+        solver["EPOCHS"] = max(1, round(solver.get("EPOCHS", 240) * arm.stretch))
+        solver["LR_DECAY_STAGES"] = [round(stage * arm.stretch) for stage in solver.get("LR_DECAY_STAGES", [])]
+    folder = Path(output) / project
+    facts = {
+        "suite": suite.name, "suite_file": suite.path, "arm": arm.name, "pair": pair, "seed": seed,
+        "cfg": arm.cfg.replace("{pair}", pair or ""), "set": arm.keys, "stretch": arm.stretch, "trials": arm.trials,
+        "notes": suite.notes, "overrides": [word for key, value in overrides for word in (key, str(value))],
+    }  # fmt: skip
+    return Job(name, arm.name, seed, folder / "configs" / f"{name}.yaml", folder / name / f"seed_{seed}", tree, facts)
+
+
+def _tree(path):
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PluginError(f"Config file {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(tree, dict):
+        raise PluginError(f"Config file {path} holds no keys; expected nested keys such as SOLVER:.")
+    return tree
+
+
+def put(tree, key, value):
+    """Set a dotted key in a nested tree; whole numbers become decimals where the file has one."""
+    *path, leaf = key.split(".")
+    for step in path:
+        tree = tree.setdefault(step, {})
+        if not isinstance(tree, dict):
+            raise PluginError(f"{key}: {step} is a key, not a group of keys. Check its spelling.")
+    decimal = isinstance(tree.get(leaf), float) and type(value) is int
+    tree[leaf] = float(value) if decimal else value
+
+
+def write_configs(jobs):
+    """Every job's configuration, once a name."""
+    for config, job in {job.config: job for job in jobs}.items():
+        config.parent.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(job.tree)
+        if not config.exists() or config.read_text(encoding="utf-8") != text:
+            write_text(text, config)
+
+
+def refuse_other_configurations(jobs):
+    """A finished run whose cfg.yaml says otherwise would silently stand for the one that is asked for."""
+    problems = []
+    for job in jobs:
+        stored = job.folder / "cfg.yaml"
+        if not job.done or not stored.is_file():
+            continue
+        before = flat(yaml.safe_load(stored.read_text(encoding="utf-8")) or {})
+        now = flat(job.tree)
+        differ = [
+            f"{key} was {before[key]}, asked {now[key]}"
+            for key in sorted(now)
+            if not key.startswith((*PLACES, "EXPERIMENT.")) and before.get(key, now[key]) != now[key]
+        ]
+        if differ:
+            problems.append(f"{job.folder} is a finished run of another configuration: {'; '.join(differ[:4])}")
+    if problems:
+        more = [f"... and {len(problems) - 5} more"] if len(problems) > 5 else []
+        way_out = "give the suite another name, another --output, or move those folders away"
+        raise ConfigError([*problems[:5], *more, way_out])
+
+
+def flat(tree, prefix=""):
+    """{dotted name: value} of a nested tree."""
+    found = {}
+    for step, value in tree.items():
+        found |= flat(value, f"{prefix}{step}.") if isinstance(value, dict) else {f"{prefix}{step}": value}
+    return found
+
+
+def note(job, **changes):
+    """Write what is known of a job into its job.json."""
+    from atsc_plugin.files import write_json
+
+    job.folder.mkdir(parents=True, exist_ok=True)
+    write_json(
+        {**job.facts, **(read_json(job.folder, "job.json") or {}), **job.facts, **changes}, job.folder / "job.json"
+    )

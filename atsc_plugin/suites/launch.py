@@ -1,0 +1,126 @@
+"""One job as a subprocess with a device and a lock of its own, and what became of it.
+
+The lock is held by the training process itself: when a runner is killed and its run lives on, the next runner waits for
+that run instead of starting it a second time.
+"""
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from atsc_plugin.engine.run_files import read_json
+from atsc_plugin.suites.jobs import note
+
+ROOT = Path(__file__).resolve().parents[2]
+SIGNALLED = "ended by signal"
+
+
+@dataclass
+class Processes:
+    """The subprocesses that are running, so that an interrupt can end them."""
+
+    running: set = field(default_factory=set)
+    stopping: bool = False
+
+    def run(self, words, *, log, device=None, threads=None, keep=()):
+        """Exit status of a command; its words go to the log."""
+        with open(log, "a", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                words, stdout=file, stderr=subprocess.STDOUT, env=environment(device, threads), pass_fds=keep,
+                start_new_session=True,
+            )  # fmt: skip
+            self.running.add(process)
+            try:
+                if self.stopping:
+                    process.terminate()
+                return process.wait()
+            finally:
+                self.running.discard(process)
+
+    def end(self, patience=15.0):
+        """Ask every subprocess to end, then make it: checkpoints appear whole, so nothing finished is lost."""
+        self.stopping = True
+        for process in list(self.running):
+            process.terminate()
+        until = time.monotonic() + patience
+        while self.running and time.monotonic() < until:
+            time.sleep(0.1)
+        for process in list(self.running):
+            process.kill()
+
+
+def environment(device, threads):
+    """The environment of a run: our package, its share of the cores, its device and no other."""
+    added = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    if threads:
+        added["OMP_NUM_THREADS"] = str(threads)
+    if device == "cpu":
+        added["CUDA_VISIBLE_DEVICES"] = ""
+    elif device is not None:
+        added["CUDA_VISIBLE_DEVICES"] = str(device)
+    return {**os.environ, **added}
+
+
+def train_words(job, device=None):
+    """The command of a run."""
+    words = [sys.executable, "-m", "atsc_plugin", "train", "--cfg", str(job.config), "--resume"]
+    words += ["EXPERIMENT.SEED", str(job.seed), "LOG.PREFIX", str(job.folder.parents[2])]
+    if device is not None:
+        words += ["EXPERIMENT.DEVICE", "cpu" if device == "cpu" else "cuda"]
+    return words
+
+
+def prepare_words(job):
+    """The command that trains the teacher a job lacks."""
+    return [sys.executable, "-m", "atsc_plugin", "prepare", "--cfg", str(job.config), "LOG.PREFIX",
+            str(job.folder.parents[2])]  # fmt: skip
+
+
+def run_job(job, processes, *, device=None, threads=None, at_once=1):
+    """Train one job; None when all is well, else the reason in words. Its job.json says the same."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with open(job.folder.parent / f"seed_{job.seed}.lock", "w") as lock, _held(lock, processes):
+        if job.done or processes.stopping:  # whoever held the lock has finished it
+            return None
+        started = time.time()
+        note(job, status="running", device=device, at_once=at_once, reason=None)
+        words = train_words(job, device)
+        status = processes.run(words, log=job.log, device=device, threads=threads, keep=(lock.fileno(),))
+        reason = None if status == 0 and job.done else reason_of(job, status)
+        state = "done" if reason is None else "interrupted" if processes.stopping else "failed"
+        note(job, status=state, reason=reason, minutes=round((time.time() - started) / 60, 2))
+    return reason
+
+
+@contextmanager
+def _held(lock, processes):
+    while not processes.stopping:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            time.sleep(0.5)
+    yield
+
+
+def reason_of(job, status):
+    """Why a run did not finish: what it said last."""
+    stopped = read_json(job.folder, "stopped.json")
+    if stopped:
+        return f"stopped in epoch {stopped.get('epoch')}: {stopped.get('reason')}"
+    if status < 0:
+        return f"{SIGNALLED} {-status}"
+    return f"status {status}: {last_words(job.log)}"
+
+
+def last_words(log):
+    """The last error in a log, else its last line."""
+    lines = [line.strip() for line in Path(log).read_text(encoding="utf-8", errors="replace").splitlines()]
+    lines = [line for line in lines if line]
+    told = [line for line in lines if line.startswith(("error:", "stopped:"))] or lines
+    return told[-1][:300] if told else "it said nothing"
