@@ -18,7 +18,7 @@ FLOORS = [
     ["config", "registration", "deploy"],
     ["teachers"],
     ["build"],
-    ["reporting"],
+    ["reporting", "benchmark"],
     ["report", "students"],
     ["export", "suites"],
     ["commands", "leaderboard", "__main__"],
