@@ -16,6 +16,7 @@ from atsc_plugin.errors import PluginError, RunStopped
 
 COMMANDS = {
     "train": "train a student (and its teacher where it is missing) from a config file",
+    "teachers": "train the teachers of a config file that are missing, or several seeds of one, and keep them",
     "eval": "accuracy of a run directory, a deployed student or a checkpoint",
     "export": "a trained student as ONNX, torch.export or safetensors, compared before it is kept",
     "predict": "the classes of image files, by a run, a deployed student or an ONNX file",

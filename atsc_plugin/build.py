@@ -13,6 +13,7 @@ import torch
 from atsc_plugin import host, teachers
 from atsc_plugin.config import OWN_DATASETS
 from atsc_plugin.data.splits import Data, LoaderFacts, memory_data, with_validation_loader
+from atsc_plugin.distillers.teacher_list import configs_by_teacher, networks_of, takes_several, teacher_names
 from atsc_plugin.engine import run_files
 from atsc_plugin.engine.trainer import PluginTrainer, parameter_count, unwrap
 from atsc_plugin.errors import PluginError
@@ -29,7 +30,7 @@ class Run:
     device: torch.device
     data: Data
     distiller: torch.nn.Module
-    teacher_from: str | None
+    teacher_from: str | list | None
 
 
 def device_of(cfg):
@@ -86,8 +87,16 @@ def distiller_of(cfg, student, teacher, data):
 def skeleton(cfg, data):
     """The distiller with unfilled weights, for a checkpoint that brings them all."""
     student = network(cfg, "STUDENT", data.classes, cfg.EXPERIMENT.SEED)
-    teacher = None if cfg.DISTILLER.TYPE == "NONE" else network(cfg, "TEACHER", data.classes, 0)
+    teacher = None
+    if cfg.DISTILLER.TYPE != "NONE":
+        networks = [network(own, "TEACHER", data.classes, 0) for own in configs_by_teacher(cfg)]
+        teacher = as_the_method_takes_it(cfg, networks)
     return distiller_of(cfg, student, teacher, data)
+
+
+def as_the_method_takes_it(cfg, each):
+    """The list of what each teacher has, for a method that learns from several, else the only entry."""
+    return each if takes_several(cfg) else each[0]
 
 
 def check_trainer(cfg, device):
@@ -107,20 +116,25 @@ def check_trainer(cfg, device):
 def check_fit(cfg, distiller, data):
     """Refuse, by name, a network that does not turn the data's images into one row of logits each."""
     images = torch.zeros(2, 3, data.image_size, data.image_size)
-    for role in ("STUDENT", "TEACHER"):
-        network = getattr(distiller, role.lower(), None)
-        if network is None:
-            continue
+    members = [("STUDENT", cfg.DISTILLER.STUDENT, distiller.student)]
+    if isinstance(getattr(distiller, "teacher", None), torch.nn.Module):
+        members += [
+            ("TEACHER", *pair) for pair in zip(teacher_names(cfg), networks_of(distiller.teacher), strict=False)
+        ]
+    problems = []
+    for role, name, network in members:
         try:
             with torch.no_grad():
                 got = tuple(network.eval()(images)[0].shape)
         except RuntimeError as error:
             got = str(error).splitlines()[0]
         if got != (2, data.classes):
-            raise PluginError(
-                f"{cfg.DISTILLER[role]} cannot take {data.image_size}-pixel images: two of them gave {got}, expected "
+            problems.append(
+                f"{name} cannot take {data.image_size}-pixel images: two of them gave {got}, expected "
                 f"(2, {data.classes}). Choose another DISTILLER.{role}, or resize with DATASET.IMAGE_SIZE."
             )
+    if problems:
+        raise PluginError("\n".join(problems))
 
 
 def place(cfg, overrides=()):
@@ -139,11 +153,12 @@ def prepare(cfg, overrides=(), dry=False):
     check_fit(cfg, skeleton(cfg, data), data)
     teacher, teacher_from = None, None
     if cfg.DISTILLER.TYPE != "NONE":
-        source = teachers.find(cfg, data)
-        teacher_from = source.text
-        teacher = network(cfg, "TEACHER", data.classes, cfg.TEACHER.SEED).to(device)
+        found = teachers.find_all(cfg, data)
+        networks = [network(own, "TEACHER", data.classes, own.TEACHER.SEED).to(device) for own, _ in found]
         if not dry:
-            teachers.load(source, cfg, teacher, data, lambda own: data_of(own, device))
+            teachers.load_all(found, networks, data, lambda own: data_of(own, device))
+        teacher = as_the_method_takes_it(cfg, networks)
+        teacher_from = as_the_method_takes_it(cfg, [source.text for _, source in found])
     student = network(cfg, "STUDENT", data.classes, cfg.EXPERIMENT.SEED)
     distiller = distiller_of(cfg, student.to(device), teacher, data).to(device)
     if not dry and hasattr(distiller, "prepare"):  # what a method learns before its student, e.g. DIH's heads
@@ -200,13 +215,9 @@ def plan(run):
         ("student", f"{cfg.DISTILLER.STUDENT}, {parameter_count(distiller.student.parameters()):,} parameters"),
     ]
     if run.teacher_from:
-        pairs.append(
-            (
-                "teacher",
-                f"{cfg.DISTILLER.TEACHER}, {parameter_count(distiller.teacher.parameters()):,} "
-                f"parameters, from {run.teacher_from}",
-            )
-        )
+        origins = run.teacher_from if takes_several(cfg) else [run.teacher_from]
+        for name, net, origin in zip(teacher_names(cfg), networks_of(distiller.teacher), origins, strict=True):
+            pairs.append(("teacher", f"{name}, {parameter_count(net.parameters()):,} parameters, from {origin}"))
     if hasattr(distiller, "preparation"):
         pairs.append(distiller.preparation())
     return [

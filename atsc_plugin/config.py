@@ -12,13 +12,19 @@ from yacs.config import CfgNode
 
 from atsc_plugin.distillers.atsc_checks import atsc_problems
 from atsc_plugin.distillers.sister_checks import coteach_problems, dih_problems
+from atsc_plugin.distillers.teacher_list import takes_several, teacher_names, teacher_problems
 from atsc_plugin.engine.solver_checks import solver_problems
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import CFG, distiller_dict, host_datasets, models_for, trainer_dict
 from atsc_plugin.keys import KEYS, find, flatten
 from atsc_plugin.shipped import config_file
 
-METHOD_CHECKS = {"ATSC": atsc_problems, "DIH": dih_problems, "COTEACH": coteach_problems}
+METHOD_CHECKS = {
+    "ATSC": atsc_problems,
+    "ATSC_MULTI": atsc_problems,
+    "DIH": dih_problems,
+    "COTEACH": coteach_problems,
+}
 OWN_DATASETS = ("digits100", "npz", "folder", "cifar10")
 
 
@@ -104,8 +110,15 @@ def _decode(text, old):
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
+        return _names(text) if isinstance(old, list) else text
     return float(value) if isinstance(old, float) and type(value) is int else value
+
+
+def _names(text):
+    """A list of names as YAML writes it, [resnet20, vgg13], without quotes that a shell would want quoted again."""
+    if not (text.startswith("[") and text.endswith("]")) or "[" in text[1:]:
+        return text
+    return [name.strip(" '\"") for name in text[1:-1].split(",")]
 
 
 def datasets():
@@ -134,6 +147,7 @@ def check(cfg):
         if node[leaf] < 1:
             problems.append(f"{name}: got {node[leaf]}, expected at least 1.")
     problems += _check_names(cfg)
+    problems += teacher_problems(cfg, CFG.DISTILLER.TEACHER)
     if cfg.DISTILLER.TYPE in METHOD_CHECKS:
         problems += METHOD_CHECKS[cfg.DISTILLER.TYPE](cfg)
     problems += solver_problems(cfg)
@@ -151,14 +165,13 @@ def _check_names(cfg):
         problems.append(_unknown("SOLVER.TRAINER", cfg.SOLVER.TRAINER, trainer_dict or {"plugin": None}))
     if data not in datasets():
         return [*problems, _unknown("DATASET.TYPE", data, datasets())]
-    for role in ("STUDENT", "TEACHER"):
-        name = cfg.DISTILLER[role]
-        if name not in models_for(data) and not (role == "TEACHER" and method == "NONE"):
-            problems.append(_unknown(f"DISTILLER.{role}", name, models_for(data)))
-    scratch = cfg.COTEACH.SCRATCH_TEACHER
-    if method == "COTEACH" and scratch and scratch not in models_for(data):
-        problems.append(_unknown("COTEACH.SCRATCH_TEACHER", scratch, models_for(data)))
-    return problems
+    names = [("DISTILLER.STUDENT", cfg.DISTILLER.STUDENT)]
+    if method != "NONE":
+        role = "TEACHERS" if takes_several(cfg) and cfg.DISTILLER.TEACHERS else "TEACHER"
+        names += [(f"DISTILLER.{role}", name) for name in teacher_names(cfg) if isinstance(name, str)]
+    if method == "COTEACH" and cfg.COTEACH.SCRATCH_TEACHER:
+        names.append(("COTEACH.SCRATCH_TEACHER", cfg.COTEACH.SCRATCH_TEACHER))
+    return problems + [_unknown(key, name, models_for(data)) for key, name in names if name not in models_for(data)]
 
 
 def _unknown(name, value, allowed):

@@ -21,6 +21,7 @@ OPTIONAL = {
     "engine": ["trainer_dict"],
     "models": ["cifar_model_dict", "tiny_imagenet_model_dict", "imagenet_model_dict"],
     "dataset": ["get_dataset"],
+    "distillers.DKD": ["dkd_loss"],
 }
 WAY_OUT = "ATSC_HOST=embedded runs on the embedded host instead"
 
@@ -108,6 +109,7 @@ CFG = _surface["CFG"]
 Distiller = _surface["Distiller"]
 distiller_dict = _surface["distiller_dict"]
 trainer_dict = _surface["trainer_dict"]
+dkd_loss = _surface["dkd_loss"]
 cifar_model_dict = _surface["cifar_model_dict"] or {}
 tiny_imagenet_model_dict = _surface["tiny_imagenet_model_dict"] or {}
 imagenet_model_dict = _surface["imagenet_model_dict"] or {}

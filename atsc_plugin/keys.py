@@ -7,9 +7,9 @@ loads by the host's plain merge; `remove_keys` takes them away again. A key's de
 from yacs.config import CfgNode
 
 from atsc_plugin.errors import PluginError
-from atsc_plugin.key_table import engine, methods, run, sisters, teacher
+from atsc_plugin.key_table import engine, methods, run, several, sisters, teacher
 
-KEYS = (*run.KEYS, *engine.KEYS, *teacher.KEYS, *methods.KEYS, *sisters.KEYS)
+KEYS = (*run.KEYS, *engine.KEYS, *teacher.KEYS, *methods.KEYS, *several.KEYS, *sisters.KEYS)
 
 
 def find(cfg, name):

@@ -5,11 +5,15 @@ name would replace the package's function `register` by the module.
 """
 
 from atsc_plugin import host, keys
+from atsc_plugin.distillers.atsc_multi import ATSCMulti
 from atsc_plugin.distillers.atsc_published import make_atsc
+from atsc_plugin.distillers.averkd import AverKD
 from atsc_plugin.distillers.coteach import COTEACH
 from atsc_plugin.distillers.dih import DIH
+from atsc_plugin.distillers.dkd_multi import DKDMulti
 from atsc_plugin.distillers.projected import ProjectedKD, ProjectedVanilla
 from atsc_plugin.distillers.simkd import SimKD
+from atsc_plugin.distillers.simkd_multi import SimKDMulti
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
 
@@ -18,6 +22,10 @@ DISTILLERS = {
     "ATSC": make_atsc,
     "PROJECTED_VANILLA": ProjectedVanilla,
     "PROJECTED_KD": ProjectedKD,
+    "SIMKD_MULTI": SimKDMulti,
+    "ATSC_MULTI": ATSCMulti,
+    "AVERKD": AverKD,
+    "DKD_MULTI": DKDMulti,
     "DIH": DIH,
     "COTEACH": COTEACH,
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atsc_plugin import host
+from atsc_plugin.distillers.teacher_list import configs_by_teacher
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.engine.cache import key_of, only_writer
 from atsc_plugin.engine.trainer import PluginTrainer
@@ -47,8 +48,42 @@ def cached_file(cfg, data):
     return Path(cfg.TEACHER.CACHE) / name
 
 
-def find(cfg, data):
-    """The first source there is; a PluginError that names every place when there is none."""
+def find_all(cfg, data):
+    """(configuration, Source) of every teacher; all that are missing are told together."""
+    found, problems = [], []
+    for own in configs_by_teacher(cfg):
+        try:
+            found.append((own, find(own, data, taken=[source for _, source in found])))
+        except PluginError as error:
+            problems.append(str(error))
+    if problems:
+        raise PluginError("\n".join(problems))
+    return found
+
+
+def load_all(found, networks, data, data_of):
+    """Fill the networks from what `find_all` found: first all that are there, so that no misfit costs a training."""
+    pairs, problems = list(zip(found, networks, strict=True)), []
+    for (own, source), network in pairs:
+        if not source.train:
+            try:
+                load(source, own, network, data, data_of)
+            except PluginError as error:
+                problems.append(str(error))
+    if problems:
+        raise PluginError("\n".join(problems))
+    for number, ((own, source), network) in enumerate(pairs, 1):
+        if source.train:
+            if len(pairs) > 1:
+                print(f"teacher {number} of {len(pairs)}, seed {own.TEACHER.SEED}:", flush=True)
+            load(source, own, network, data, data_of)
+
+
+def find(cfg, data, taken=()):
+    """The first source there is; a PluginError that names every place when there is none.
+
+    A file of the host's serves one teacher: a second one of the same network is another training, not a copy.
+    """
     name = cfg.DISTILLER.TEACHER
     if cfg.DISTILLER.TEACHER_CKPT:
         path = Path(cfg.DISTILLER.TEACHER_CKPT).expanduser()
@@ -56,9 +91,9 @@ def find(cfg, data):
             raise PluginError(f"DISTILLER.TEACHER_CKPT names {path}, which is not there. Name an existing file.")
         return Source(path, False, str(path))
     if data.name == "imagenet":
-        return Source(None, False, "the host's pretrained weights")
+        return _pretrained(name, taken)
     stock = host.models_for(data.name)[name][1] if data.name in host.host_datasets() else None
-    if stock and Path(stock).is_file():
+    if stock and Path(stock).is_file() and Path(stock) not in [source.path for source in taken]:
         return Source(Path(stock), False, str(stock))
     cached = cached_file(cfg, data)
     if cached.is_file():
@@ -69,6 +104,16 @@ def find(cfg, data):
         f"No weights for teacher {name}; looked for DISTILLER.TEACHER_CKPT (empty), {stock or 'no file of the host'}, "
         f"{cached}. Name a file with DISTILLER.TEACHER_CKPT, or set TEACHER.TRAIN_IF_MISSING True to train it here."
     )
+
+
+def _pretrained(name, taken):
+    source = Source(None, False, f"the host's pretrained {name}")
+    if source in taken:
+        raise PluginError(
+            f"Two teachers are {name}, and the host has pretrained weights for one. Name files in "
+            "DISTILLER.TEACHER_CKPTS, at least for the second."
+        )
+    return source
 
 
 def load(source, cfg, teacher, data, data_of):

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "atsc_plugin"
 # Lowest first. A room is a module or a folder; the longest match decides.
 FLOORS = [
     ["errors", "files", "seeds", "shipped", "key_table"],
-    ["minidistiller", "data", "distillers.parts", "distillers.deployed"],
+    ["minidistiller", "data", "distillers.parts", "distillers.deployed", "distillers.teacher_list"],
     ["engine"],
     ["host"],
     ["keys", "distillers"],

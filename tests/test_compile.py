@@ -82,7 +82,7 @@ def test_modes_that_record_cuda_graphs_are_refused_on_a_cpu(cfg):
 
 def test_a_network_read_by_a_hook_stays_uncompiled_and_it_is_said(cfg, capsys):
     distiller = pair(SimKD, cfg)
-    distiller.teacher_facts = type(distiller.teacher_facts)(MapSource("bn", relu=True), 6, 8, 10)
+    distiller.maps = [type(distiller.maps[0])(MapSource("bn", relu=True), 6, 8, 10)]
     assert compile_networks(distiller, "default", CPU, backend="eager") == ["student", "projector"]
     assert "not compiled: the teacher" in capsys.readouterr().out
     Step(distiller, cfg)(inputs())

@@ -11,6 +11,7 @@ from contract import load_contract
 import atsc_plugin
 from atsc_plugin import build, host
 from atsc_plugin.config import load_cfg
+from atsc_plugin.distillers.teacher_list import configs_by_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,8 +80,8 @@ def test_every_pair_builds_and_takes_a_step_at_batch_2(path):
     student = build.network(cfg, "STUDENT", classes, 1)
     teacher = None
     if cfg.DISTILLER.TYPE != "NONE":  # unfilled: pretrained weights are not what is tested
-        constructor = host.models_for(cfg.DATASET.TYPE)[cfg.DISTILLER.TEACHER][0]
-        teacher = constructor(**({} if cfg.DATASET.TYPE == "imagenet" else {"num_classes": classes}))
+        networks = [build.network(own, "TEACHER", classes, 0) for own in configs_by_teacher(cfg)]
+        teacher = build.as_the_method_takes_it(cfg, networks)
     distiller = build.distiller_of(cfg, student, teacher, SimpleNamespace(train_images=2))
     if cfg.DISTILLER.TYPE == "DIH":
         distiller.heads.trained.fill_(1)

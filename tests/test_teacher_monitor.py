@@ -82,7 +82,7 @@ def test_drift_is_relative_and_by_stage(cfg):
 def test_training_hits_of_the_teacher_are_counted_and_start_anew_each_epoch(cfg):
     distiller = distiller_of(cfg)
     loader = [own_labels(distiller)]
-    distiller.monitor.count(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1, 1]))
+    distiller.monitors[0].count(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1, 1]))
     assert distiller.after_epoch(1, loader)["figures"]["teacher_train_top1"] == pytest.approx(200 / 3)
     assert "teacher_train_top1" not in distiller.after_epoch(2, loader)["figures"]
 
@@ -199,4 +199,4 @@ def test_a_resumed_run_knows_where_the_teacher_began(cfg, tmp_path):
     again.train(resume=True)
     for (name, a), (_, b) in zip(trainer.distiller.start.items(), again.distiller.start.items(), strict=True):
         assert torch.equal(a, b), name
-    assert len(again.distiller.monitor.history) == 6
+    assert len(again.distiller.monitors[0].history) == 6

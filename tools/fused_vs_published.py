@@ -88,7 +88,7 @@ def main():
             ]
             print(f"{number:>6}  " + "  ".join(f"{share:>14.2e}" for share in shares), flush=True)
     for name, trainer in (("fused", a), ("published", b)):
-        figures = trainer.distiller.monitor.after_epoch(1, trainer.val_loader)["figures"]
+        figures = trainer.distiller.after_epoch(1, trainer.val_loader)["figures"]
         told = ", ".join(f"{key} {figures[key]:.3f}" for key in ("teacher_top1", "teacher_agreement", "feature_scale"))
         print(f"{name}: {told}")
 

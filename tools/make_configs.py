@@ -43,6 +43,12 @@ MAPS = {
     "ShuffleV1": ([240, 480, 960], [16, 8, 4], 960),
     "ShuffleV2": ([116, 232, 464], [16, 8, 4], 1024),
 }
+# name: teachers, student; the same network several times is as many trainings with different seeds
+SEVERAL_TEACHERS = {
+    "3res32x4_res8x4": (["resnet32x4"] * 3, "resnet8x4"),
+    "3res32x4_vgg8": (["resnet32x4"] * 3, "vgg8"),
+    "res32x4_wrn40_2_vgg13_res8x4": (["resnet32x4", "wrn_40_2", "vgg13"], "resnet8x4"),
+}
 # name: teacher, student, DKD's beta, ReviewKD's weight, and its channels (student, teacher)
 IMAGENET_PAIRS = {
     "r34_r18": ("ResNet34", "ResNet18", 0.5, 1.0, [64, 128, 256, 512, 512], [64, 128, 256, 512, 512]),
@@ -84,6 +90,10 @@ COTEACH_NODE = (
     "  LOSS:\n    LOGITS_WEIGHT: 0.03\n    ATTENTION_WEIGHT: 1000.0\n"
 )
 SIMKD_NODE = "SIMKD:\n  LOSS:\n    FEAT_WEIGHT: 1.0\n  PROJECTOR:\n    FACTOR: 2\n"
+SEEDED = (
+    "# Three trainings of one network: mdistiller's file is the first; `teachers --cfg ...` trains the others, or name "
+    "them\n# in DISTILLER.TEACHER_CKPTS.\n"
+)
 RELEASED = "# The released code's step and flags (random2314235/ATSC at 8bde1b2), evaluated through the right head.\n"
 
 
@@ -101,11 +111,25 @@ def cifar_methods(teacher, student, beta, review_weight):
     }
 
 
+def several_methods():
+    """(key, node) of each; AVERKD's weights are CA-MKD's, DKD's beta mdistiller's default."""
+    simkd = SIMKD_NODE.replace("SIMKD:\n", 'SIMKD:\n  ENSEMBLE: "logits"\n') + "    COUNT: 1\n"
+    averkd = 'AVERKD:\n  MODE: "losses"\n  LOSS:\n    CE_WEIGHT: 1.0\n    KD_WEIGHT: 1.0\n  TEMPERATURE: 4.0\n'
+    atsc = atsc_node(published=False, drift=None).replace("ATSC:\n", 'ATSC:\n  ENSEMBLE: "logits"\n')
+    return {
+        "atsc_multi": ("ATSC_MULTI", atsc),
+        "simkd_multi": ("SIMKD_MULTI", simkd),
+        "averkd": ("AVERKD", averkd),
+        "dkd_multi": ("DKD_MULTI", "DKD:\n  CE_WEIGHT: 1.0\n  ALPHA: 1.0\n  BETA: 8.0\n  T: 4.0\n  WARMUP: 20\n"),
+    }
+
+
 def page(*, head, tag, project, data, key, teacher, student, node, solver):
-    """One config file."""
+    """One config file; several teachers come as a list."""
+    named = f'TEACHER: "{teacher}"' if isinstance(teacher, str) else "TEACHERS: " + str(teacher).replace("'", '"')
     return (
         f'{head}EXPERIMENT:\n  NAME: ""\n  TAG: "{tag}"\n  PROJECT: "{project}"\n  SEED: 1\n{data}'
-        f'DISTILLER:\n  TYPE: "{key}"\n  TEACHER: "{teacher}"\n  STUDENT: "{student}"\n{node}{solver}'
+        f'DISTILLER:\n  TYPE: "{key}"\n  {named}\n  STUDENT: "{student}"\n{node}{solver}'
         "LOG:\n  WANDB: False\n"
     )
 
@@ -133,6 +157,16 @@ def cifar_files():
                 head=head, tag=f"{method},{name.replace('_', ',')}", project="cifar100_baselines",
                 data='DATASET:\n  TYPE: "cifar100"\n', key=key, teacher=teacher, student=student, node=node,
                 solver=solver_node(64, 240, rate, [150, 180, 210], 0.0005),
+            )  # fmt: skip
+
+
+def several_files():
+    for name, (teachers, student) in SEVERAL_TEACHERS.items():
+        for method, (key, node) in several_methods().items():
+            yield Path("cifar100", method, f"{name}.yaml"), page(
+                head=SEEDED if len(set(teachers)) == 1 else "", tag=f"{method},{name.replace('_', ',')}",
+                project="cifar100_several", data='DATASET:\n  TYPE: "cifar100"\n', key=key, teacher=teachers,
+                student=student, node=node, solver=solver_node(64, 240, 0.05, [150, 180, 210], 0.0005),
             )  # fmt: skip
 
 
@@ -184,7 +218,7 @@ def tiny_files():
 
 def files():
     """{path below configs: text} of every generated file."""
-    return dict([*cifar_files(), *imagenet_files(), *tiny_files()])
+    return dict([*cifar_files(), *several_files(), *imagenet_files(), *tiny_files()])
 
 
 def main(check):

@@ -5,11 +5,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from atsc_plugin.distillers.atsc_checks import atsc_problems
+from atsc_plugin.distillers.deployed import ensemble_of
 from atsc_plugin.distillers.drift import StartingPoint, drift_penalty, rescaled_gradient
-from atsc_plugin.distillers.parts import align, full, pool, scale_gradient
+from atsc_plugin.distillers.parts import full, pool, scale_gradient
 from atsc_plugin.distillers.shared_classifier import SharedClassifier
-from atsc_plugin.distillers.simkd import feature_loss
-from atsc_plugin.distillers.teacher_monitor import TeacherMonitor
+from atsc_plugin.distillers.simkd import feature_loss, part_name
+from atsc_plugin.distillers.teacher_list import networks_of
+from atsc_plugin.distillers.teacher_monitor import TeacherMonitor, together
 from atsc_plugin.errors import ConfigError
 
 
@@ -50,11 +52,14 @@ class ATSC(SharedClassifier):
         if problems := atsc_problems(cfg):
             raise ConfigError(problems)
         node = cfg.ATSC
-        super().__init__(student, teacher, cfg, node.PROJECTOR.FACTOR, "ATSC.PROJECTOR.FACTOR")
+        super().__init__(student, teacher, cfg, node, "ATSC")
         self.node, self.weights = node, node.LOSS
-        self.start = StartingPoint(teacher)
-        self.drift_names = drift_parameters(teacher, node.DRIFT.PARAMS)
-        self.monitor = TeacherMonitor(self, cfg)
+        networks = networks_of(self.teacher)
+        starts = [StartingPoint(network) for network in networks]
+        self.start = nn.ModuleList(starts) if self.several else starts[0]
+        self.drift_names = [drift_parameters(network, node.DRIFT.PARAMS) for network in networks]
+        titles = self.titles(cfg) if len(networks) > 1 else ["the teacher"]
+        self.monitors = [TeacherMonitor(self, cfg, number, title) for number, title in enumerate(titles)]
         self.warming_up = False
         self.rate_hooks, self.teacher_rate = [], {}
         self.prepare_parameters(cfg)
@@ -63,7 +68,8 @@ class ATSC(SharedClassifier):
         """Freeze what does not learn, and give the teacher its own rate through its gradients."""
         self.freeze_unused()
         if self.node.CLASSIFIER.PARAMS == "bias":
-            self.classifier.weight.requires_grad_(False)
+            for branch in self.branches():
+                branch.classifier.weight.requires_grad_(False)
         if self.node.TEACHER.BN != "batch":
             for layer in self._batch_norms():
                 layer.requires_grad_(False)
@@ -80,7 +86,7 @@ class ATSC(SharedClassifier):
         return [layer for layer in self.teacher.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
     def teacher_parameters(self):
-        """What of the teacher learns."""
+        """What of the teachers learns."""
         return [p for p in self.teacher.parameters() if p.requires_grad]
 
     def get_learnable_parameters(self):
@@ -121,50 +127,75 @@ class ATSC(SharedClassifier):
 
     def forward_train(self, image, target, epoch=None, **kwargs):
         self._enter_epoch(epoch)
+        branches = self.branches()
+        sides = [self.teacher_side(branch, image, target) for branch in branches]
+        _, feature_map = self.student_map(image)
+        predictions, losses = [], {}
+        for branch, (teacher_map, teacher_logits, parts) in zip(branches, sides, strict=True):
+            # Backwards the student gets a share from each teacher, the mean; what is behind this line gets all of it.
+            projected = branch.project(scale_gradient(feature_map, 1 / len(branches)))
+            wanted = scale_gradient(branch.wanted(teacher_map), self.weights.FEAT_PULL)
+            parts["loss_feat"] = self.weights.FEAT_WEIGHT * feature_loss(projected, wanted)
+            logits = through_frozen(branch.classifier, pool(projected))
+            parts |= self.student_losses(logits, teacher_logits.detach(), target)
+            losses |= {part_name(name, branch.number, len(branches)): part for name, part in parts.items()}
+            predictions.append(logits)
+            self.monitors[branch.number].count(teacher_logits.detach(), target)
+        return ensemble_of(predictions, self.ensemble), losses
+
+    def teacher_side(self, branch, image, target):
+        """(F_t, the teacher's logits, its own losses by name) of one teacher."""
         moves = not self.warming_up and self.node.TEACHER.LR_SCALE > 0
         with torch.set_grad_enabled(moves):  # rate 0: no graph and no gradient, hence neither decay nor momentum
-            _, teacher_features = self.teacher_facts.source(self.teacher, image)
-            teacher_logits = full(self.classifier(pool(teacher_features).detach()))
-            losses = self.teacher_losses(teacher_logits, target)
+            _, teacher_map = branch.facts.source(branch.teacher, image)
+            logits = full(branch.classifier(pool(teacher_map).detach()))
+            losses = {
+                "loss_drift": self.drift_loss(branch.number),
+                "loss_teacher_ce": self.weights.TEACHER_CE_WEIGHT * F.cross_entropy(logits, target),
+            }
             if self.weights.TRUNK_CE_WEIGHT > 0:
-                own = through_frozen(self.classifier, pool(teacher_features))
+                own = through_frozen(branch.classifier, pool(teacher_map))
                 losses["loss_trunk_ce"] = self.weights.TRUNK_CE_WEIGHT * F.cross_entropy(own, target)
-        _, projected = self.projected(image)
-        wanted = scale_gradient(align(teacher_features, self.map_size), self.weights.FEAT_PULL)
-        losses["loss_feat"] = self.weights.FEAT_WEIGHT * feature_loss(projected, wanted)
-        logits = through_frozen(self.classifier, pool(projected))
+        return teacher_map, logits, losses
+
+    def drift_loss(self, number=0):
+        """DRIFT * sum ||theta - theta_0||^2 over one teacher's held weights that can move."""
+        present = dict(networks_of(self.teacher)[number].named_parameters())
+        start = dict(self.starts()[number].items())
+        names = [name for name in self.drift_names[number] if present[name].requires_grad]
+        return drift_penalty([present[n] for n in names], [start[n] for n in names], self.node.DRIFT.WEIGHT)
+
+    def student_losses(self, logits, wanted, target):
+        """The optional ones: cross entropy and KD of the prediction through one teacher's classifier."""
+        losses = {}
         if self.weights.CE_WEIGHT > 0:
             losses["loss_ce"] = self.weights.CE_WEIGHT * F.cross_entropy(logits, target)
         if self.weights.KD_WEIGHT > 0:
-            divergence = softened_divergence(logits, teacher_logits.detach(), self.weights.KD_TEMPERATURE)
+            divergence = softened_divergence(logits, wanted, self.weights.KD_TEMPERATURE)
             losses["loss_kd"] = self.weights.KD_WEIGHT * divergence
-        self.monitor.count(teacher_logits.detach(), target)
-        return logits, losses
-
-    def teacher_losses(self, logits, target):
-        """The two that hold the teacher: drift, and the classifier's cross entropy."""
-        return {
-            "loss_drift": self.drift_loss(),
-            "loss_teacher_ce": self.weights.TEACHER_CE_WEIGHT * F.cross_entropy(logits, target),
-        }
-
-    def drift_loss(self):
-        """DRIFT * sum ||theta - theta_0||^2 over the held weights that can move."""
-        present, start = dict(self.teacher.named_parameters()), dict(self.start.items())
-        names = [name for name in self.drift_names if present[name].requires_grad]
-        return drift_penalty([present[n] for n in names], [start[n] for n in names], self.node.DRIFT.WEIGHT)
+        return losses
 
     # ---- what our trainer asks for beyond the host's contract ----
 
+    def starts(self):
+        """theta_0 of every teacher."""
+        return list(self.start) if self.several else [self.start]
+
     def after_epoch(self, epoch, loader):
-        """Figures of the teacher for the log, and the guard's verdict."""
-        return self.monitor.after_epoch(epoch, loader)
+        """Figures of every teacher for the log, and the guard's verdict."""
+        return together([monitor.after_epoch(epoch, loader) for monitor in self.monitors])
 
     def run_state(self):
-        """What a resumed run needs beside the weights: theta_0 and the monitor's memory."""
-        return {"start": dict(self.start.items()), "monitor": self.monitor.state()}
+        """What a resumed run needs beside the weights: theta_0 and the monitor's memory, of every teacher."""
+        states = [
+            {"start": dict(start.items()), "monitor": monitor.state()}
+            for start, monitor in zip(self.starts(), self.monitors, strict=True)
+        ]
+        return {"teachers": states} if self.several else states[0]
 
     def load_run_state(self, state):
-        for name, tensor in self.start.items():
-            tensor.copy_(state["start"][name])
-        self.monitor.load_state(state["monitor"])
+        states = state["teachers"] if self.several else [state]
+        for start, monitor, kept in zip(self.starts(), self.monitors, states, strict=True):
+            for name, tensor in start.items():
+                tensor.copy_(kept["start"][name])
+            monitor.load_state(kept["monitor"])

@@ -29,6 +29,8 @@ def atsc_problems(cfg):
         )
     if cfg.ATSC.UPDATE != "published":
         return problems
+    if cfg.DISTILLER.TYPE == "ATSC_MULTI":
+        return [*problems, "ATSC.UPDATE is published, but no step for several teachers was released. Use fused."]
     if cfg.SOLVER.TRAINER != "plugin":
         problems.append(
             f"ATSC.UPDATE published makes two steps a batch; SOLVER.TRAINER {cfg.SOLVER.TRAINER} makes one. Use "

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 
 from atsc_plugin.distillers.atsc import ATSC, drift_parameters, softened_divergence
-from atsc_plugin.distillers.parts import align, pool
+from atsc_plugin.distillers.parts import pool
 from atsc_plugin.distillers.simkd import feature_loss
 
 
@@ -20,22 +20,23 @@ class PublishedATSC(ATSC):
 
     def prepare_parameters(self, cfg):
         last = [name for name, _ in self.teacher.named_parameters()][-1]
-        self.drift_names = [name for name in drift_parameters(self.teacher, cfg.ATSC.DRIFT.PARAMS) if name != last]
+        self.drift_names = [[name for name in drift_parameters(self.teacher, cfg.ATSC.DRIFT.PARAMS) if name != last]]
 
     def get_learnable_parameters(self):
         return [*self.student.parameters(), *self.projector.parameters(), *self.teacher.parameters()]
 
     def forward_train(self, image, target, epoch=None, **kwargs):
+        (branch,) = self.branches()
         own_logits, projected = self.projected(image)
-        teacher_logits, teacher_features = self.teacher_facts.source(self.teacher, image)
+        teacher_logits, teacher_map = branch.facts.source(branch.teacher, image)
         divergence = softened_divergence(own_logits, teacher_logits, self.weights.KD_TEMPERATURE)
         losses = {
-            "loss_feat": self.weights.FEAT_WEIGHT * feature_loss(projected, align(teacher_features, self.map_size)),
+            "loss_feat": self.weights.FEAT_WEIGHT * feature_loss(projected, branch.wanted(teacher_map)),
             "loss_drift": self.drift_loss(),
             "loss_ce": self.weights.CE_WEIGHT * F.cross_entropy(own_logits, target),
             "loss_kd": self.weights.KD_WEIGHT * divergence,
         }
-        self.monitor.count(teacher_logits.detach(), target)
+        self.monitors[0].count(teacher_logits.detach(), target)
         return self.classifier(pool(projected)).detach(), losses
 
     def second_loss(self, image, target):

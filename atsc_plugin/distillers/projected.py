@@ -21,14 +21,13 @@ class ProjectedVanilla(SharedClassifier):
     """
 
     def __init__(self, student, teacher, cfg):
-        super().__init__(student, teacher, cfg, cfg.SIMKD.PROJECTOR.FACTOR, "SIMKD.PROJECTOR.FACTOR")
-        self.head = nn.Linear(self.teacher_facts.channels, self.student_facts.classes)
+        super().__init__(student, teacher, cfg, cfg.SIMKD, "SIMKD")
+        self.head = nn.Linear(self.maps[0].channels, self.student_facts.classes)
         self.freeze_unused()
-        teacher.requires_grad_(False)
+        self.teacher.requires_grad_(False)
 
-    @property
-    def classifier(self):
-        """The student's own, behind the projector."""
+    def classifier_behind(self, teacher):
+        """The student's own."""
         return self.head
 
     def get_learnable_parameters(self):

@@ -3,13 +3,20 @@
 import torch
 import torch.nn.functional as F
 
-from atsc_plugin.distillers.parts import align, pool
+from atsc_plugin.distillers.deployed import ensemble_of
+from atsc_plugin.distillers.parts import pool, scale_gradient
 from atsc_plugin.distillers.shared_classifier import SharedClassifier
+from atsc_plugin.distillers.teacher_list import networks_of
 
 
 def feature_loss(projected, target):
     """mse(P(F_s), F_t) = mean over images, channels and positions of (P(F_s) - F_t)^2"""
     return F.mse_loss(projected, target)
+
+
+def part_name(name, number, count):
+    """A loss part of one branch: plain when there is one, loss_feat_1, loss_feat_2, ... for several."""
+    return name if count == 1 else f"{name}_{number + 1}"
 
 
 class SimKD(SharedClassifier):
@@ -22,20 +29,28 @@ class SimKD(SharedClassifier):
     it takes part with gradients of zero and so is changed by weight decay alone. The prediction does not differ.
     """
 
-    def __init__(self, student, teacher, cfg):
-        super().__init__(student, teacher, cfg, cfg.SIMKD.PROJECTOR.FACTOR, "SIMKD.PROJECTOR.FACTOR")
+    def __init__(self, student, teacher, cfg, projectors=1):
+        super().__init__(student, teacher, cfg, cfg.SIMKD, "SIMKD", projectors)
         self.feature_weight = cfg.SIMKD.LOSS.FEAT_WEIGHT
         self.freeze_unused()
-        teacher.requires_grad_(False)
+        self.teacher.requires_grad_(False)
 
     def get_learnable_parameters(self):
         return self.student_parameters()
 
     def forward_train(self, image, target, **kwargs):
-        _, projected = self.projected(image)
+        _, feature_map = self.student_map(image)
+        branches = self.branches()
         with torch.no_grad():
-            teacher_features = self.teacher_facts.source(self.teacher, image)[1]
-        loss = self.feature_weight * feature_loss(projected, align(teacher_features, self.map_size))
-        with torch.no_grad():  # the prediction is only reported: no loss reaches it
-            logits = self.classifier(pool(projected))
-        return logits, {"loss_feat": loss}
+            maps = [
+                facts.source(network, image)[1]
+                for network, facts in zip(networks_of(self.teacher), self.maps, strict=True)
+            ]
+        losses, logits = {}, []
+        for number, branch in enumerate(branches):
+            projected = branch.project(scale_gradient(feature_map, 1 / len(branches)))
+            loss = self.feature_weight * feature_loss(projected, branch.wanted(maps[branch.number]))
+            losses[part_name("loss_feat", number, len(branches))] = loss
+            with torch.no_grad():  # the prediction is only reported: no loss reaches it
+                logits.append(branch.classifier(pool(projected)))
+        return ensemble_of(logits, self.ensemble), losses

@@ -9,7 +9,7 @@ import math
 import torch
 
 from atsc_plugin.distillers.drift import relative_motion
-from atsc_plugin.distillers.parts import classifier_of, pool
+from atsc_plugin.distillers.parts import pool
 from atsc_plugin.engine.placement import place
 
 COLLAPSED = 0.5  # accuracy against theta_0's, agreement or scale below this share: the teacher is lost
@@ -27,11 +27,27 @@ def feature_figures(present, start):
     }
 
 
-class TeacherMonitor:
-    """The epoch's figures and the guard. It belongs to one distiller and keeps only numbers between steps."""
+def together(reports):
+    """One report of all teachers: the figures of several are called t1_teacher_top1, t2_teacher_top1, ..."""
+    if len(reports) == 1:
+        return reports[0]
+    warnings = [report["warning"] for report in reports if report["warning"]]
+    return {
+        "figures": {
+            f"t{number}_{name}": value
+            for number, report in enumerate(reports, 1)
+            for name, value in report["figures"].items()
+        },
+        "warning": " ".join(warnings) or None,
+        "stop": any(report["stop"] for report in reports),
+    }
 
-    def __init__(self, distiller, cfg):
-        self.distiller = distiller
+
+class TeacherMonitor:
+    """The epoch's figures and the guard for one teacher of a distiller; keeps only numbers between steps."""
+
+    def __init__(self, distiller, cfg, number=0, title="the teacher"):
+        self.distiller, self.number, self.title = distiller, number, title
         self.guard, self.images = cfg.ATSC.GUARD, cfg.ATSC.MONITOR.IMAGES
         self.kappa_scale = cfg.ATSC.DRIFT.WEIGHT / cfg.ATSC.LOSS.FEAT_WEIGHT if cfg.ATSC.LOSS.FEAT_WEIGHT else math.inf
         self.history = []
@@ -59,15 +75,16 @@ class TeacherMonitor:
     @torch.no_grad()
     def _figures(self, loader):
         """Everything measured on the monitor's images, batch by batch; feature figures are means over images."""
-        teacher, start = self.distiller.teacher, self.distiller.start
+        branch, start = self.distiller.branches()[self.number], self.distiller.starts()[self.number]
+        teacher = branch.teacher
         was_training = self.distiller.training
         self.distiller.eval()
         sums, count = {}, 0
         for batch in loader:
-            image, target = self._some(batch, self.images - count)
-            present_logits, present = self._look(image)
+            image, target = self._some(batch, self.images - count, teacher)
+            present_logits, present = self._look(branch, image)
             with start.in_place_of(teacher):
-                start_logits, before = self._look(image)
+                start_logits, before = self._look(branch, image)
             predicted, first = present_logits.argmax(1), start_logits.argmax(1)
             figures = {
                 **feature_figures(present, before),
@@ -85,13 +102,15 @@ class TeacherMonitor:
         figures["kappa"] = self.kappa_scale / figures.pop("start_variance")
         return figures | self._drift(teacher, start)
 
-    def _some(self, batch, count):
-        like = next(self.distiller.teacher.parameters())
+    @staticmethod
+    def _some(batch, count, teacher):
+        like = next(teacher.parameters())
         return place(batch[0][:count].to(like.dtype), like.device), place(batch[1][:count], like.device)
 
-    def _look(self, image):
-        _, feature_map = self.distiller.teacher_facts.source(self.distiller.teacher, image)
-        return classifier_of(self.distiller.teacher)(pool(feature_map)), feature_map
+    @staticmethod
+    def _look(branch, image):
+        _, feature_map = branch.facts.source(branch.teacher, image)
+        return branch.classifier(pool(feature_map)), feature_map
 
     @staticmethod
     def _drift(teacher, start):
@@ -115,12 +134,12 @@ class TeacherMonitor:
         )
         share = figures["teacher_top1"] / figures["start_top1"] if figures["start_top1"] else 1.0
         if not min(share, figures["teacher_agreement"], figures["feature_scale"]) >= COLLAPSED:  # also catches nan
-            return f"the teacher has collapsed: {told}. {ADVICE}"
+            return f"{self.title} has collapsed: {told}. {ADVICE}"
         for key in ("feature_scale", "teacher_agreement"):
             recent = [entry[key] for entry in self.history[-TREND_EPOCHS - 1 :]]
             falls = [a > b for a, b in zip(recent, recent[1:], strict=False)]
             if len(falls) == TREND_EPOCHS and all(falls) and recent[0] - recent[-1] > TREND_FALL:
-                return f"the teacher is drifting away ({key} fell {TREND_EPOCHS} epochs in a row): {told}. {ADVICE}"
+                return f"{self.title} is drifting away ({key} fell {TREND_EPOCHS} epochs in a row): {told}. {ADVICE}"
         return None
 
     def state(self):

@@ -29,7 +29,7 @@ def compile_networks(distiller, mode, device, **options):
         return []
     if mode in RECORDS_GRAPHS and device.type != "cuda":
         raise PluginError(f"SOLVER.COMPILE {mode} records CUDA graphs; this run is on {device}. Use default or none.")
-    hooked = {role for role in ("student", "teacher") if _read_by_hook(getattr(distiller, f"{role}_facts", None))}
+    hooked = {name for name, facts in _maps(distiller) if facts.source.place not in ("feats", "preact")}
     compiled = []
     for name, network in networks_of(distiller):
         if name in hooked:
@@ -40,8 +40,13 @@ def compile_networks(distiller, mode, device, **options):
     return compiled
 
 
-def _read_by_hook(facts):
-    return facts is not None and facts.source.place not in ("feats", "preact")
+def _maps(distiller):
+    """(name of a network as `networks_of` has it, what is known of its map) where the distiller reads maps."""
+    if hasattr(distiller, "student_facts"):
+        yield "student", distiller.student_facts
+    several = isinstance(getattr(distiller, "teacher", None), nn.ModuleList)
+    for number, facts in enumerate(getattr(distiller, "maps", ())):
+        yield f"teacher.{number}" if several else "teacher", facts
 
 
 @contextmanager

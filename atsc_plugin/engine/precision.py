@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from atsc_plugin.distillers.parts import full
+from atsc_plugin.distillers.teacher_list import networks_of
 from atsc_plugin.errors import PluginError
 
 NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -69,9 +70,9 @@ def keep_logits_full(distiller, precision):
     if precision.dtype is None:
         return
     for name in ("student", "teacher"):
-        network = getattr(distiller, name, None)
-        if isinstance(network, torch.nn.Module):
-            network.register_forward_hook(_first_in_full)
+        for network in networks_of(getattr(distiller, name, None)):
+            if isinstance(network, torch.nn.Module):
+                network.register_forward_hook(_first_in_full)
 
 
 def _first_in_full(_module, _inputs, output):

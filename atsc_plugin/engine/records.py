@@ -16,6 +16,7 @@ from tensorboardX.summary import scalar
 
 from atsc_plugin import __version__
 from atsc_plugin.distillers.deployed import tensors_of
+from atsc_plugin.distillers.teacher_list import teacher_names
 from atsc_plugin.engine import run_files
 from atsc_plugin.engine.meters import peak_memory_mb
 from atsc_plugin.files import write_text
@@ -111,6 +112,14 @@ def _commit():
     return done.stdout.strip() or None
 
 
+def _teacher_name(trainer):
+    """None without a teacher, a list where the method has several."""
+    if trainer.teacher_before is None:
+        return None
+    names = teacher_names(trainer.cfg)
+    return names if isinstance(trainer.teacher_before, list) else names[0]
+
+
 def result_of(trainer, *, last, best, teacher_after):
     """The content of result.json: accuracies in percent, sizes in parameters."""
     cfg, facts = trainer.cfg, trainer.facts
@@ -118,7 +127,7 @@ def result_of(trainer, *, last, best, teacher_after):
     stored = tensors_of(module, unused)
     return {
         "method": cfg.DISTILLER.TYPE,
-        "teacher": None if trainer.teacher_before is None else cfg.DISTILLER.TEACHER,
+        "teacher": _teacher_name(trainer),
         "student": cfg.DISTILLER.STUDENT,
         "dataset": cfg.DATASET.TYPE,
         "data": facts.get("data"),

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from atsc_plugin.distillers.deployed import DeployedStudent
+from atsc_plugin.distillers.teacher_list import names_of, networks_of
 from atsc_plugin.engine import checkpoint, run_files, run_lock, run_state
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.engine.meters import peak_memory_mb
@@ -177,13 +178,16 @@ class PluginTrainer:
             return evaluate(lambda image: self.distiller(image=image), watched, self.device, label)
 
     def _teacher_top1(self):
+        """Top-1 of the teacher, a list where the method has several, None where there is none."""
         teacher = getattr(self.distiller, "teacher", None)
         if not isinstance(teacher, torch.nn.Module):
             return None
-        watched = self.signals.watched(self.test_loader or self.val_loader)
-        top1 = evaluate(in_eval_mode(teacher), watched, self.device, "teacher")["top1"]
-        print(f"teacher {self.cfg.DISTILLER.TEACHER}: top-1 {top1:.2f}", flush=True)
-        return top1
+        networks, each = networks_of(teacher), []
+        for network, name in zip(networks, names_of(networks, self.cfg), strict=True):
+            watched = self.signals.watched(self.test_loader or self.val_loader)
+            each.append(evaluate(in_eval_mode(network), watched, self.device, "teacher")["top1"])
+            print(f"teacher {name}: top-1 {each[-1]:.2f}", flush=True)
+        return each if isinstance(teacher, torch.nn.ModuleList) else each[0]
 
     def _teacher_is_trained(self):
         teacher = {id(p) for p in self.distiller.teacher.parameters()}

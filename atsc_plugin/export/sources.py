@@ -9,6 +9,7 @@ import torch
 from atsc_plugin import build, students
 from atsc_plugin.data import pictures
 from atsc_plugin.distillers.deployed import DeployedStudent, tensors_of
+from atsc_plugin.distillers.teacher_list import teacher_names
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
@@ -45,8 +46,8 @@ def whole_distiller(content, path, cfg, data):
         distiller.load_state_dict(plain)
     except RuntimeError as error:
         raise PluginError(
-            f"{path} does not fit a {cfg.DISTILLER.TYPE} of {cfg.DISTILLER.TEACHER} and {cfg.DISTILLER.STUDENT}: "
-            f"{str(error).splitlines()[-1].strip()} Name its own configuration with --cfg."
+            f"{path} does not fit a {cfg.DISTILLER.TYPE} of {', '.join(teacher_names(cfg))} and "
+            f"{cfg.DISTILLER.STUDENT}: {str(error).splitlines()[-1].strip()} Name its own configuration with --cfg."
         ) from error
     return distiller
 

@@ -1,0 +1,73 @@
+"""AVERKD: plain distillation from several teachers at once, by the mean of their losses or of their logits."""
+
+import torch
+import torch.nn.functional as F
+
+from atsc_plugin.distillers.atsc import softened_divergence
+from atsc_plugin.distillers.parts import student_map
+from atsc_plugin.distillers.teacher_list import names_of, teacher_module
+from atsc_plugin.errors import ModelRefused
+from atsc_plugin.host import Distiller, image_size
+
+
+def averaged_kd(logits, wanted, temperature, mode):
+    """losses: 1/K sum_k T^2 KL(softmax(z_k / T) || softmax(z_s / T)), z_k the entries of `wanted`;
+
+    logits: T^2 KL(softmax(z / T) || softmax(z_s / T)) with z = 1/K sum_k z_k.
+    """
+    if mode == "logits":
+        wanted = [torch.stack(wanted).mean(0)]
+    return torch.stack([softened_divergence(logits, each, temperature) for each in wanted]).mean()
+
+
+class FrozenTeachers(Distiller):
+    """Several frozen teachers, of which only the logits are used. A subclass adds the loss."""
+
+    def __init__(self, student, teacher, cfg):
+        super().__init__(student, teacher_module(teacher, True, cfg.DISTILLER.TYPE))
+        self.teacher.requires_grad_(False)
+        self._check_classes(student, cfg)
+
+    def _check_classes(self, student, cfg):
+        """Refuse, all together and by name, teachers that know another number of classes than the student."""
+        size, names = image_size(cfg.DATASET), names_of(self.teacher, cfg)
+        expected = student_map(student, size, f"student {cfg.DISTILLER.STUDENT}").classes
+        found = [
+            student_map(net, size, f"teacher {name}").classes for net, name in zip(self.teacher, names, strict=True)
+        ]
+        wrong = [
+            f"teacher {number} ({name}) has {classes}"
+            for number, (name, classes) in enumerate(zip(names, found, strict=True), 1)
+            if classes != expected
+        ]
+        if wrong:
+            raise ModelRefused(
+                f"student {cfg.DISTILLER.STUDENT} has {expected} classes, but {', '.join(wrong)}; expected the same. "
+                "Use teachers of these data."
+            )
+
+    @torch.no_grad()
+    def teacher_logits(self, image):
+        """z_k of every teacher."""
+        return [teacher(image)[0] for teacher in self.teacher]
+
+
+class AverKD(FrozenTeachers):
+    """AVER-MKD as CA-MKD's code has it (github.com/Rorozhl/CA-MKD at c2f39a9, --ensemble_method AVERAGE_LOSS).
+
+    loss = CE_WEIGHT * CE(z_s, y) + KD_WEIGHT * 1/K sum_k T^2 KL(softmax(z_k / T) || softmax(z_s / T)); weights 1 and 1,
+    T 4, as in its scripts/run.sh. MODE "logits" is ours: KD from the teachers' mean logits. Not taken over, because
+    they are the trainer's and not the method's: Nesterov momentum, and leaving out an epoch's last, smaller batch.
+    """
+
+    def __init__(self, student, teacher, cfg):
+        super().__init__(student, teacher, cfg)
+        self.node, self.weights = cfg.AVERKD, cfg.AVERKD.LOSS
+
+    def forward_train(self, image, target, **kwargs):
+        logits, _ = self.student(image)
+        divergence = averaged_kd(logits, self.teacher_logits(image), self.node.TEMPERATURE, self.node.MODE)
+        return logits, {
+            "loss_ce": self.weights.CE_WEIGHT * F.cross_entropy(logits, target),
+            "loss_kd": self.weights.KD_WEIGHT * divergence,
+        }

@@ -1,0 +1,363 @@
+"""Several teachers: formulas, where each gradient goes, and that a list of one is the single method."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from several import displaced, student_and_teachers, tiny
+from tiny import batch
+from torch import nn
+
+import atsc_plugin
+from atsc_plugin.distillers.atsc import ATSC
+from atsc_plugin.distillers.atsc_multi import ATSCMulti
+from atsc_plugin.distillers.averkd import AverKD, averaged_kd
+from atsc_plugin.distillers.deployed import tensors_of
+from atsc_plugin.distillers.dkd_multi import DKDMulti
+from atsc_plugin.distillers.simkd import SimKD
+from atsc_plugin.distillers.simkd_multi import SimKDMulti
+from atsc_plugin.errors import ConfigError, ModelRefused
+from atsc_plugin.host import CFG, distiller_dict
+
+K = 3
+
+
+@pytest.fixture
+def cfg():
+    atsc_plugin.register()
+    cfg = CFG.clone()
+    cfg.merge_from_list(["DISTILLER.TYPE", "ATSC_MULTI", "SOLVER.TRAINER", "plugin", "SOLVER.LR", 0.01])
+    return cfg
+
+
+def double_batch(count=6, seed=0):
+    images, target = batch(count, seed=seed)
+    return images.double(), target
+
+
+def multi(kind, cfg):
+    student, teachers = student_and_teachers()
+    return displaced(kind(student, teachers, cfg))
+
+
+# ---- a list of one ----
+
+
+def steps(distiller, epochs=(1, 1, 2, 2)):
+    """(state after SGD steps with momentum and decay, losses and logits of each step) in float32."""
+    distiller.train()
+    optimizer = torch.optim.SGD(distiller.get_learnable_parameters(), lr=0.01, momentum=0.9, weight_decay=0.05)
+    seen = []
+    for number, epoch in enumerate(epochs):
+        images, target = batch(6, seed=number)
+        optimizer.zero_grad()
+        logits, losses = distiller(image=images, target=target, epoch=epoch)
+        sum(losses.values()).backward()
+        optimizer.step()
+        seen.append((logits.detach(), losses))
+    return distiller.state_dict(), seen
+
+
+def assert_same_run(single, several):
+    (state, seen), (listed, again) = steps(single), steps(several)
+    names = {name: name.replace("teacher.0.", "teacher.").replace("projector.0.", "projector.", 1) for name in listed}
+    own = {name: names[name] if name.startswith("teacher") else name for name in listed}
+    own |= {name: f"projector.{name.removeprefix('projector.0.')}" for name in listed if name.startswith("projector")}
+    assert set(own.values()) == set(state)
+    for name, tensor in listed.items():
+        assert torch.equal(tensor, state[own[name]]), name
+    for (logits, losses), (other, parts) in zip(seen, again, strict=True):
+        assert torch.equal(logits, other)
+        assert {name: part.item() for name, part in losses.items()} == {name: p.item() for name, p in parts.items()}
+
+
+KNOBS = [
+    [],
+    ["ATSC.TEACHER.LR_SCALE", 0.3, "ATSC.TEACHER.WEIGHT_DECAY", 0.2],
+    ["ATSC.TEACHER.WARMUP_EPOCHS", 1],
+    ["ATSC.TEACHER.BN", "frozen"],
+    ["ATSC.TEACHER.BN", "affine_frozen", "ATSC.CLASSIFIER.PARAMS", "bias", "ATSC.DRIFT.PARAMS", "kernels"],
+    ["ATSC.LOSS.CE_WEIGHT", 0.5, "ATSC.LOSS.KD_WEIGHT", 0.5],
+    ["ATSC.LOSS.TRUNK_CE_WEIGHT", 0.5, "ATSC.LOSS.FEAT_PULL", 0.25, "ATSC.ENSEMBLE", "probs"],
+]
+
+
+@pytest.mark.parametrize("knobs", KNOBS, ids=lambda knobs: ",".join(map(str, knobs)) or "default")
+def test_one_teacher_in_the_list_is_single_teacher_atsc_to_the_last_digit(cfg, knobs):
+    cfg.merge_from_list(knobs)
+    made = []
+    for kind, wrap in ((ATSC, lambda net: net), (ATSCMulti, lambda net: [net])):
+        student, teachers = student_and_teachers()
+        torch.manual_seed(1)
+        made.append(kind(student, wrap(teachers[1]), cfg))
+    assert_same_run(*made)
+
+
+def test_one_teacher_in_the_list_is_simkd_to_the_last_digit(cfg):
+    made = []
+    for kind in (SimKD, SimKDMulti):
+        student, teachers = student_and_teachers()
+        torch.manual_seed(1)
+        made.append(kind(student, teachers[2], cfg))
+    assert_same_run(*made)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("DKD_MULTI", "DKD"), ("AVERKD", "KD")])
+def test_one_teacher_is_the_hosts_dkd_and_with_its_weights_the_hosts_kd(cfg, ours, theirs):
+    cfg.merge_from_list(
+        ["AVERKD.LOSS.CE_WEIGHT", cfg.KD.LOSS.CE_WEIGHT, "AVERKD.LOSS.KD_WEIGHT", cfg.KD.LOSS.KD_WEIGHT]
+    )
+    images, target = double_batch()
+    values = []
+    for name in (ours, theirs):
+        student, teachers = student_and_teachers()
+        distiller = distiller_dict[name](student, teachers[0], cfg).double().train()
+        losses = distiller(image=images, target=target, epoch=3)[1]
+        values.append([losses["loss_ce"].item(), losses["loss_kd"].item()])
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
+# ---- where each gradient goes ----
+
+
+def gradients(distiller):
+    images, target = double_batch()
+    distiller.zero_grad()
+    sum(distiller(image=images, target=target, epoch=1)[1].values()).backward()
+    return {name: p.grad for name, p in distiller.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("kind", "single"), [(ATSCMulti, ATSC), (SimKDMulti, SimKD)])
+def test_the_student_gets_the_mean_over_teachers_and_each_teacher_and_projector_the_undivided_gradient(
+    cfg, kind, single
+):
+    cfg.merge_from_list(["ATSC.LOSS.CE_WEIGHT", 0.5, "ATSC.LOSS.KD_WEIGHT", 0.5, "ATSC.LOSS.TRUNK_CE_WEIGHT", 0.5])
+    distiller = multi(kind, cfg)
+    got = gradients(distiller)
+    student = {name: 0 for name in got if name.startswith("student")}
+    compared = 0
+    for number in range(K):
+        alone = single(copy.deepcopy(distiller.student), copy.deepcopy(distiller.teacher[number]), cfg).double().train()
+        alone.projector.load_state_dict(distiller.projector[number].state_dict())
+        if single is ATSC:
+            for name, start in alone.start.items():
+                start.copy_(dict(distiller.start[number].items())[name])
+        for name, gradient in gradients(alone).items():
+            part, _, rest = name.partition(".")
+            if part == "student":
+                student[name] = student[name] + gradient / K
+            else:
+                torch.testing.assert_close(got[f"{part}.{number}.{rest}"], gradient, msg=f"{name} of {number}")
+                compared += 1
+    assert compared == K * (9 + (5 if single is ATSC else 0))  # three convolutions with BN; conv, BN and fc
+    assert set(student) == {"student.conv.weight", "student.bn.weight", "student.bn.bias"}
+    for name, mean in student.items():
+        torch.testing.assert_close(got[name], mean, msg=name)
+
+
+@pytest.mark.parametrize("kind", [ATSCMulti, SimKDMulti])
+def test_no_teachers_loss_reaches_another_teacher_or_its_projector(cfg, kind):
+    cfg.merge_from_list(["ATSC.LOSS.CE_WEIGHT", 1.0, "ATSC.LOSS.KD_WEIGHT", 1.0, "ATSC.LOSS.TRUNK_CE_WEIGHT", 1.0])
+    distiller = multi(kind, cfg)
+    images, target = double_batch()
+    parts = distiller(image=images, target=target, epoch=1)[1]
+    assert len(parts) == K * (6 if kind is ATSCMulti else 1)
+    for name in parts:
+        distiller.zero_grad()
+        distiller(image=images, target=target, epoch=1)[1][name].backward()
+        moved = [n for n, p in distiller.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+        number = int(name.rpartition("_")[2]) - 1
+        assert moved
+        assert all(n.startswith(("student.", f"teacher.{number}.", f"projector.{number}.")) for n in moved), name
+
+
+def test_a_frozen_teacher_gets_no_gradient_and_stays_in_eval_mode(cfg):
+    for kind in (SimKDMulti, AverKD, DKDMulti):
+        distiller = multi(kind, cfg)
+        before = copy.deepcopy(distiller.teacher.state_dict())
+        moved = gradients(distiller)
+        assert moved
+        assert not any(name.startswith("teacher") for name in moved)
+        assert not any(module.training for module in distiller.teacher.modules())
+        assert all(torch.equal(tensor, before[name]) for name, tensor in distiller.teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [ATSCMulti, SimKDMulti, AverKD, DKDMulti])
+def test_the_student_and_each_teacher_run_once_a_step(cfg, kind):
+    cfg.SIMKD.PROJECTOR.COUNT = 2
+    distiller = multi(kind, cfg)
+    passes = []
+    for network in (distiller.student, *distiller.teacher):
+        network.conv.register_forward_hook(lambda module, *_: passes.append(id(module)))
+    gradients(distiller)
+    assert len(passes) == len(set(passes)) == 1 + K
+
+
+# ---- formulas ----
+
+
+def kl(first, second):
+    """KL(first || second) of two lists of probabilities."""
+    return (first * (first.log() - second.log())).sum()
+
+
+Z_S = torch.tensor([[1.0, 0.0, -1.0], [0.5, 2.0, 0.0]], dtype=torch.float64)
+Z_1 = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]], dtype=torch.float64)
+Z_2 = torch.tensor([[0.0, 2.0, 2.0], [1.0, 1.0, 5.0]], dtype=torch.float64)
+
+
+def test_averkd_is_the_mean_of_the_teachers_kd_losses(cfg):
+    t = 4.0
+    each = [t**2 * sum(kl((z[i] / t).softmax(0), (Z_S[i] / t).softmax(0)) for i in range(2)) / 2 for z in (Z_1, Z_2)]
+    torch.testing.assert_close(averaged_kd(Z_S, [Z_1, Z_2], t, "losses"), (each[0] + each[1]) / 2)
+
+
+def test_averkd_logits_is_the_kd_loss_of_the_mean_logits(cfg):
+    t, mean = 4.0, (Z_1 + Z_2) / 2
+    wanted = t**2 * sum(kl((mean[i] / t).softmax(0), (Z_S[i] / t).softmax(0)) for i in range(2)) / 2
+    got = averaged_kd(Z_S, [Z_1, Z_2], t, "logits")
+    torch.testing.assert_close(got, wanted)
+    assert abs(got - averaged_kd(Z_S, [Z_1, Z_2], t, "losses")) > 0.01
+
+
+@pytest.mark.parametrize("mode", ["losses", "logits"])
+def test_averkds_parts_carry_their_weights(cfg, mode):
+    cfg.merge_from_list(["AVERKD.MODE", mode, "AVERKD.LOSS.CE_WEIGHT", 0.25, "AVERKD.LOSS.KD_WEIGHT", 0.5])
+    distiller = multi(AverKD, cfg)
+    images, target = double_batch()
+    logits, losses = distiller(image=images, target=target, epoch=1)
+    with torch.no_grad():
+        wanted = [teacher(images)[0] for teacher in distiller.teacher]
+    torch.testing.assert_close(losses["loss_ce"], 0.25 * F.cross_entropy(logits, target))
+    torch.testing.assert_close(losses["loss_kd"], 0.5 * averaged_kd(logits, wanted, 4.0, mode))
+
+
+def dkd_by_hand(z_s, z_t, y, alpha, beta, t):
+    """T^2 (alpha KL of label against rest + beta KL among the rest), mean over images."""
+    total = 0.0
+    for student, teacher, label in zip(z_s, z_t, y.tolist(), strict=True):
+        p, q = (student / t).softmax(0), (teacher / t).softmax(0)
+        rest = [i for i in range(len(p)) if i != label]
+        pairs = [torch.stack([d[label], 1 - d[label]]) for d in (q, p)]
+        total = total + alpha * kl(*pairs) + beta * kl(*(d[rest] / d[rest].sum() for d in (q, p)))
+    return t**2 * total / len(y)
+
+
+def test_dkd_multi_is_the_mean_of_the_decoupled_losses_fading_in_over_the_warm_up(cfg):
+    cfg.merge_from_list(["DKD.ALPHA", 0.7, "DKD.BETA", 3.0, "DKD.T", 2.0, "DKD.WARMUP", 10, "DKD.CE_WEIGHT", 0.4])
+    distiller = multi(DKDMulti, cfg)
+    images, target = double_batch()
+    logits, losses = distiller(image=images, target=target, epoch=4)
+    with torch.no_grad():
+        each = [dkd_by_hand(logits, net(images)[0], target, 0.7, 3.0, 2.0) for net in distiller.teacher]
+    torch.testing.assert_close(losses["loss_kd"], 0.4 * sum(each) / K)  # epoch 4 of a warm-up of 10
+    torch.testing.assert_close(losses["loss_ce"], 0.4 * F.cross_entropy(logits, target))
+    late = distiller(image=images, target=target, epoch=40)[1]["loss_kd"]
+    torch.testing.assert_close(late.detach(), (losses["loss_kd"] / 0.4).detach())
+
+
+def test_feature_losses_are_each_teachers_own_at_its_own_map_size(cfg):
+    cfg.merge_from_list(["ATSC.LOSS.FEAT_WEIGHT", 2.0])
+    distiller = multi(ATSCMulti, cfg)
+    images, target = double_batch()
+    losses = distiller(image=images, target=target, epoch=1)[1]
+    with torch.no_grad():
+        f_s = distiller.student(images)[1]["feats"][-1]
+        pooled = [f_s, F.avg_pool2d(f_s, 2), f_s]  # 8 against 8, 4 and 16 pixels
+        for number, source in enumerate(pooled):
+            f_t = distiller.teacher[number](images)[1]["feats"][-1]
+            f_t = F.avg_pool2d(f_t, 2) if number == 2 else f_t
+            wanted = 2.0 * ((distiller.projector[number](source) - f_t) ** 2).mean()
+            torch.testing.assert_close(losses[f"loss_feat_{number + 1}"], wanted)
+
+
+@pytest.mark.parametrize(("kind", "key"), [(ATSCMulti, "ATSC.ENSEMBLE"), (SimKDMulti, "SIMKD.ENSEMBLE")])
+def test_the_prediction_is_the_mean_of_logits_or_of_probabilities(cfg, kind, key):
+    images, _ = double_batch()
+    for rule in ("logits", "probs"):
+        cfg.merge_from_list([key, rule])
+        distiller = multi(kind, cfg).eval()
+        with torch.no_grad():
+            f_s = distiller.student(images)[1]["feats"][-1]
+            pooled = [f_s, F.avg_pool2d(f_s, 2), f_s]
+            z = [
+                t.fc(p(f).mean((2, 3))) for t, p, f in zip(distiller.teacher, distiller.projector, pooled, strict=True)
+            ]
+            got = distiller(image=images)
+            assert torch.equal(got, distiller.deployed()(images))
+        wanted = sum(z) / K if rule == "logits" else sum(each.softmax(1) for each in z) / K
+        torch.testing.assert_close(got if rule == "logits" else got.exp(), wanted)
+
+
+# ---- the control: one teacher, several projectors ----
+
+
+def test_one_teacher_with_several_projectors_shares_its_map_and_classifier(cfg):
+    cfg.SIMKD.PROJECTOR.COUNT = 3
+    student, teachers = student_and_teachers()
+    distiller = SimKDMulti(student, teachers[:1], cfg).double().train()
+    images, target = double_batch()
+    losses = distiller(image=images, target=target)[1]
+    assert len({part.item() for part in losses.values()}) == len(losses) == 3  # different initial weights
+    names = {name.split(".")[0] for name in tensors_of(distiller.deployed(), distiller.unused_modules())}
+    assert names == {"backbone", "projector", "projector_2", "projector_3", "classifier"}
+    got = gradients(distiller)
+    assert sum(name.endswith(".0.weight") and name.startswith("projector") for name in got) == 3
+    extra = sum(p.numel() for p in distiller.projector.parameters())
+    assert distiller.get_extra_parameters() == extra == 3 * sum(p.numel() for p in distiller.projector[0].parameters())
+
+
+# ---- how teachers are handed over, and bad ones ----
+
+
+@pytest.mark.parametrize("kind", [ATSCMulti, SimKDMulti, AverKD, DKDMulti])
+def test_a_list_a_module_list_and_a_single_network_are_accepted(cfg, kind):
+    for wrap in (list, tuple, nn.ModuleList):
+        student, teachers = student_and_teachers()
+        assert len(kind(student, wrap(teachers), cfg).teacher) == K
+    student, teachers = student_and_teachers()
+    assert len(kind(student, teachers[0], cfg).teacher) == 1
+
+
+@pytest.mark.parametrize("kind", [ATSCMulti, SimKDMulti, AverKD, DKDMulti])
+def test_no_teacher_no_network_and_the_same_one_twice_are_refused(cfg, kind):
+    student, teachers = student_and_teachers()
+    for wrong, told in (([], "an empty list"), ([None], "NoneType"), ([teachers[0]] * 2, "same network object twice")):
+        with pytest.raises(ModelRefused, match=told):
+            kind(student, wrong, cfg)
+
+
+def test_a_single_teacher_method_refuses_several_and_takes_a_list_of_one(cfg):
+    for kind, key in ((ATSC, "ATSC"), (SimKD, "SIMKD")):
+        cfg.DISTILLER.TYPE = key
+        student, teachers = student_and_teachers()
+        with pytest.raises(ModelRefused, match=f"got 3. Hand over one, or use DISTILLER.TYPE {key}_MULTI"):
+            kind(student, teachers, cfg)
+        assert kind(student, teachers[:1], cfg).teacher is teachers[0]
+
+
+@pytest.mark.parametrize("kind", [ATSCMulti, SimKDMulti, AverKD, DKDMulti])
+def test_teachers_of_other_classes_are_refused_together_by_number_and_name(cfg, kind):
+    cfg.DISTILLER.TEACHERS = ["one", "two", "three"]
+    student, _ = student_and_teachers()
+    with pytest.raises(ModelRefused) as refusal:
+        kind(student, [tiny(classes=7), tiny(), tiny(classes=20)], cfg)
+    for part in ("10", "teacher 1 (one)", "7", "teacher 3 (three)", "20"):
+        assert part in str(refusal.value)
+    assert "two" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", [ATSCMulti, SimKDMulti])
+def test_map_sizes_that_do_not_divide_are_refused_together(cfg, kind):
+    student, _ = student_and_teachers()
+    with pytest.raises(ModelRefused) as refusal:
+        kind(student, [tiny(6, 7), tiny(6, 4), tiny(5, 7)], cfg)  # 5 pixels against 8
+    assert str(refusal.value).count("8 is no multiple of 5") == 2
+    assert "teacher 1" in str(refusal.value) and "teacher 3" in str(refusal.value)
+
+
+def test_the_published_update_is_refused_for_several_teachers(cfg):
+    cfg.merge_from_list(["ATSC.UPDATE", "published", "ATSC.CLASSIFIER.PARAMS", "bias"])
+    with pytest.raises(ConfigError, match="no step for several teachers"):
+        multi(ATSCMulti, cfg)
