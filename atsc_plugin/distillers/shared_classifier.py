@@ -65,7 +65,8 @@ class SharedClassifier(Distiller):
         for network, name in zip(networks_of(self.teacher), self.titles(cfg), strict=True):
             try:
                 facts = parts.teacher_map(network, self.image_size, name)
-                check_pair(self.student_facts, facts, f"student {cfg.DISTILLER.STUDENT}", name)
+                for check in (check_classes, check_sizes) if self.several else (check_classes,):
+                    check(self.student_facts, facts, f"student {cfg.DISTILLER.STUDENT}", name)
                 maps.append(facts)
             except ModelRefused as refusal:
                 refusals.append(str(refusal))
@@ -141,13 +142,21 @@ class SharedClassifier(Distiller):
         return modules_of(self.unused)
 
 
-def check_pair(student, teacher, student_name, teacher_name):
-    """Refuse a student and a teacher whose classes differ or whose maps cannot be pooled to one size."""
+def check_classes(student, teacher, student_name, teacher_name):
+    """Refuse a student and a teacher that tell different numbers of classes apart."""
     if student.classes != teacher.classes:
         raise ModelRefused(
             f"{student_name} has {student.classes} classes, {teacher_name} {teacher.classes}; expected the same, since "
             "the student predicts through the teacher's classifier. Use a teacher of these data."
         )
+
+
+def check_sizes(student, teacher, student_name, teacher_name):
+    """Refuse maps of which the larger cannot be averaged in equal windows.
+
+    For several teachers only: they would average the student's map in different uneven ways. A single uneven pair
+    (MobileNetV2's 9 pixels on ResNet18's 8 at 64 pixels) is averaged in overlapping windows, as SimKD's code does.
+    """
     large, small = max(student.size, teacher.size), min(student.size, teacher.size)
     if large % small:
         raise ModelRefused(
