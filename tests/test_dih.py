@@ -18,6 +18,7 @@ from tiny import batch
 from tiny_stages import TinyStages
 
 import atsc_plugin
+from atsc_plugin import host
 from atsc_plugin.__main__ import main
 from atsc_plugin.config import load_cfg
 from atsc_plugin.distillers import dih_heads
@@ -358,6 +359,14 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(cfg, tmp_path):
     assert lines[0] == lines[1]
 
 
+@pytest.mark.skipif(host.NAME != "embedded", reason="mdistiller's base trainer needs a GPU")
+def test_the_hosts_base_trainer_runs_it(here, teacher_file):  # noqa: F811
+    words = ["DISTILLER.TEACHER_CKPT", str(teacher_file), "DIH.HEADS.EPOCHS", "1"]
+    assert train("dih", *words, "SOLVER.TRAINER", "base") == 0
+    state = torch.load(run_folder(here) / "latest", weights_only=False)["model"]
+    assert any(name.startswith("module.heads.") for name in state)
+
+
 def test_the_quickstart_trains_its_evaluation_agrees_and_the_student_leaves_alone(here, capsys, teacher_file):  # noqa: F811
     words = ["DISTILLER.TEACHER_CKPT", str(teacher_file), "DIH.HEADS.EPOCHS", "1"]
     assert main(["heads", "--cfg", str(CONFIG), *words, *SMALL]) == 0
@@ -372,7 +381,6 @@ def test_the_quickstart_trains_its_evaluation_agrees_and_the_student_leaves_alon
     for what in (folder, folder / "latest"):
         assert main(["eval", str(what), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["top1"] == result["top1_last"]
-    assert train("dih", *words, "SOLVER.TRAINER", "base", name="base") == 0
 
 
 def test_the_heads_command_wants_a_dih_configuration(capsys):
