@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -282,6 +283,23 @@ def test_a_cache_that_cannot_be_written_is_told(cfg, tmp_path):
         prepare(tiny_dih(cfg, trained=False))
 
 
+def test_whoever_waited_for_the_lock_takes_what_the_other_trained(cfg, monkeypatch):
+    prepare(tiny_dih(cfg, trained=False))
+    path = cached(cfg)[0]
+    content = path.read_bytes()
+    path.unlink()
+
+    @contextmanager
+    def after_the_other(waited_for):
+        assert waited_for == path
+        path.write_bytes(content)
+        yield
+
+    monkeypatch.setattr(dih_heads, "only_writer", after_the_other)
+    monkeypatch.setattr(dih_heads, "train_heads", None)
+    assert prepare(tiny_dih(cfg, trained=False)).heads.trained.item() == 1
+
+
 def test_an_interrupted_training_leaves_no_file(cfg, monkeypatch):
     def die(*args):
         raise KeyboardInterrupt
@@ -381,6 +399,12 @@ def test_the_quickstart_trains_its_evaluation_agrees_and_the_student_leaves_alon
     for what in (folder, folder / "latest"):
         assert main(["eval", str(what), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["top1"] == result["top1_last"]
+
+
+def test_a_dry_run_tells_of_the_heads_and_writes_nothing(here, capsys):  # noqa: F811
+    assert train("dih", "--dry-run") == 0
+    assert "heads  3, 2,867,500 parameters, from ./output/teachers, else trained first" in capsys.readouterr().out
+    assert list(here.iterdir()) == []
 
 
 def test_the_heads_command_wants_a_dih_configuration(capsys):
