@@ -12,7 +12,7 @@ import importlib
 import sys
 
 from atsc_plugin import __version__
-from atsc_plugin.errors import PluginError, RunStopped
+from atsc_plugin.errors import Interrupted, PluginError, RunStopped
 
 COMMANDS = {
     "train": "train a student (and its teacher where it is missing) from a config file",
@@ -45,7 +45,8 @@ def usage():
 
 
 def main(argv=None):
-    """Run one command; the exit status: 0 done, 1 found wanting, 2 a mistake that was told, 3 a stopped run."""
+    """Run one command; the exit status: 0 done, 1 found wanting, 2 a mistake that was told, 3 a stopped run, 128 + a
+    signal's number: ended by it."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "--version"):
         print(usage())
@@ -63,6 +64,11 @@ def main(argv=None):
     except RunStopped as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         return 3
+    except Interrupted as end:  # it has said how to go on
+        return end.code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror or error}{place}. What was written before is intact.", file=sys.stderr)

@@ -21,6 +21,8 @@ def begin(trainer, resume):
     remove_parts(trainer.folder)
     start = continue_from_latest(trainer) if resume else (1, None)
     if not resume:
+        for name in (run_files.LATEST, run_files.PREVIOUS, "result.json"):  # of another run: never to go on from
+            (trainer.folder / name).unlink(missing_ok=True)
         _write_start(trainer)
     (trainer.folder / "stopped.json").unlink(missing_ok=True)
     trainer.saved_at = time.monotonic()

@@ -27,7 +27,8 @@ class StopSignals:
     def __enter__(self):
         self.asked, self._process = None, os.getpid()
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in ASKED_BY}
+            heard = [number for number in ASKED_BY if signal.getsignal(number) != signal.SIG_IGN]  # nohup stays nohup
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_):

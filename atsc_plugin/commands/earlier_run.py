@@ -1,0 +1,98 @@
+"""What an earlier run left in the directory, and what of the configuration may change when it is continued."""
+
+from pathlib import Path
+
+import yaml
+
+from atsc_plugin.engine import run_files
+from atsc_plugin.errors import PluginError
+from atsc_plugin.keys import KEYS, flatten
+
+# May change between the start and the continuation of a run: places, names, how much is logged, how long it goes on.
+FREE = (
+    "LOG.",
+    "EXPERIMENT.PROJECT",
+    "EXPERIMENT.NAME",
+    "EXPERIMENT.TAG",
+    "EXPERIMENT.DEVICE",
+    "SOLVER.EPOCHS",
+    "SOLVER.NONFINITE",
+    "DATASET.NUM_WORKERS",
+    "DATASET.ROOT",
+    "DATASET.DOWNLOAD",
+    "ATSC.GUARD",
+    "TEACHER.CACHE",
+    "TEACHER.TRAIN_IF_MISSING",
+)
+KEPT = ("DISTILLER.TEACHER_CKPT",)  # may change and has no effect: the teacher is in the checkpoint
+UNSAID = ("LOG.", "TEACHER.CACHE")  # make no other run
+
+
+def complete(folder, cfg):
+    """True, and said, when this very run is finished; an error when another configuration's is."""
+    result = run_files.read_json(folder, "result.json")
+    if result is None:
+        return False
+    other = [_text(*change) for change in differences(folder, cfg) if not change[0].startswith(UNSAID)]
+    if other:
+        raise PluginError(
+            f"{folder} holds a finished run of another configuration ({'; '.join(other[:5])}). "
+            "Give this one an EXPERIMENT.NAME of its own, or --overwrite."
+        )
+    scores = [f"{result[key]:.2f}" for key in ("top1_last", "top1_best") if isinstance(result.get(key), float)]
+    told = f"test top-1 {' last, '.join(scores)} best epoch"
+    print(f"{folder} is complete: {told}. Nothing to do; --overwrite runs it again.")
+    return True
+
+
+def refuse_unfinished(folder):
+    """Without --resume or --overwrite an unfinished run is not touched."""
+    stopped = run_files.read_json(folder, "stopped.json")
+    what = f"a run that was stopped ({stopped.get('reason')})" if stopped else "an unfinished run"
+    raise PluginError(f"{folder} holds {what}. Continue it with --resume, or start anew with --overwrite.")
+
+
+def say_changes(folder, cfg):
+    """Print each key that differs from the run's own, and which value holds; refuse those that cannot change."""
+    changes = differences(folder, cfg)
+    fixed = [_text(*change) for change in changes if not change[0].startswith((*FREE, *KEPT))]
+    if fixed:
+        raise PluginError(
+            "\n".join(
+                [
+                    f"{folder} was started with another configuration, and these cannot change inside a run:",
+                    *(f"  - {text}" for text in fixed),
+                    "Resume with the same keys, or start anew with --overwrite.",
+                ]
+            )
+        )
+    for name, old, new in changes:
+        holds = "no effect, the checkpoint's teacher holds" if name in KEPT else "the new value holds"
+        print(f"resuming with {name}: was {old}, asked {new}; {holds}", flush=True)
+
+
+def differences(folder, cfg):
+    """(key, value in the directory's cfg.yaml, value asked) of each that differs; a newer key has its default."""
+    stored, asked = flatten(_stored(folder)), flatten(yaml.safe_load(cfg.dump()))
+    defaults = {key.name: key.default for key in KEYS}
+    before = {name: stored.get(name, defaults.get(name, "absent")) for name in stored.keys() | asked.keys()}
+    return [
+        (name, old, asked.get(name, "absent"))
+        for name, old in sorted(before.items())
+        if old != asked.get(name, "absent")
+    ]
+
+
+def _stored(folder):
+    path = Path(folder) / "cfg.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PluginError(f"{path} is not valid YAML ({' '.join(str(error).split())[:120]}); --overwrite.") from error
+    if not isinstance(tree, dict):
+        raise PluginError(f"{path} holds no configuration, so it is unknown what runs here. Start with --overwrite.")
+    return tree
+
+
+def _text(name, old, new):
+    return f"{name} was {old}, asked {new}"
