@@ -1,38 +1,64 @@
-"""Run directories of any shape, made by hand, for tests of what reads them."""
+"""Small runs of ATSC on tiny networks, for tests that break them off: 3 epochs of 3 steps."""
 
 import json
 
-import yaml
+import torch
+from test_trainer import log_of, tiny_loader, without_times
+from tiny import TinyNet
 
-RESULT = {
-    "method": "KD", "teacher": "resnet20", "student": "resnet8", "dataset": "digits100", "data": "digits100-5000",
-    "image_size": 32, "classes": 100, "seed": 1, "epochs": 6, "top1_last": 70.0, "top1_best": 71.0, "top5_last": 90.0,
-    "selected_on": "val", "best_epoch": 5, "teacher_top1_before": 88.5, "teacher_top1_after": 88.5, "seconds": 60.0,
-    "images_per_second": 500.0, "peak_memory_mb": 900.0, "params_student": 100, "params_deployed": 120,
-    "params_trained": 110, "host": "embedded", "host_version": "v", "torch": "2.9", "device": "cpu (2 threads)",
-}  # fmt: skip
+import atsc_plugin
+from atsc_plugin.distillers.atsc_published import make_atsc
+from atsc_plugin.engine import checkpoint
+from atsc_plugin.engine.trainer import PluginTrainer
+from atsc_plugin.host import CFG
 
 
-def make_run(root, arm, seed, top1, method="KD", *, best=None, cfg=None, job=None, log=(), **changes):
-    """root/arm/seed_K as a finished run leaves it; `top1` None leaves out result.json."""
-    folder = root / arm / f"seed_{seed}"
-    folder.mkdir(parents=True)
-    teacher = {"teacher": None, "teacher_top1_before": None, "teacher_top1_after": None} if method == "NONE" else {}
-    result = {**RESULT, "method": method, "seed": seed, "top1_last": top1, "top1_best": best or top1, **teacher}
-    result |= changes
-    tree = {
-        "DISTILLER": {"TYPE": method, "TEACHER": "resnet20", "STUDENT": result["student"], "TEACHER_CKPT": ""},
-        "SOLVER": {"EPOCHS": result["epochs"], "LR": 0.05},
-        "DATASET": {"TYPE": result["dataset"]},
-        "TEACHER": {"SEED": 1, "EPOCHS": 10},
-        **(cfg or {}),
-    }
-    (folder / "cfg.yaml").write_text(yaml.safe_dump(tree))
-    (folder / "about.json").write_text(json.dumps({"commit": "abc1234", "command": "train --cfg x.yaml"}))
-    if job:
-        (folder / "job.json").write_text(json.dumps(job))
-    if log:
-        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    if top1 is not None:
-        (folder / "result.json").write_text(json.dumps(result))
-    return folder
+class DroppingNet(TinyNet):
+    """Draws from torch's global generator in every step, as a network with dropout does."""
+
+    def forward(self, x):
+        return super().forward(x * (torch.rand(x.shape[0], 1, 1, 1) < 0.9))
+
+
+def config(prefix):
+    """The configuration of such a run below `prefix`."""
+    atsc_plugin.register()
+    cfg = CFG.clone()
+    cfg.merge_from_list(["LOG.PREFIX", str(prefix), "SOLVER.EPOCHS", 3, "SOLVER.LR_DECAY_STAGES", [2]])
+    cfg.merge_from_list(["SOLVER.TRAINER", "plugin", "ATSC.DRIFT.WEIGHT", 1.0])
+    return cfg
+
+
+def trainer_of(cfg, folder, update="fused", loader=None):
+    torch.manual_seed(1)
+    cfg.ATSC.UPDATE = update
+    if update == "published":
+        cfg.ATSC.DRIFT.PARAMS, cfg.ATSC.CLASSIFIER.PARAMS = "kernels", "bias"
+    distiller = make_atsc(DroppingNet(width=4), TinyNet(width=6), cfg)
+    return PluginTrainer("run", distiller, loader or tiny_loader(seed=5), tiny_loader(start=1), cfg, folder=folder)
+
+
+class Before:
+    """A trainer's step with something done before each: act(number of the step in this life)."""
+
+    def __init__(self, step, act):
+        self.step, self.act, self.number = step, act, 0
+
+    def __call__(self, inputs):
+        self.number += 1
+        self.act(self.number)
+        return self.step(inputs)
+
+    def __getattr__(self, name):
+        return getattr(self.step, name)
+
+
+def assert_the_same_run(whole, other):
+    for name, tensor in whole.distiller.state_dict().items():
+        assert torch.equal(tensor, other.distiller.state_dict()[name]), name
+    assert list(map(without_times, log_of(whole.folder))) == list(map(without_times, log_of(other.folder)))
+    for name in ("best", "latest", "student_best"):
+        one, two = checkpoint.load(whole.folder / name), checkpoint.load(other.folder / name)
+        assert checkpoint.digest(one["model"]) == checkpoint.digest(two["model"]), name
+    results = [json.loads((trainer.folder / "result.json").read_text()) for trainer in (whole, other)]
+    assert without_times(results[0]) | {"peak_memory_mb": 0} == without_times(results[1]) | {"peak_memory_mb": 0}

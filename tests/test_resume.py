@@ -1,42 +1,26 @@
 """A run killed anywhere and taken up again ends as the uninterrupted one, bit for bit."""
 
-import json
 import random
 
 import numpy as np
 import pytest
 import torch
-from test_trainer import log_of, tiny_loader, without_times
-from tiny import TinyNet
+from runs import assert_the_same_run, config, trainer_of
+from test_trainer import log_of, tiny_loader
 from torch.utils.data import DataLoader, Dataset
 
-import atsc_plugin
-from atsc_plugin.distillers.atsc_published import make_atsc
 from atsc_plugin.engine import checkpoint, latest, run_state
 from atsc_plugin.engine.random_states import random_states, restore, seed_all
-from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
-from atsc_plugin.host import CFG
 
 
 @pytest.fixture
 def cfg(tmp_path):
-    atsc_plugin.register()
-    cfg = CFG.clone()
-    cfg.merge_from_list(["LOG.PREFIX", str(tmp_path), "SOLVER.EPOCHS", 3, "SOLVER.LR_DECAY_STAGES", [2]])
-    cfg.merge_from_list(["SOLVER.TRAINER", "plugin", "ATSC.DRIFT.WEIGHT", 1.0])
-    return cfg
+    return config(tmp_path)
 
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing of ours answers it."""
-
-
-class DroppingNet(TinyNet):
-    """Draws from torch's global generator in every step, as a network with dropout does."""
-
-    def forward(self, x):
-        return super().forward(x * (torch.rand(x.shape[0], 1, 1, 1) < 0.9))
 
 
 class Drawing(Dataset):
@@ -49,15 +33,6 @@ class Drawing(Dataset):
         draw = torch.Generator().manual_seed(index)
         noise = random.random() + np.random.random() + torch.rand(()).item()
         return torch.randn(3, 32, 32, generator=draw) * noise, index % 10, index
-
-
-def trainer_of(cfg, folder, update="fused", loader=None):
-    torch.manual_seed(1)
-    cfg.ATSC.UPDATE = update
-    if update == "published":
-        cfg.ATSC.DRIFT.PARAMS, cfg.ATSC.CLASSIFIER.PARAMS = "kernels", "bias"
-    distiller = make_atsc(DroppingNet(width=4), TinyNet(width=6), cfg)
-    return PluginTrainer("run", distiller, loader or tiny_loader(seed=5), tiny_loader(start=1), cfg, folder=folder)
 
 
 def killed_at(trainer, place, resume=False):
@@ -81,17 +56,6 @@ def killed_at(trainer, place, resume=False):
         except Killed:
             return True
     return False
-
-
-def assert_the_same_run(whole, other):
-    for name, tensor in whole.distiller.state_dict().items():
-        assert torch.equal(tensor, other.distiller.state_dict()[name]), name
-    assert list(map(without_times, log_of(whole.folder))) == list(map(without_times, log_of(other.folder)))
-    for name in ("best", "latest", "student_best"):
-        one, two = checkpoint.load(whole.folder / name), checkpoint.load(other.folder / name)
-        assert checkpoint.digest(one["model"]) == checkpoint.digest(two["model"]), name
-    results = [json.loads((trainer.folder / "result.json").read_text()) for trainer in (whole, other)]
-    assert without_times(results[0]) | {"peak_memory_mb": 0} == without_times(results[1]) | {"peak_memory_mb": 0}
 
 
 @pytest.mark.parametrize("update", ["fused", "published"])

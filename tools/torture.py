@@ -140,10 +140,11 @@ def kill(args):
         sys.exit(f"the uninterrupted twin ended with status {status}")
     length, twin = time.monotonic() - started, facts_of(top / "twin")
     print(f"the uninterrupted twin took {length:.0f} s; {len(twin)} things to compare", flush=True)
-    equal, kills = 0, 0
+    equal, kills, inside = 0, 0, 0
     for number in range(1, args.times + 1):
         good, lives = _torture_one(args, top / f"run_{number}", twin, length, draw)
         equal, kills = equal + good, kills + len(lives)
+        inside += (top / f"run_{number}" / "said.txt").read_text().count(" after step ")
         mean = (time.monotonic() - started) / (number + 1)
         print(
             f"[{number}/{args.times}] {'equal' if good else 'DIFFERENT'}; killed at {'; '.join(lives)}"
@@ -152,7 +153,8 @@ def kill(args):
         )
         if good and not args.keep:
             shutil.rmtree(top / f"run_{number}")
-    print(f"{equal} of {args.times} runs equal to their twin after {kills} kills, {time.monotonic() - started:.0f} s")
+    told = f"{kills} kills, of which {inside} were gone on from inside an epoch; {time.monotonic() - started:.0f} s"
+    print(f"{equal} of {args.times} runs equal to their twin after {told}")
     if equal == args.times and not args.keep:
         shutil.rmtree(top)
     return 0 if equal == args.times else 1

@@ -75,6 +75,7 @@ def continuing_words(argv):
     """The words of the command line that goes on with the run that `argv` started."""
     script, *words = argv
     words = [word for word in words if word not in ("--overwrite", "--resume")]
-    start = ["python", "-m", "atsc_plugin"] if os.path.basename(script) == "__main__.py" else [sys.executable, script]
+    module = script.endswith(os.path.join("atsc_plugin", "__main__.py"))
+    start = ["python", "-m", "atsc_plugin"] if module else [sys.executable, script]
     place = 1 if words[:1] == ["train"] else 0
     return [*start, *words[:place], "--resume", *words[place:]]
