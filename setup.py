@@ -34,7 +34,7 @@ setup(
         "pyyaml>=6.0",
     ],
     extras_require={
-        "test": ["pytest>=7.4", "ruff>=0.6", "setuptools>=70.1", *EXPORT],
+        "test": ["pytest>=7.4", "ruff>=0.6", "hypothesis>=6.100", "setuptools>=70.1", *EXPORT],
         "export": EXPORT,
         "plots": ["matplotlib>=3.8"],  # the curves of `report --out`
         "slurm": ["submitit>=1.5"],  # `leaderboard --launcher submitit`

@@ -124,16 +124,12 @@ def _trusted(path, error):
     content = Path(path).read_bytes()
     name = hashlib.sha256(content).hexdigest()
     if name not in os.environ.get(UNSAFE, "").split(","):
-        named = [line.strip() for line in str(error).splitlines() if "Unsupported" in line]
-        if not named:
-            raise PluginError(
-                f"{path} cannot be read as a checkpoint ({_first_line(error)}); expected a file written by torch.save. "
-                "Fetch or write it again."
-            ) from error
+        reasons = [line.strip() for line in str(error).splitlines() if "unsupported" in line.lower()]
         raise PluginError(
-            f"{path} was not loaded: it is no plain checkpoint, and reading it might run code ({named[0][:160]}). "
-            "Expected tensors, numbers and text only. If you trust its source, load it there and save its state_dict() again. "
-            f"{UNSAFE}={name} in the environment would load it and run what is in it."
+            f"{path} was not loaded: it is no plain checkpoint, and reading it might run code "
+            f"({(reasons or ['not a pickle of tensors'])[0][:160]}). Expected tensors, numbers and text only. If you "
+            "trust its source, load it there and save its state_dict() again; or, to load it here and RUN WHAT IS IN "
+            f"IT, put {UNSAFE}={name} into the environment."
         ) from error
     print(f"WARNING: {UNSAFE} names {path}: loading it RUNS WHATEVER CODE IT HOLDS.", file=sys.stderr, flush=True)
     try:
