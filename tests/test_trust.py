@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,11 @@ import pytest
 import torch
 from test_checkpoint import Bomb
 
-from atsc_plugin import leaderboard
 from atsc_plugin.__main__ import main
 from atsc_plugin.engine import checkpoint, run_files
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import CFG
+from atsc_plugin.suites import launch
 
 QUICK = Path(__file__).resolve().parents[1] / "configs" / "quickstart"
 SMALL = ["DATASET.DIGITS100.TRAIN_IMAGES", "100", "DATASET.DIGITS100.VAL_IMAGES", "100",
@@ -208,11 +207,12 @@ def test_a_suite_whose_teacher_is_malicious_fails_by_name_and_runs_nothing(here,
     (here / "s.yaml").write_text(json.dumps({"name": "s", "seeds": [1], "common": keys, "arms": arms}))
     said = []
 
-    def in_this_process(words, **_):
+    def in_this_process(_self, words, *, log, **_):
+        log.write_text("")
         said.append(main(words[3:]))
-        return subprocess.CompletedProcess(words, said[-1])
+        return said[-1]
 
-    monkeypatch.setattr(leaderboard.subprocess, "run", in_this_process)
+    monkeypatch.setattr(launch.Processes, "run", in_this_process)
     assert main(["leaderboard", "--suite", "s.yaml"]) == 1
     assert said == [2]
     assert not (here / "ran").exists()
@@ -283,7 +283,7 @@ def test_a_suite_cannot_leave_the_output_folder(here, capsys, name):
     arms = {"a": {"cfg": str(QUICK / "vanilla.yaml")}}
     (here / "s.yaml").write_text(json.dumps({"name": name, "seeds": [1], "arms": arms}))
     assert main(["leaderboard", "--suite", "s.yaml"]) == 2
-    assert "name" in capsys.readouterr().err
+    assert f"name: got {name!r}" in capsys.readouterr().err
     arms = {name: arms["a"]}
     (here / "s.yaml").write_text(json.dumps({"name": "fine", "seeds": [1], "arms": arms}))
     assert main(["leaderboard", "--suite", "s.yaml", "--dry-run"]) == 2
