@@ -7,11 +7,14 @@ mdistiller, or to the embedded host where mdistiller is absent; `unregister()` t
 __version__ = "0.1.0"
 
 
-def register():
-    """Add our distillers, trainer and config keys to the host; calling it again changes nothing."""
+def register(leave=()):
+    """Add our distillers, trainer and config keys to the host; calling it again changes nothing.
+
+    A fork that has a method of its own under one of our names keeps it with `leave`, e.g. register(leave=["SIMKD"]).
+    """
     from atsc_plugin import registration
 
-    registration.register()
+    registration.register(leave)
 
 
 def unregister():

@@ -13,8 +13,10 @@ import torch
 from atsc_plugin import host, teachers
 from atsc_plugin.config import OWN_DATASETS
 from atsc_plugin.data.splits import Data, LoaderFacts, memory_data, with_validation_loader
+from atsc_plugin.distillers.review_checks import review_problems
 from atsc_plugin.distillers.teacher_list import configs_by_teacher, networks_of, takes_several, teacher_names
 from atsc_plugin.engine import run_files
+from atsc_plugin.engine.teacher_files import deployed_stem
 from atsc_plugin.engine.trainer import PluginTrainer, parameter_count, unwrap
 from atsc_plugin.errors import PluginError
 from atsc_plugin.seeds import stream
@@ -70,6 +72,8 @@ def data_of(cfg, device):
 def network(cfg, role, classes, seed):
     """The student or teacher network, freshly initialised from its own random stream."""
     torch.manual_seed(stream(seed, "initialise", role))
+    if role == "TEACHER" and (stem := deployed_stem(cfg.DISTILLER.TEACHER_CKPT)):
+        return teachers.deployed(stem, classes)  # filled already: its card and its tensors belong together
     return host.new_network(cfg.DATASET.TYPE, cfg.DISTILLER[role], classes)
 
 
@@ -133,6 +137,8 @@ def check_fit(cfg, distiller, data):
                 f"{name} cannot take {data.image_size}-pixel images: two of them gave {got}, expected "
                 f"(2, {data.classes}). Choose another DISTILLER.{role}, or resize with DATASET.IMAGE_SIZE."
             )
+    if cfg.DISTILLER.TYPE == "REVIEWKD" and not problems:
+        problems += review_problems(cfg.REVIEWKD, distiller.teacher, data.image_size, cfg.DISTILLER.TEACHER)
     if problems:
         raise PluginError("\n".join(problems))
 

@@ -14,6 +14,7 @@ from atsc_plugin.distillers.atsc_checks import atsc_problems
 from atsc_plugin.distillers.sister_checks import coteach_problems, dih_problems
 from atsc_plugin.distillers.teacher_list import takes_several, teacher_names, teacher_problems
 from atsc_plugin.engine.solver_checks import solver_problems
+from atsc_plugin.engine.teacher_files import name_deployed
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import CFG, distiller_dict, host_datasets, models_for, trainer_dict
 from atsc_plugin.keys import KEYS, find, flatten
@@ -39,6 +40,7 @@ def load_cfg(path, overrides=()):
         problems.append(f"overrides come as KEY VALUE pairs; '{overrides[-1]}' has no value. Add one.")
     for name, text in zip(overrides[::2], overrides[1::2], strict=False):
         problems += _set(cfg, name, text, strict=False)
+    problems += name_deployed(cfg, said=overrides[::2])
     problems += check(cfg)
     if problems:
         raise ConfigError(problems)
@@ -176,6 +178,8 @@ def _check_names(cfg):
 
 def _unknown(name, value, allowed):
     allowed = [str(entry) for entry in allowed]
+    if not allowed:
+        return f"{name}: got '{value}', but this host has no table of them. ATSC_HOST=embedded has one."
     near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{name}: got '{value}', expected one of {', '.join(allowed)}{hint}"

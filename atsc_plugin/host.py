@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
+from atsc_plugin import habits
 from atsc_plugin.errors import HostError
 
 REAL, EMBEDDED = "mdistiller", "atsc_plugin.minidistiller"
@@ -106,7 +107,7 @@ FOLDER = _folder(ROOT)
 VERSION = _version(ROOT, FOLDER)
 
 CFG = _surface["CFG"]
-Distiller = _surface["Distiller"]
+Distiller = habits.adapted(_surface["Distiller"], CFG)
 distiller_dict = _surface["distiller_dict"]
 trainer_dict = _surface["trainer_dict"]
 dkd_loss = _surface["dkd_loss"]

@@ -33,18 +33,24 @@ TRAINERS = {"plugin": PluginTrainer}
 _added_keys = []
 
 
-def register():
-    """Add every entry and key, or none: somebody else's entry under one of our names is an error that names both."""
+def register(leave=()):
+    """Add every entry and key, or none: somebody else's entry under one of our names is an error that names both.
+
+    Names in `leave` are left to the host, taken or not.
+    """
+    unknown = sorted(set(leave) - {*DISTILLERS, *TRAINERS})
+    if unknown:
+        raise PluginError(f"leave names {', '.join(unknown)}; expected names of ours: {', '.join(DISTILLERS)}, plugin.")
     for table, ours in _tables():
         for name, entry in ours.items():
-            if table.get(name, entry) is not entry:
+            if name not in leave and table.get(name, entry) is not entry:
                 raise PluginError(
                     f"The host's registry already has {name}: {_place(table[name])}; ours would be {_place(entry)}. "
-                    "Unregister or rename the other one first."
+                    f"Keep the host's with register(leave=['{name}']) or `launch --leave {name}`, or rename it."
                 )
     _added_keys.extend(keys.add_keys(host.CFG))
     for table, ours in _tables():
-        table.update(ours)
+        table.update({name: entry for name, entry in ours.items() if name not in leave})
     PluginTrainer.host_facts = {"host": host.NAME, "host_version": host.VERSION}
 
 

@@ -8,10 +8,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from atsc_plugin import host
+from atsc_plugin import deploy, host
+from atsc_plugin.distillers.deployed_teacher import as_teacher
 from atsc_plugin.distillers.teacher_list import configs_by_teacher
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.engine.cache import key_of, only_writer
+from atsc_plugin.engine.teacher_files import deployed_stem, untrained_head
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
 
@@ -23,6 +25,7 @@ class Source:
     path: Path | None
     train: bool
     text: str
+    ready: bool = False  # a deployed student, built with its weights
 
 
 def recipe(cfg, data):
@@ -87,6 +90,13 @@ def find(cfg, data, taken=()):
     name = cfg.DISTILLER.TEACHER
     if cfg.DISTILLER.TEACHER_CKPT:
         path = Path(cfg.DISTILLER.TEACHER_CKPT).expanduser()
+        if stem := deployed_stem(path):
+            return Source(Path(f"{stem}.safetensors"), False, f"{stem}.safetensors (a deployed student)", ready=True)
+        if untrained_head(path):
+            raise PluginError(
+                f"DISTILLER.TEACHER_CKPT names {path}, the bare student of a run that predicts through a shared "
+                f"classifier: its own head was never trained. Name the run, {path.parent}, or its deploy_* files."
+            )
         if not path.is_file():
             raise PluginError(f"DISTILLER.TEACHER_CKPT names {path}, which is not there. Name an existing file.")
         return Source(path, False, str(path))
@@ -106,6 +116,17 @@ def find(cfg, data, taken=()):
     )
 
 
+def deployed(stem, classes):
+    """A deployed student as a teacher network, with its weights."""
+    module, card = deploy.load(f"{stem}.json")
+    if card["classes"] != classes:
+        raise PluginError(
+            f"{stem}.safetensors is a student of {card['classes']} classes; the data have {classes}. Use one of these "
+            "data."
+        )
+    return as_teacher(module)
+
+
 def _pretrained(name, taken):
     source = Source(None, False, f"the host's pretrained {name}")
     if source in taken:
@@ -118,6 +139,9 @@ def _pretrained(name, taken):
 
 def load(source, cfg, teacher, data, data_of):
     """`teacher` filled with the source's weights, trained first where need be; data_of(cfg) makes its own loaders."""
+    if source.ready:
+        print(f"teacher {cfg.DISTILLER.TEACHER} from {source.path}", flush=True)
+        return teacher
     if source.path is None:
         teacher.load_state_dict(host.imagenet_model_dict[cfg.DISTILLER.TEACHER](pretrained=True).state_dict())
         return teacher

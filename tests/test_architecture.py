@@ -11,7 +11,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "atsc_plugin"
 # Lowest first. A room is a module or a folder; the longest match decides.
 FLOORS = [
     ["errors", "files", "seeds", "shipped", "key_table"],
-    ["minidistiller", "data", "distillers.parts", "distillers.deployed", "distillers.teacher_list"],
+    [
+        "minidistiller",
+        "data",
+        "habits",
+        "distillers.map_source",
+        "distillers.parts",
+        "distillers.deployed",
+        "distillers.teacher_list",
+    ],  # fmt: skip
     ["engine"],
     ["host"],
     ["keys", "distillers"],

@@ -17,6 +17,9 @@ def parser():
     words = argparse.ArgumentParser(
         "launch", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    words.add_argument(
+        "--leave", action="append", default=[], metavar="NAME", help="leave this method name to the host, e.g. SIMKD"
+    )
     words.add_argument("script", help="the host's script, e.g. ../mdistiller/tools/train.py")
     words.add_argument("words", nargs=argparse.REMAINDER, help="everything behind it is the script's own")
     return words
@@ -41,7 +44,7 @@ def run(args):
         raise HostError(f"launch runs mdistiller's scripts, but ATSC_HOST chose the {host.NAME} host. Unset it.")
     import atsc_plugin
 
-    atsc_plugin.register()
+    atsc_plugin.register(leave=args.leave)
     print(f"atsc_plugin: registered with mdistiller {host.VERSION} ({host.FOLDER}); running {script}", flush=True)
     sys.path.insert(0, str(script.parent))  # as `python script` has it
     before, sys.argv = sys.argv, [str(script), *args.words]

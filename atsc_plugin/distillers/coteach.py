@@ -90,7 +90,7 @@ class COTEACH(Distiller):
     def __init__(self, student, teacher, cfg):
         if problems := coteach_problems(cfg):
             raise ConfigError(problems)
-        super().__init__(student, teacher)
+        super().__init__(student, teacher, cfg)
         self.node, side = cfg.COTEACH, image_size(cfg.DATASET)
         scratch_name = self.node.SCRATCH_TEACHER or cfg.DISTILLER.TEACHER
         names = f"student {cfg.DISTILLER.STUDENT}", f"expert {cfg.DISTILLER.TEACHER}"

@@ -25,7 +25,7 @@ class DIH(Distiller):
     def __init__(self, student, teacher, cfg):
         if problems := dih_problems(cfg):
             raise ConfigError(problems)
-        super().__init__(student, teacher)
+        super().__init__(student, teacher, cfg)
         self.cfg, self.alpha, self.temperature = cfg, cfg.DIH.ALPHA, cfg.DIH.TEMPERATURE
         side = image_size(cfg.DATASET)
         names = f"student {cfg.DISTILLER.STUDENT}", f"teacher {cfg.DISTILLER.TEACHER}"

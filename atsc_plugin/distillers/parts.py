@@ -11,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from atsc_plugin.distillers.map_source import FEATS, PREACT, MapSource
 from atsc_plugin.errors import ModelRefused
 
 
 def classifier_of(model, name="the network"):
     """The linear layer behind the pooled features: attribute fc, linear, classifier or classifier[0]."""
+    if isinstance(getattr(model, "without_classifier", None), str):
+        raise ModelRefused(f"{name} {model.without_classifier}")
     for attribute in ("fc", "linear", "classifier"):
         layer = getattr(model, attribute, None)
         if isinstance(layer, nn.Sequential) and len(layer):
@@ -79,38 +82,6 @@ def projector(channels_in, channels_out, factor, key):
             f"{key} is {factor}, but the teacher's map has {channels_out} channels; expected 1 to {channels_out}."
         )
     return Projector(channels_in, channels_out // factor, channels_out)
-
-
-@dataclass(frozen=True)
-class MapSource:
-    """Where a network's last map is read: 'feats', 'preact', or the path of one of its modules; then a ReLU or not."""
-
-    place: str
-    relu: bool = False
-
-    def __call__(self, model, image):
-        """(logits, map) of one forward pass."""
-        if self.place in ("feats", "preact"):
-            logits, feats = model(image)
-            feature_map = feats["feats" if self.place == "feats" else "preact_feats"][-1]
-        else:
-            with _recording(model.get_submodule(self.place)) as seen:
-                logits, _ = model(image)
-            feature_map = seen[-1]
-        return logits, F.relu(feature_map) if self.relu else feature_map
-
-
-FEATS, PREACT = MapSource("feats"), MapSource("preact", relu=True)
-
-
-@contextmanager
-def _recording(module):
-    seen = []
-    handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
+from atsc_plugin.engine.layouts import PLAIN_CLASSES, network_named_in, state_of_network
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import NUMPY_NUMBERS, whole_file, write_json
 
-PREFIXES = ("module.student.", "student.", "module.")
 CHECKSUM = "checksum"
 UNSAFE = "ATSC_UNSAFE_LOAD"  # environment: sha256 of the files that may execute what is in them
 
@@ -107,7 +107,7 @@ def load(path, checked=False):
     if str(path).endswith(".safetensors"):
         return load_tensors(path)
     try:
-        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+        with torch.serialization.safe_globals([*NUMPY_NUMBERS, *PLAIN_CLASSES]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         content = _trusted(path, error)
@@ -142,27 +142,10 @@ def _first_line(error):
     return (str(error).splitlines() or ["no detail"])[0][:160]
 
 
-def state_of_network(checkpoint, path):
-    """A network's state_dict from the layouts in use: mdistiller, RepDistiller, bare, DataParallel, distiller."""
-    for key in ("model", "state_dict"):
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-            break
-    tensors = isinstance(checkpoint, dict) and {k: v for k, v in checkpoint.items() if isinstance(v, torch.Tensor)}
-    if not tensors:
-        raise PluginError(
-            f"{path} holds no network weights; expected a state_dict, bare or under 'model' or 'state_dict'."
-        )
-    for prefix in PREFIXES:
-        inside = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        if inside:
-            return inside
-    return tensors
-
-
 def load_network(network, path, name, classes):
     """Fill `network` from a checkpoint file, strictly; a misfit is told with names, shapes and class counts."""
-    state = state_of_network(load(path), path)
+    content = load(path)
+    state = state_of_network(content, path)
     own = network.state_dict()
     missing = [key for key in own if key not in state]
     extra = [key for key in state if key not in own]
@@ -184,6 +167,10 @@ def load_network(network, path, name, classes):
             for keys, what in ((missing, "missing"), (extra, "unknown"), (shapes, "of another shape"))
             if keys
         ]
-        raise PluginError(f"{path} does not fit a {name}: {'; '.join(told)}. Name the network the file was made with.")
+        says = network_named_in(content)
+        said = f" The file says that it is a {says}." if says else ""
+        raise PluginError(
+            f"{path} does not fit a {name}: {'; '.join(told)}.{said} Name the network the file was made with."
+        )
     network.load_state_dict(state)
     return network

@@ -5,6 +5,7 @@ Nothing in it waits for the device: losses stay tensors, and the meters that add
 
 import torch
 
+from atsc_plugin import habits
 from atsc_plugin.engine import compiling
 from atsc_plugin.engine.nonfinite import SkippedSteps
 from atsc_plugin.engine.precision import keep_logits_full, precision_of
@@ -94,6 +95,7 @@ class Step:
 
     def __call__(self, inputs):
         """(logits, losses by name) of one batch, after the weights have moved; losses None for a step left out."""
+        inputs = habits.views_for(self.distiller, inputs)
         self.optimizer.zero_grad(set_to_none=True)
         if self.skipped:
             self.skipped.remember()
