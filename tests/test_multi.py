@@ -328,6 +328,15 @@ def test_no_teacher_no_network_and_the_same_one_twice_are_refused(cfg, kind):
             kind(student, wrong, cfg)
 
 
+@pytest.mark.parametrize("kind", [ATSCMulti, SimKDMulti, AverKD, DKDMulti])
+def test_fewer_networks_than_the_configuration_lists_are_refused(cfg, kind):
+    """A host's own script builds one teacher, whatever the list says."""
+    cfg.DISTILLER.TEACHERS = ["one", "two", "three"]
+    student, teachers = student_and_teachers()
+    with pytest.raises(ModelRefused, match="has 3 entries, but ATSC_MULTI was handed 1 networks"):
+        kind(student, teachers[0], cfg)
+
+
 def test_a_single_teacher_method_refuses_several_and_takes_a_list_of_one(cfg):
     for kind, key in ((ATSC, "ATSC"), (SimKD, "SIMKD")):
         cfg.DISTILLER.TYPE = key

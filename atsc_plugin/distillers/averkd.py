@@ -24,7 +24,7 @@ class FrozenTeachers(Distiller):
     """Several frozen teachers, of which only the logits are used. A subclass adds the loss."""
 
     def __init__(self, student, teacher, cfg):
-        super().__init__(student, teacher_module(teacher, True, cfg.DISTILLER.TYPE), cfg)
+        super().__init__(student, teacher_module(teacher, True, cfg), cfg)
         self.teacher.requires_grad_(False)
         self._check_classes(student, cfg)
 

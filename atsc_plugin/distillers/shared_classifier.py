@@ -44,7 +44,7 @@ class SharedClassifier(Distiller):
     several = False  # a subclass that takes a list of teachers says so
 
     def __init__(self, student, teacher, cfg, settings, name, projectors=1):
-        super().__init__(student, teacher_module(teacher, self.several, cfg.DISTILLER.TYPE), cfg)
+        super().__init__(student, teacher_module(teacher, self.several, cfg), cfg)
         self.image_size = image_size(cfg.DATASET)
         self.ensemble, self.projectors_each = settings.ENSEMBLE, projectors
         self.student_facts = parts.student_map(student, self.image_size, f"student {cfg.DISTILLER.STUDENT}")

@@ -109,11 +109,12 @@ def networks_of(teacher):
     return list(teacher) if isinstance(teacher, nn.ModuleList) else [teacher]
 
 
-def teacher_module(teacher, several, method):
+def teacher_module(teacher, several, cfg):
     """What becomes `distiller.teacher`: a network, or for a method that takes several a ModuleList of them.
 
     Both kinds of method take a network, a list or a ModuleList (forks hand lists over); the number has to fit.
     """
+    method, wanted = cfg.DISTILLER.TYPE, len(cfg.DISTILLER.TEACHERS)
     listed = list(teacher) if isinstance(teacher, (list, tuple, nn.ModuleList)) else [teacher]
     if not listed or not all(isinstance(network, nn.Module) for network in listed):
         kinds = ", ".join(type(network).__name__ for network in listed) or "an empty list"
@@ -122,6 +123,11 @@ def teacher_module(teacher, several, method):
         raise ModelRefused(
             f"{method} got the same network object twice among {len(listed)} teachers; expected different ones. Copy "
             "it, or use SIMKD_MULTI with SIMKD.PROJECTOR.COUNT for several projectors towards one teacher."
+        )
+    if several and wanted not in (0, len(listed)):
+        raise ModelRefused(
+            f"DISTILLER.TEACHERS has {wanted} entries, but {method} was handed {len(listed)} networks; expected as "
+            "many. A host's own script builds one teacher: run `python -m atsc_plugin train`, or hand over a list."
         )
     if several:
         return nn.ModuleList(listed)
