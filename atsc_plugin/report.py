@@ -62,9 +62,18 @@ def gather(folders):
 
 
 def _write(tables, skipped, lost, out):
-    from atsc_plugin.reporting import markdown, sheet
+    from atsc_plugin.files import whole_file
+    from atsc_plugin.reporting import markdown, page, plots, sheet
 
     out.mkdir(parents=True, exist_ok=True)
-    markdown.write(tables, skipped, lost, out / "leaderboard.md")
+    hint = None if plots.available() else plots.HOW_TO
+    drawn = [] if hint else plots.draw(tables)
+    names = {id(plot): f"leaderboard_{plot.table + 1}_{plot.kind}.png" for plot in drawn}
+    for plot in drawn:
+        with whole_file(out / names[id(plot)]) as file:
+            file.write(plot.png)
+    pictures = [(plot.table, plot.title, names[id(plot)]) for plot in drawn]
+    markdown.write(tables, skipped, lost, out / "leaderboard.md", pictures)
     sheet.write(tables, out / "leaderboard.csv")
-    print(f"written: {out}/leaderboard.md, .csv")
+    page.write(tables, skipped, lost, out / "leaderboard.html", drawn, hint)
+    print(f"written: {out}/leaderboard.html, .md, .csv" + (f", {len(drawn)} plots" if drawn else f". {hint}"))

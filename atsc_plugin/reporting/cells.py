@@ -43,6 +43,12 @@ def accuracies(runs, name):
     return " / ".join(f"{top1:.2f}" for top1 in found)
 
 
+def teacher(row):
+    """The teacher's accuracy before and after, the second only where it changed."""
+    before, after = (accuracies(row.runs, f"teacher_top1_{when}") for when in ("before", "after"))
+    return before if before == after or not after else f"{before} → {after}"
+
+
 def sizes(row):
     """trained, deployed, and what deployment carries beyond the bare student, in parameters."""
     result = row.runs[0].result
@@ -140,8 +146,8 @@ def notes(table):
     other = published.elsewhere(table)
     if other:
         told.append(
-            "Published under another recipe (SimKD's repository: CE + KD weighted 1 + 1, WRNs with extra BNs), not "
-            f"comparable: {'; '.join(other)}."
+            "Published under another recipe or a mixture (SimKD's repository: CE + KD weighted 1 + 1, WRNs with extra "
+            f"BNs), not comparable: {'; '.join(other)}."
         )
     return told
 

@@ -24,14 +24,14 @@ def accuracy(table):
     names = cells.reference_names(table)
     with_published = any(row.published for row in table.rows)
     columns = ["method", "n", "top-1 last", "top-1 best"]
-    columns += [f"last − {REFERENCES[name]} last [95 %]" for name in names]
-    columns += ["teacher before", "teacher after"] + (["published", "reproduced"] if with_published else [])
+    columns += [f"minus {REFERENCES[name]} [95 %]" for name in names]
+    columns += ["teacher before → after"] + (["published", "reproduced"] if with_published else [])
     rows = []
     for row in table.rows:
         line = [(row.label, None), (cells.count(row), len(row.runs))]
         line += [_spread(row.spread("top1_last")), _spread(row.spread("top1_best"))]
         line += [_difference(row.differences[name].last if name in row.differences else None) for name in names]
-        line += [(cells.accuracies(row.runs, f"teacher_top1_{when}"), None) for when in ("before", "after")]
+        line += [(cells.teacher(row), None)]
         if with_published:
             line += [_published(row), (published.reproduced(table, row), None)]
         rows.append(line)

@@ -1,0 +1,142 @@
+"""The page and the plots: one file, nothing fetched, every name escaped; rendered where there is a Chromium."""
+
+import builtins
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from runs import make_run
+
+from atsc_plugin import report
+from atsc_plugin.__main__ import main
+from atsc_plugin.reporting import page
+
+HOSTILE = "<script>alert('x')</script>&\"'$_"
+VOID = {"meta", "link", "br", "img", "input", "use", "path", "rect"}
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Reader(HTMLParser):
+    """Open tags, links, texts; a tag closed out of order fails."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.addresses, self.texts, self.scripts, self.ids = [], [], [], 0, []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.addresses += [attrs[name] for name in ("src", "href", "xlink:href", "action") if name in attrs]
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        assert not any(name.startswith("on") for name in attrs), attrs
+        self.scripts += tag == "script"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three arms with three seeds, one of them named by somebody who means harm."""
+    for seed in (1, 2, 3):
+        log = [{"epoch": e, "top1": 10.0 * e + seed, "teacher_top1": 80.0 - e, "drift": 0.1 * e} for e in (1, 2, 3)]
+        make_run(tmp_path / "runs", "low", seed, 30.0 + seed, "NONE", log=log[:2], job={"suite": "s", "arm": "low"})
+        job = {"suite": "s", "arm": HOSTILE, "notes": [HOSTILE], "cfg": HOSTILE, "trials": 0}
+        make_run(tmp_path / "runs", "high", seed, 90.0 + seed, "ATSC", log=log, job=job, host=HOSTILE)
+        make_run(tmp_path / "runs", "middle", seed, 60.0 + seed, "KD", job={"suite": "s", "arm": "middle"})
+    return tmp_path / "runs"
+
+
+def test_the_page_is_whole_fetches_nothing_and_escapes_every_name(runs, tmp_path):
+    assert main(["report", str(runs), "--out", str(tmp_path / "page")]) == 0
+    text = (tmp_path / "page" / "leaderboard.html").read_text()
+    read = Reader(text)
+    assert read.scripts == 1  # the page's own; the name's stayed text
+    assert any(HOSTILE in part for part in read.texts)
+    assert len(read.ids) == len(set(read.ids))
+    for address in read.addresses:
+        assert address.startswith(("../runs/", "#")), address
+    assert "default-src 'none'" in text
+    assert not re.search(r"@import|url\(\s*['\"]?(?!#)", text)
+    for address in {one for one in read.addresses if one.startswith("..")}:
+        assert (tmp_path / "page" / address).exists(), address
+
+
+def test_every_row_links_to_its_log_and_config_and_says_how_to_run_it_again(runs, tmp_path):
+    (table,) = report.gather([runs])[0]
+    text = page.html([table], [], [], tmp_path / "page")
+    for seed in (1, 2, 3):
+        assert f'<a href="../runs/high/seed_{seed}/log.jsonl">log</a>' in text
+        assert f'<a href="../runs/middle/seed_{seed}/cfg.yaml">config</a>' in text
+    assert "LOG.PREFIX ./again EXPERIMENT.SEED 1" in text
+
+
+def test_without_matplotlib_the_tables_come_and_say_how_to_get_plots(runs, tmp_path, capsys, monkeypatch):
+    real = builtins.__import__
+
+    def absent(name, *args, **kwargs):
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    assert main(["report", str(runs), "--out", str(tmp_path / "page")]) == 0
+    assert 'pip install "atsc_plugin[plots]"' in capsys.readouterr().out
+    assert 'pip install "atsc_plugin[plots]"' in " ".join(
+        Reader((tmp_path / "page/leaderboard.html").read_text()).texts
+    )
+    assert {path.name for path in (tmp_path / "page").iterdir()} == {
+        f"leaderboard.{kind}" for kind in ("html", "md", "csv")
+    }
+
+
+def test_there_is_a_plot_of_everything_that_was_logged_and_of_nothing_else(runs):
+    plots = pytest.importorskip("atsc_plugin.reporting.plots")
+    pytest.importorskip("matplotlib")
+    drawn = {plot.kind: plot for plot in plots.draw(report.gather([runs])[0])}
+    assert list(drawn) == ["curves", "size", "cost", "teacher", "drift"]
+    for plot in drawn.values():
+        assert plot.png.startswith(b"\x89PNG")
+        assert "currentColor" in plot.svg  # axes and words follow the page's colour
+        assert plots.INK not in plot.svg
+    (other,) = report.gather([runs / "middle"])[0]
+    assert [plot.kind for plot in plots.draw([other])] == ["size", "cost"]  # it logged no epoch
+
+
+def test_a_band_is_mean_and_spread_over_the_seeds_that_reached_the_epoch(runs):
+    plots = pytest.importorskip("atsc_plugin.reporting.plots")
+    (table,) = report.gather([runs])[0]
+    points = plots._by_epoch(next(row for row in table.rows if row.method == "ATSC"), "top1")
+    assert points == {1: [11.0, 12.0, 13.0], 2: [21.0, 22.0, 23.0], 3: [31.0, 32.0, 33.0]}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_in_chromium_it_renders_fits_the_window_and_sorts(runs, tmp_path):
+    assert main(["report", str(runs), "--out", str(tmp_path / "page")]) == 0
+    whole = (tmp_path / "page" / "leaderboard.html").read_text()
+    probe = (
+        "<script>document.querySelectorAll('table')[0].querySelectorAll('th button')[2].click();"
+        "document.title = `${document.documentElement.scrollWidth <= innerWidth} ${typeof alerted}`</script></body>"
+    )
+    (tmp_path / "page" / "probe.html").write_text(whole.replace("</body>", probe))
+    words = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900", "--dump-dom",
+             f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page" / "probe.html").as_uri()]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert "<title>true undefined</title>" in done.stdout, done.stderr[-500:]
+    body = done.stdout.partition("<tbody>")[2].partition("</tbody>")[0]
+    order = [re.sub("<.*?>", "", row).strip() for row in re.findall(r"<tr>(<td.*?</td>)", body)]
+    assert order[0].startswith("&lt;script&gt;")  # 92, 62, 32: highest first
+    assert order[1:] == ["middle", "low"]
