@@ -202,3 +202,28 @@ def test_every_shipped_suite_expands_to_configs_that_load(path, tmp_path, monkey
     jobs.write_configs(found)
     for job in found:
         assert job.name == load_cfg(job.config).EXPERIMENT.NAME
+
+
+BASELINES = {"PROJECTED_VANILLA", "PROJECTED_KD", "SIMKD"}
+
+
+@pytest.mark.parametrize("name", ["quick", "cifar100_main", "tin100", "imagenet", "tiny_imagenet", "ablation"])
+def test_suites_with_projectors_have_the_baselines_of_equal_architecture_and_cost(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    suite = read_suite(f"configs/leaderboard/{name}.yaml")
+    for pair in suite.pairs:
+        found = jobs.expand(suite, "o", seeds=[1], pairs=[pair])
+        assert {job.tree["DISTILLER"]["TYPE"] for job in found} >= BASELINES
+        base, long = (next(job for job in found if job.arm == arm) for arm in ("simkd", "simkd_equal_cost"))
+        assert long.epochs == 2 * base.epochs
+        assert {job.facts["trials"] for job in found} == {0}
+
+
+def test_the_main_suite_has_eleven_pairs_and_every_student_a_vanilla_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    suite = read_suite("configs/leaderboard/cifar100_main.yaml")
+    found = jobs.expand(suite, "o", seeds=[1])
+    assert len(suite.pairs) == 11
+    students = {job.tree["DISTILLER"]["STUDENT"] for job in found}
+    plain = [job.tree["DISTILLER"]["STUDENT"] for job in found if job.arm == "vanilla"]
+    assert sorted(plain) == sorted(students)  # each once

@@ -14,13 +14,18 @@ def correct(logits, target, k):
 
 
 @torch.no_grad()
-def evaluate(predict, loader, device, label="eval"):
-    """{"top1", "top5" (percent), "loss" (mean cross entropy), "images"} of predict(image) -> logits over a loader."""
+def evaluate(predict, loader, device, label="eval", keep=None):
+    """{"top1", "top5" (percent), "loss" (mean cross entropy), "images"} of predict(image) -> logits over a loader.
+
+    `keep(logits, target)` is called with every batch.
+    """
     totals = torch.zeros(3, dtype=torch.float64, device=device)
     images = 0
     for batch in tqdm(loader, desc=label, leave=False, disable=None):
         image, target = place(batch[0], device), place(batch[1], device)
         logits = predict(image)
+        if keep:
+            keep(logits, target)
         totals += torch.stack(
             [correct(logits, target, 1), correct(logits, target, 5), F.cross_entropy(logits, target, reduction="sum")]
         ).double()

@@ -18,6 +18,7 @@ from atsc_plugin.distillers.deployed import DeployedStudent
 from atsc_plugin.distillers.teacher_list import names_of, networks_of
 from atsc_plugin.engine import checkpoint, run_files, run_lock, run_state
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
+from atsc_plugin.engine.kept_logits import KeptLogits
 from atsc_plugin.engine.meters import peak_memory_mb
 from atsc_plugin.engine.placement import place_module
 from atsc_plugin.engine.random_states import seed_all
@@ -171,11 +172,11 @@ class PluginTrainer:
 
     # ---- evaluation ----
 
-    def _evaluate(self, loader, label="eval"):
+    def _evaluate(self, loader, label="eval", keep=None):
         self.distiller.eval()
         watched = self.signals.watched(loader)
         with self.step.uncompiled():
-            return evaluate(lambda image: self.distiller(image=image), watched, self.device, label)
+            return evaluate(lambda image: self.distiller(image=image), watched, self.device, label, keep)
 
     def _teacher_top1(self):
         """Top-1 of the teacher, a list where the method has several, None where there is none."""
@@ -197,7 +198,10 @@ class PluginTrainer:
         teacher_after = self.teacher_before
         if teacher_after is not None and self._teacher_is_trained():
             teacher_after = self._teacher_top1()
-        last = self._evaluate(self.test_loader or self.val_loader, "test, last")
+        kept = KeptLogits() if self.cfg.LOG.KEEP_LOGITS == "last" else None
+        last = self._evaluate(self.test_loader or self.val_loader, "test, last", kept)
+        if kept:
+            kept.save(self.folder)
         if self.test_loader is None:
             best = self.best_top1  # mdistiller's habit: the same images choose the epoch and report it
         elif self.best_epoch == self.cfg.SOLVER.EPOCHS:

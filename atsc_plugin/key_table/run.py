@@ -46,6 +46,13 @@ KEYS = (
         minimum=0.0,
     ),
     Key("LOG.CHECKPOINT_STEPS", 0, "the same after every so many steps of an epoch; 0: not by steps", minimum=0),
+    Key(
+        "LOG.KEEP_LOGITS",
+        "last",
+        "test logits of the last epoch in logits_last.safetensors, 2 bytes a number (CIFAR-100 2 MB, ImageNet 100 MB): "
+        "last, or none",
+        choices=("last", "none"),
+    ),
     Key("LOG.KEEP_CHECKPOINTS", 0, "how many of the newest epoch_N checkpoints are kept; 0: all", minimum=0),
     Key(
         "SOLVER.NONFINITE",

@@ -100,6 +100,12 @@ def teachers_of(run):
     return [] if named is None else list(named) if isinstance(named, list) else [named]
 
 
+def _several(names):
+    """resnet20 + vgg13, or resnet20 x 2."""
+    counts = {name: names.count(name) for name in names}
+    return " + ".join(name if count == 1 else f"{name} x {count}" for name, count in counts.items())
+
+
 def _recipe(run):
     """The recipe of a teacher trained here; a named file needs none."""
     if run.cfg.get("DISTILLER.TEACHER_CKPT"):
@@ -115,9 +121,9 @@ def _schedule(run):
 
 def _table_key(run):
     pair, suite = run.job.get("pair"), run.suite
-    who = pair if pair else " + ".join(teachers_of(run))
+    who = pair if suite else " + ".join(teachers_of(run))  # a suite says itself what is compared
     return (data_of(run), run.cfg.get("DISTILLER.STUDENT") or run.result["student"], _schedule(run), who, suite,
-            _recipe(run) if teachers_of(run) and not pair else None)  # fmt: skip
+            _recipe(run) if teachers_of(run) and not suite else None)  # fmt: skip
 
 
 def build_tables(runs):
@@ -166,7 +172,7 @@ def _share_vanilla(groups):
 
 def _table(key, members):
     data, student, epochs, _, suite, _ = key
-    teachers = list(dict.fromkeys(" + ".join(teachers_of(run)) for run in members if teachers_of(run)))
+    teachers = list(dict.fromkeys(_several(teachers_of(run)) for run in members if teachers_of(run)))
     rows = _rows(members)
     rows.sort(key=lambda row: (ORDER.index(row.method) if row.method in ORDER else len(ORDER), row.label))
     return Table(data, student, teachers, epochs, members[0].job.get("pair"), suite, rows)
