@@ -71,6 +71,7 @@ def test_a_run_leaves_every_file_of_its_directory_and_the_result_says_what_it_is
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "cfg.yaml", "about.json", "log.jsonl", "worklog.txt", "train.events", "latest", "best", "student_latest",
+        "logits_last.safetensors",
         "student_best", "deploy_best.safetensors", "deploy_best.json", "deploy_last.safetensors", "deploy_last.json",
         "latest_previous", "run.lock", "epoch_2", "result.json",
     }  # fmt: skip
