@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from runs import RESULT, make_run
+from run_folders import RESULT, make_run
 
 from atsc_plugin import report
 from atsc_plugin.__main__ import main

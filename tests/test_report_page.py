@@ -7,7 +7,7 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
-from runs import make_run
+from run_folders import make_run
 
 from atsc_plugin import report
 from atsc_plugin.__main__ import main
