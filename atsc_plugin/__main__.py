@@ -60,7 +60,7 @@ def main(argv=None):
     try:
         return module.run(args)
     except PluginError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{_who()}error: {error}", file=sys.stderr)
     except RunStopped as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         return 3
@@ -73,6 +73,11 @@ def main(argv=None):
         place = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror or error}{place}. What was written before is intact.", file=sys.stderr)
     return 2
+
+
+def _who():
+    """Which rank speaks, where torchrun started several."""
+    return "" if os.environ.get("RANK", "0") == "0" else f"rank {os.environ['RANK']}: "
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ import torch
 
 from atsc_plugin import host, teachers
 from atsc_plugin.config import OWN_DATASETS
-from atsc_plugin.data.splits import Data, LoaderFacts, memory_data, with_validation_loader
+from atsc_plugin.data import host_images
+from atsc_plugin.data.splits import Data, LoaderFacts, memory_data
 from atsc_plugin.distillers.review_checks import review_problems
 from atsc_plugin.distillers.teacher_list import configs_by_teacher, networks_of, takes_several, teacher_names
-from atsc_plugin.engine import run_files
+from atsc_plugin.engine import distributed, run_files
+from atsc_plugin.engine.placement import device_of
 from atsc_plugin.engine.teacher_files import deployed_stem
 from atsc_plugin.engine.trainer import PluginTrainer, parameter_count, unwrap
 from atsc_plugin.errors import PluginError
@@ -35,38 +37,24 @@ class Run:
     teacher_from: str | list | None
 
 
-def device_of(cfg):
-    """EXPERIMENT.DEVICE as a torch device; a device that is not there is refused."""
-    wanted = cfg.EXPERIMENT.DEVICE
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise PluginError(f"EXPERIMENT.DEVICE is '{wanted}'; expected auto, cpu, cuda or cuda:N.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise PluginError(
-            f"EXPERIMENT.DEVICE is '{wanted}', but torch sees {torch.cuda.device_count()} CUDA devices; "
-            "use cpu, auto or one of those."
-        )
-    return device
-
-
 def data_of(cfg, device):
     """The data set of a configuration, with its loaders."""
     name, size = cfg.DATASET.TYPE, host.image_size(cfg.DATASET)
+    ranks = distributed.rank(), distributed.world()
+    facts = LoaderFacts(cfg.SOLVER.BATCH_SIZE, cfg.DATASET.TEST.BATCH_SIZE, device, cfg.EXPERIMENT.SEED, *ranks)
     if name in OWN_DATASETS:
-        sizes = LoaderFacts(cfg.SOLVER.BATCH_SIZE, cfg.DATASET.TEST.BATCH_SIZE, device, cfg.EXPERIMENT.SEED)
-        return memory_data(cfg.DATASET, sizes, size)
-    train, test, images, classes = host.get_dataset(cfg)
-    val = None
-    if cfg.DATASET.VAL_SPLIT:
-        train, val = with_validation_loader(train, test, cfg.DATASET.VAL_SPLIT)
-        images = len(train.dataset)
+        return memory_data(cfg.DATASET, facts, size)
+    found = host_images.loaders(host.get_dataset(cfg), cfg.DATASET, facts, cfg.SOLVER.TRAINER)
+    train, val, test, images, classes, names = found
     mean, std = host.NORMALISATION[name]
-    names = list(getattr(test.dataset, "classes", []))  # torchvision's data sets name them; a card carries them
     named = names if len(names) == classes else []
     return Data(name, f"{name}-{images}", classes, size, train, val, test, images, list(mean), list(std), named)
+
+
+def data_of_its_own(cfg, device):
+    """Loaders for something trained on the way, by one rank for all: undivided."""
+    with distributed.alone():
+        return data_of(cfg, device)
 
 
 def network(cfg, role, classes, seed):
@@ -162,13 +150,13 @@ def prepare(cfg, overrides=(), dry=False):
         found = teachers.find_all(cfg, data)
         networks = [network(own, "TEACHER", data.classes, own.TEACHER.SEED).to(device) for own, _ in found]
         if not dry:
-            teachers.load_all(found, networks, data, lambda own: data_of(own, device))
+            teachers.load_all(found, networks, data, lambda own: data_of_its_own(own, device))
         teacher = as_the_method_takes_it(cfg, networks)
         teacher_from = as_the_method_takes_it(cfg, [source.text for _, source in found])
     student = network(cfg, "STUDENT", data.classes, cfg.EXPERIMENT.SEED)
     distiller = distiller_of(cfg, student.to(device), teacher, data).to(device)
     if not dry and hasattr(distiller, "prepare"):  # what a method learns before its student, e.g. DIH's heads
-        distiller.prepare(data, lambda own: data_of(own, device))
+        distiller.prepare(data, lambda own: data_of_its_own(own, device))
     return Run(cfg, name, folder, device, data, distiller, teacher_from)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from atsc_plugin import deploy, host
 from atsc_plugin.distillers.deployed_teacher import as_teacher
 from atsc_plugin.distillers.teacher_list import configs_by_teacher
-from atsc_plugin.engine import checkpoint
+from atsc_plugin.engine import checkpoint, distributed
 from atsc_plugin.engine.cache import key_of, only_writer
 from atsc_plugin.engine.teacher_files import deployed_stem, untrained_head
 from atsc_plugin.engine.trainer import PluginTrainer
@@ -162,7 +162,8 @@ def _train(path, cfg, teacher, data, data_of):
             flush=True,
         )
         scratch = path.with_name(f".teacher-{path.stem}")  # a training that was killed is gone on with
-        _run(cfg, teacher, data_of, scratch)
+        with distributed.alone():  # the other ranks wait for the lock, and find it done
+            _run(cfg, teacher, data_of, scratch)
         state = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
         checkpoint.save({"model": state, "recipe": recipe(cfg, data)}, path)
         shutil.rmtree(scratch, ignore_errors=True)

@@ -3,7 +3,7 @@
 import torch
 from torchvision.transforms import functional as tv
 
-from atsc_plugin.data.device_loader import DeviceLoader, crop
+from atsc_plugin.data.device_loader import DeviceLoader, crop, padded_pixels
 from atsc_plugin.data.splits import content_identity
 
 
@@ -15,9 +15,58 @@ def images_of(count, side=8):
 def test_a_crop_equals_torchvisions_pad_and_crop_for_the_same_draw():
     images = images_of(81)
     tops, lefts = torch.arange(81) // 9, torch.arange(81) % 9  # every window of a padding of 4
-    ours = crop(images, tops, lefts, 4)
-    for image, top, left, cut in zip(images, tops, lefts, ours, strict=True):
+    which = torch.arange(81).flip(0)
+    ours = crop(padded_pixels(images, 4), which, tops, lefts, (8, 8))
+    for image, top, left, cut in zip(images[which], tops, lefts, ours, strict=True):
         assert torch.equal(cut, tv.crop(tv.pad(image, [4]), int(top), int(left), 8, 8))
+
+
+def test_a_batch_is_torchvisions_transforms_for_the_same_draws_pixel_for_pixel():
+    images, mean, std = images_of(40), [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]
+    loader = DeviceLoader(images, torch.arange(40), 40, mean, std, seed=3, padding=4, flip=True)
+    order, (tops, lefts), flips = loader._drawn(0)
+    batch, _, index = next(iter(loader))
+    assert torch.equal(index, order)
+    assert 5 < int(flips.sum()) < 35
+    for number, image in enumerate(batch):
+        picture = tv.pad(tv.to_pil_image(images[order[number]]), [4])
+        picture = tv.crop(picture, int(tops[number]), int(lefts[number]), 8, 8)
+        picture = tv.hflip(picture) if flips[number] else picture
+        assert torch.equal(image, tv.normalize(tv.to_tensor(picture), mean, std))
+
+
+def test_flips_of_a_batch_are_independent_of_each_other_and_of_the_crops():
+    loader = DeviceLoader(images_of(4000, 1), torch.zeros(4000), 4000, [0.0] * 3, [1.0] * 3, seed=8, padding=4)
+    _, (tops, lefts), flips = loader._drawn(5)
+    count = int(flips.sum())
+    assert abs(count - 2000) < 160  # five standard deviations of a fair coin
+    pairs = (flips[:-1] == flips[1:]).float().mean().item()
+    assert abs(pairs - 0.5) < 0.04
+    for drawn in (tops, lefts):
+        sides = torch.stack([drawn.float(), flips.float()])
+        assert abs(torch.corrcoef(sides)[0, 1].item()) < 5 / 4000**0.5
+    assert abs(torch.corrcoef(torch.stack([tops.float(), lefts.float()]))[0, 1].item()) < 5 / 4000**0.5
+
+
+def test_the_ranks_parts_of_a_batch_are_together_what_one_rank_sees():
+    images, labels = images_of(22), torch.arange(22)
+
+    def loader(rank=0, world=1):
+        return DeviceLoader(
+            images, labels, 8, [0.0] * 3, [1.0] * 3, seed=1, padding=2, flip=True, rank=rank, world=world
+        )
+
+    whole, parts = list(loader()), [list(loader(rank, 4)) for rank in range(4)]
+    assert [len(part) for part in parts] == [3] * 4
+    assert len(loader(0, 4)) == 3
+    for number in range(2):
+        for column in range(3):
+            joined = torch.cat([part[number][column] for part in parts])
+            assert torch.equal(joined, whole[number][column])
+    # 22 = 8 + 8 + 6: of the last six images four ranks take one each, two images wait for another epoch
+    assert torch.equal(torch.cat([part[2][2] for part in parts]), whole[2][2][:4])
+    few = DeviceLoader(images[:9], labels[:9], 8, [0.0] * 3, [1.0] * 3, seed=1, rank=0, world=2)
+    assert len(few) == len(list(few)) == 1
 
 
 def test_every_image_comes_once_an_epoch_with_its_label_and_index_and_the_last_batch_is_kept():

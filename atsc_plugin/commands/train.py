@@ -8,6 +8,7 @@ EXAMPLES = """examples:
   train --cfg configs/quickstart/simkd.yaml
   train --cfg configs/quickstart/simkd.yaml EXPERIMENT.SEED 2 SOLVER.EPOCHS 12
   train --cfg configs/cifar100/simkd/res32x4_res8x4.yaml --dry-run
+  torchrun --nproc_per_node=4 tools/train.py --cfg configs/cifar100/atsc/res32x4_res8x4.yaml
 """
 
 
@@ -35,19 +36,27 @@ def run(args):
     atsc_plugin.register()
     from atsc_plugin import build
     from atsc_plugin.config import load_cfg
+    from atsc_plugin.engine import distributed
 
     cfg = load_cfg(args.cfg, args.opts)
+    with distributed.session(cfg.EXPERIMENT.DEVICE):
+        return _train(args, cfg, build, distributed)
+
+
+def _train(args, cfg, build, distributed):
     _, folder = build.place(cfg, args.opts)
     build.check_place(folder)
     if args.dry_run:
         _print_plan(build.plan(build.prepare(cfg, args.opts, dry=True)))
         return 0
-    if not args.overwrite and _finished(folder, cfg, args):
+    finished, args.resume = distributed.from_first(lambda: _finished(folder, cfg, args))
+    if finished:
         return 0
     prepared = build.prepare(cfg, args.opts)
-    _print_plan(build.plan(prepared))
-    if args.overwrite:
-        run_files.clear(folder)
+    if distributed.first():
+        _print_plan(build.plan(prepared))
+        if args.overwrite:
+            run_files.clear(folder)
     build.trainer_of(prepared).train(resume=args.resume)
     return 0
 
@@ -58,17 +67,19 @@ def _print_plan(pairs):
 
 
 def _finished(folder, cfg, args):
-    """True when there is nothing to do; else what is there is refused, or its continuation settled in `args`."""
+    """(True when there is nothing to do, whether there is something to resume); what is in the way is refused."""
     from atsc_plugin.commands import earlier_run
 
     run_lock.refuse_if_held(folder)
+    if args.overwrite:
+        return False, args.resume
     if cfg.SOLVER.TRAINER == "plugin" and (folder / "cfg.yaml").exists():
         if earlier_run.complete(folder, cfg):
-            return True
+            return True, args.resume
         if not args.resume:
             earlier_run.refuse_unfinished(folder)
         earlier_run.say_changes(folder, cfg)
     if args.resume and not run_files.has_checkpoint(folder):
         print(f"nothing to resume in {folder}: starting from the beginning", flush=True)
-        args.resume = False
-    return False
+        return False, False
+    return False, args.resume

@@ -1,42 +1,63 @@
 """A loader for labelled images that fit into the device's memory whole: no workers, no decoding, no copies a step.
 
-Images stay uint8 on the device; a batch is gathered, cropped, scaled and normalised there. Training batches are
-mdistiller's tuples (image, target, index), evaluation batches (image, target).
+Images stay uint8 on the device, padded once and channels last; a batch is one gather of windows, then mirrored, scaled
+and normalised there. Training batches are mdistiller's tuples (image, target, index), evaluation batches (image,
+target).
 """
 
 import torch
 import torch.nn.functional as F
 
+from atsc_plugin.data.sharing import share, steps_of
 from atsc_plugin.seeds import stream
 
 
-def crop(images, tops, lefts, padding):
-    """Pad each image with zeros on every side and cut its window of the old size at (top, left), as RandomCrop does."""
-    count, channels, height, width = images.shape
-    padded = F.pad(images, [padding] * 4)
-    rows = tops[:, None] + torch.arange(height, device=images.device)
-    columns = lefts[:, None] + torch.arange(width, device=images.device)
-    which = torch.arange(count, device=images.device)[:, None, None, None]
-    channel = torch.arange(channels, device=images.device)[None, :, None, None]
-    return padded[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
+def padded_pixels(images, padding):
+    """uint8 N x 3 x H x W -> N x (H + 2 padding) x (W + 2 padding) x 3, zeros around, as RandomCrop pads."""
+    return F.pad(images, [padding] * 4).permute(0, 2, 3, 1).contiguous()
+
+
+def crop(pixels, index, tops, lefts, size):
+    """The windows of `size` at (top, left) of the padded images `index`: n x 3 x H x W, in one gather."""
+    windows = pixels.unfold(1, size[0], 1).unfold(2, size[1], 1)  # a view: N x tops x lefts x 3 x H x W
+    return windows.permute(0, 1, 2, 4, 5, 3)[index, tops, lefts].permute(0, 3, 1, 2)
+
+
+def mirror(images, chosen):
+    """n x 3 x H x W with the chosen images flipped left to right."""
+    return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
 class DeviceLoader:
     """Batches of (images uint8 N x 3 x H x W, labels); with a `seed` shuffled, cropped and flipped, else in order.
 
     The order, crops and flips of epoch e follow from (seed, e) alone, so a resumed run sees what the whole one saw.
-    The last, smaller batch is kept, as mdistiller keeps it.
+    The last, smaller batch is kept, as mdistiller keeps it. Of `world` ranks each takes its part of every batch.
     """
 
-    def __init__(self, images, labels, batch_size, mean, std, device="cpu", seed=None, padding=0, flip=False):
-        self.images, self.labels = images.to(device), labels.to(device)
+    def __init__(
+        self, images, labels, batch_size, mean, std, device="cpu", seed=None, padding=0, flip=False, rank=0, world=1
+    ):
+        self.size = images.shape[2:]
+        self.pixels = padded_pixels(images, padding).to(device)
+        self.labels = labels.to(device)
         self.batch_size, self.seed, self.padding, self.flip = batch_size, seed, padding, flip
-        self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        self.rank, self.world = rank, world
+        # A row as long as an image: broadcasting over images alone, not over the three channels, is what vectorises.
+        pixels = self.size[0] * self.size[1]
+        self.mean, self.std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
+        self.rows = [values.flatten().repeat(pixels) for values in (self.mean, self.std)]
         self.epoch = 0
 
+    @property
+    def images(self):
+        """The images as they came: uint8 N x 3 x H x W, a view."""
+        height, width = self.size
+        inner = self.pixels[:, self.padding : self.padding + height, self.padding : self.padding + width]
+        return inner.permute(0, 3, 1, 2)
+
     def __len__(self):
-        return -(-len(self.labels) // self.batch_size)
+        return steps_of(len(self.labels), self.batch_size, self.world)
 
     def set_epoch(self, epoch):
         """The next pass is epoch `epoch`; without this call passes count up from zero."""
@@ -48,26 +69,31 @@ class DeviceLoader:
     def batches_from(self, first):
         """The pass without its first `first` batches, which are neither gathered nor cropped; the rest is the same."""
         if self.seed is None:
-            for index in torch.arange(len(self.labels), device=self.images.device).split(self.batch_size)[first:]:
+            for index in torch.arange(len(self.labels), device=self.pixels.device).split(self.batch_size)[first:]:
                 yield self._normalised(self.images[index]), self.labels[index]
             return
         epoch, self.epoch = self.epoch, self.epoch + 1
-        # Drawn on the CPU so that a seed means the same images on every device.
-        order = torch.randperm(len(self.labels), generator=self._generator("order", epoch))
-        windows = torch.randint(2 * self.padding + 1, (2, len(order)), generator=self._generator("crop", epoch))
-        flips = torch.rand(len(order), generator=self._generator("flip", epoch)) < 0.5
-        order, windows, flips = (drawn.to(self.images.device) for drawn in (order, windows, flips))
-        for start in range(first * self.batch_size, len(order), self.batch_size):
-            index = order[start : start + self.batch_size]
-            tops, lefts = windows[:, start : start + self.batch_size]
-            images = crop(self.images[index], tops, lefts, self.padding) if self.padding else self.images[index]
+        order, (tops, lefts), flips = self._drawn(epoch)
+        for number in range(first, len(self)):
+            mine = share(number, len(order), self.batch_size, self.rank, self.world)
+            images = crop(self.pixels, order[mine], tops[mine], lefts[mine], self.size)
             if self.flip:
-                chosen = flips[start : start + self.batch_size, None, None, None]
-                images = torch.where(chosen, images.flip(3), images)
-            yield self._normalised(images), self.labels[index], index
+                images = mirror(images, flips[mine])
+            yield self._normalised(images), self.labels[order[mine]], order[mine]
+
+    def _drawn(self, epoch):
+        """Order, windows and flips of an epoch, drawn on the CPU so that a seed means the same on every device."""
+        count = len(self.labels)
+        order = torch.randperm(count, generator=self._generator("order", epoch))
+        windows = torch.randint(2 * self.padding + 1, (2, count), generator=self._generator("crop", epoch))
+        flips = torch.rand(count, generator=self._generator("flip", epoch)) < 0.5
+        return (drawn.to(self.pixels.device) for drawn in (order, windows, flips))
 
     def _generator(self, name, epoch):
         return torch.Generator().manual_seed(stream(self.seed, name, epoch))
 
     def _normalised(self, images):
-        return (images.float() / 255 - self.mean) / self.std
+        """(x / 255 - mean) / std of n x 3 x H x W bytes, as ToTensor and Normalize compute it; channels last."""
+        rows = images.permute(0, 2, 3, 1).reshape(len(images), -1).float()
+        rows.div_(255).sub_(self.rows[0]).div_(self.rows[1])
+        return rows.view(len(images), *self.size, 3).permute(0, 3, 1, 2)

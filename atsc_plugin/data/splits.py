@@ -49,6 +49,8 @@ class LoaderFacts:
     eval_batch_size: int
     device: object
     seed: int
+    rank: int = 0
+    world: int = 1
 
 
 def memory_data(node, loader, image_size):
@@ -63,7 +65,8 @@ def memory_data(node, loader, image_size):
     common = {"mean": mean, "std": std, "device": loader.device}
     flip = FLIPS[name] if node.FLIP == "auto" else node.FLIP == "horizontal"
     seed = stream(loader.seed, "data")
-    train = DeviceLoader(*tensors["train"], loader.batch_size, seed=seed, padding=node.PADDING, flip=flip, **common)
+    ours = {"seed": seed, "padding": node.PADDING, "flip": flip, "rank": loader.rank, "world": loader.world}
+    train = DeviceLoader(*tensors["train"], loader.batch_size, **ours, **common)
     others = {split: DeviceLoader(*pair, loader.eval_batch_size, **common) for split, pair in tensors.items()}
     return Data(
         name=name,

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from atsc_plugin.engine import distributed
 from atsc_plugin.engine.placement import place
 
 
@@ -21,7 +22,9 @@ def evaluate(predict, loader, device, label="eval", keep=None):
     """
     totals = torch.zeros(3, dtype=torch.float64, device=device)
     images = 0
-    for batch in tqdm(loader, desc=label, leave=False, disable=None):
+    for batch in tqdm(
+        distributed.part_of(loader), desc=label, leave=False, disable=None if distributed.first() else True
+    ):
         image, target = place(batch[0], device), place(batch[1], device)
         logits = predict(image)
         if keep:
@@ -30,8 +33,8 @@ def evaluate(predict, loader, device, label="eval", keep=None):
             [correct(logits, target, 1), correct(logits, target, 5), F.cross_entropy(logits, target, reduction="sum")]
         ).double()
         images += len(target)
-    top1, top5, loss = totals.tolist()
-    return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "loss": loss / images, "images": images}
+    top1, top5, loss, images = distributed.total(torch.cat([totals, totals.new_tensor([images])])).tolist()
+    return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "loss": loss / images, "images": int(images)}
 
 
 def in_eval_mode(module):

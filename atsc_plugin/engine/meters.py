@@ -6,6 +6,7 @@ import resource
 import torch
 from tqdm import tqdm
 
+from atsc_plugin.engine import distributed
 from atsc_plugin.engine.evaluate import correct
 from atsc_plugin.engine.nonfinite import NotFinite
 
@@ -38,6 +39,19 @@ class Meters:
         self.steps += 1
         self.skipped += 1
 
+    def add_up(self):
+        """Put the sums of all ranks into each of them: counts are summed, never averaged."""
+        if distributed.world() == 1:
+            return
+        names = list(self.losses)
+        sums = [*(self.losses[name] for name in names), self.hits.double(), self.hits.new_tensor(self.images).double()]
+        *losses, hits, images = distributed.total(torch.stack(sums)).unbind()
+        self.losses = dict(zip(names, losses, strict=True))
+        self.hits, self.images = hits.round().to(self.hits.dtype), int(images)
+        watched = list(self.bad_since)
+        since = distributed.total(torch.stack([self.bad_since[name].double() for name in watched]), least=True)
+        self.bad_since = dict(zip(watched, since.unbind(), strict=True))
+
     def _watch(self, name, finite):
         bad = torch.where(finite, math.inf, float(self.steps))
         self.bad_since[name] = torch.minimum(self.bad_since.get(name, bad), bad)
@@ -53,6 +67,13 @@ class Meters:
             if isinstance(value, dict):
                 value = {part: entry.to(device) for part, entry in value.items()}
             setattr(self, name, value.to(device) if isinstance(value, torch.Tensor) else value)
+
+    def forget(self):
+        """Count from zero what was summed so far, but for the number of steps."""
+        for sums in (self.losses, self.bad_since):
+            for name, value in sums.items():
+                sums[name] = torch.full_like(value, math.inf) if sums is self.bad_since else torch.zeros_like(value)
+        self.hits, self.images = torch.zeros_like(self.hits), 0
 
     def check(self):
         """NotFinite names what went bad first: soon all of it is. Waits for the device once."""
@@ -85,7 +106,8 @@ class Meters:
 
 def progress(batches, label, total=None, done=0):
     """A bar on a terminal, nothing in a log file; `done` of the `total` batches lie behind."""
-    return tqdm(batches, desc=label, total=total, initial=done, leave=False, disable=None)
+    silent = None if distributed.first() else True
+    return tqdm(batches, desc=label, total=total, initial=done, leave=False, disable=silent)
 
 
 def peak_memory_mb(device):

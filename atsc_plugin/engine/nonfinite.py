@@ -3,7 +3,8 @@
 import math
 
 import torch
-import torch.distributed
+
+from atsc_plugin.engine import distributed
 
 
 class NotFinite(ArithmeticError):
@@ -41,8 +42,7 @@ class SkippedSteps:
         """After the backward pass: True when the step must not be made; the buffers are then as they were."""
         parts = [torch.isfinite(part.detach()) for part in losses.values()]
         good = torch.stack([*parts, all_finite(gradients(parameters)).to(parts[0].device)]).int()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(good, torch.distributed.ReduceOp.MIN)
+        distributed.total(good, least=True)
         names = [*(f"loss part '{name}'" for name in losses), "the gradient"]
         bad = [name for name, fine in zip(names, good.tolist(), strict=True) if not fine]
         if bad:

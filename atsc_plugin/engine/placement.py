@@ -2,9 +2,27 @@
 
 import torch
 
+from atsc_plugin.engine import distributed
 from atsc_plugin.errors import PluginError
 
 INPUTS = ("image", "target", "index", "contrastive_index")  # mdistiller's batch tuples, of two to four of these
+
+
+def device_of(cfg):
+    """EXPERIMENT.DEVICE as a torch device; a device that is not there is refused."""
+    wanted = distributed.device_of(cfg.EXPERIMENT.DEVICE)
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise PluginError(f"EXPERIMENT.DEVICE is '{wanted}'; expected auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise PluginError(
+            f"EXPERIMENT.DEVICE is '{wanted}', but torch sees {torch.cuda.device_count()} CUDA devices; "
+            "use cpu, auto or one of those."
+        )
+    return device
 
 
 def layout_of(device):

@@ -17,9 +17,25 @@ from tensorboardX.summary import scalar
 from atsc_plugin import __version__
 from atsc_plugin.distillers.deployed import tensors_of
 from atsc_plugin.distillers.teacher_list import teacher_names
-from atsc_plugin.engine import run_files
+from atsc_plugin.engine import distributed, run_files
 from atsc_plugin.engine.meters import peak_memory_mb
 from atsc_plugin.files import write_text
+
+
+def say(text, **where):
+    """A line for people; several ranks say it once."""
+    if distributed.first():
+        print(text, flush=True, **where)
+
+
+class NoRecords:
+    """What a rank that writes no files has for its records."""
+
+    def write(self, line):
+        pass
+
+    def close(self):
+        pass
 
 
 class Records:
@@ -89,7 +105,7 @@ def about(trainer, argv):
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": device_name(trainer.device),
-        "world_size": 1,
+        "world_size": distributed.world(),
         "seed": trainer.cfg.EXPERIMENT.SEED,
         "command": " ".join(argv),
         "commit": _commit(),
@@ -135,6 +151,8 @@ def result_of(trainer, *, last, best, teacher_after):
         "classes": facts.get("classes"),
         "seed": cfg.EXPERIMENT.SEED,
         "epochs": cfg.SOLVER.EPOCHS,
+        "batch_size": cfg.SOLVER.BATCH_SIZE,  # of all ranks together
+        "world_size": distributed.world(),
         "top1_last": last["top1"],
         "top1_best": best,
         "top5_last": last["top5"],

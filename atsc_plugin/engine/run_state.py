@@ -10,7 +10,7 @@ import time
 import torch
 
 from atsc_plugin.distillers.deployed import tensors_of
-from atsc_plugin.engine import checkpoint, latest, run_files
+from atsc_plugin.engine import checkpoint, distributed, latest, run_files
 from atsc_plugin.engine.records import about, device_name
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import remove_parts, write_json, write_text
@@ -18,15 +18,23 @@ from atsc_plugin.files import remove_parts, write_json, write_text
 
 def begin(trainer, resume):
     """Start or go on; (number of the first epoch to run, state inside it or None). The directory is ours alone."""
+    start, state = distributed.from_first(lambda: _begin(trainer, resume))
+    if state is not None and not distributed.first():
+        _take_up(trainer, state)
+    trainer.saved_at = time.monotonic()
+    return start
+
+
+def _begin(trainer, resume):
+    """(start, the state gone on from or None): what one rank does for all."""
     remove_parts(trainer.folder)
-    start = continue_from_latest(trainer) if resume else (1, None)
+    start, state = continue_from_latest(trainer) if resume else ((1, None), None)
     if not resume:
         for name in (run_files.LATEST, run_files.PREVIOUS, "result.json"):  # of another run: never to go on from
             (trainer.folder / name).unlink(missing_ok=True)
         _write_start(trainer)
     (trainer.folder / "stopped.json").unlink(missing_ok=True)
-    trainer.saved_at = time.monotonic()
-    return start
+    return start, state
 
 
 def _write_start(trainer):
@@ -41,6 +49,8 @@ def save_epoch(trainer, line):
     better = line["top1"] > trainer.best_top1
     if better:
         trainer.best_top1, trainer.best_epoch = line["top1"], epoch
+    if not distributed.first():
+        return
     student = {"model": trainer.distiller.student.state_dict()}
     for name in ["last", "best"] if better else ["last"]:
         _save_deployed(trainer, folder / f"deploy_{name}", line)
@@ -59,6 +69,8 @@ def save_epoch(trainer, line):
 def save_inside(trainer):
     """`latest` in the middle of an epoch, from which the run goes on exactly there."""
     trainer.work.check()
+    if not distributed.first():
+        return
     _write_latest(trainer, _state(trainer, trainer.work.epoch - 1, trainer.work.state()))
 
 
@@ -127,20 +139,11 @@ def _save_deployed(trainer, path, line):
 
 
 def continue_from_latest(trainer):
-    """Bring back the last state; (number of the epoch to run next, state inside it or None)."""
+    """Bring back the last state; ((number of the epoch to run next, state inside it or None), the state)."""
     state, path = latest.read(trainer.folder)
     try:
         _refuse_misfit(trainer, state, path)
-        trainer.distiller.load_state_dict(state["model"])
-        trainer.step.load_state(state)
-        trainer.best_top1, trainer.best_epoch = state["best_acc"], state["best_epoch"]
-        trainer.trained_seconds, trainer.trained_images = state["seconds"], state["images"]
-        trainer.teacher_before = state["teacher_before"]
-        if state["classes"]:
-            trainer.facts.setdefault("classes", state["classes"])
-        if hasattr(trainer.distiller, "load_run_state"):
-            trainer.distiller.load_run_state(state["method"])
-        trainer.saved = place_of(state)
+        _take_up(trainer, state)
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise PluginError(
             f"{path} does not continue this run ({type(error).__name__}: {str(error).splitlines()[0]}); expected the "
@@ -148,7 +151,20 @@ def continue_from_latest(trainer):
         ) from error
     _write_continuation(trainer)
     print(f"resuming {trainer.folder} {trainer.saved}", flush=True)
-    return state["epoch"] + 1, state["inside"]
+    return (state["epoch"] + 1, state["inside"]), state
+
+
+def _take_up(trainer, state):
+    trainer.distiller.load_state_dict(state["model"])
+    trainer.step.load_state(state)
+    trainer.best_top1, trainer.best_epoch = state["best_acc"], state["best_epoch"]
+    trainer.trained_seconds, trainer.trained_images = state["seconds"], state["images"]
+    trainer.teacher_before = state["teacher_before"]
+    if state["classes"]:
+        trainer.facts.setdefault("classes", state["classes"])
+    if hasattr(trainer.distiller, "load_run_state"):
+        trainer.distiller.load_run_state(state["method"])
+    trainer.saved = place_of(state)
 
 
 def _refuse_misfit(trainer, state, path):

@@ -65,6 +65,10 @@ class _Watched:
     def __len__(self):
         return len(self.loader)
 
+    def of_part(self, part):
+        """The same watch over part(loader)."""
+        return _Watched(self.signals, part(self.loader))
+
     def __iter__(self):
         for batch in self.loader:
             self.signals.check()

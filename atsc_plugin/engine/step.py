@@ -6,7 +6,7 @@ Nothing in it waits for the device: losses stay tensors, and the meters that add
 import torch
 
 from atsc_plugin import habits
-from atsc_plugin.engine import compiling
+from atsc_plugin.engine import compiling, distributed
 from atsc_plugin.engine.nonfinite import SkippedSteps
 from atsc_plugin.engine.precision import keep_logits_full, precision_of
 from atsc_plugin.errors import PluginError
@@ -45,6 +45,7 @@ class Step:
 
     def __init__(self, distiller, cfg):
         self.distiller, self.solver = distiller, cfg.SOLVER
+        self.called = None  # what is called in training: the distiller, or DDP around it, made with the first batch
         self.device = next(distiller.parameters()).device
         self.precision = precision_of(self.solver.AMP, self.device, hasattr(distiller, "second_loss"))
         groups = getattr(distiller, "param_groups", None)
@@ -100,19 +101,28 @@ class Step:
         if self.skipped:
             self.skipped.remember()
         with compiling.told():
-            results = [self._backward(part, share) for part, share in parts_of(inputs, self.solver.ACCUMULATE)]
+            results = self._results(parts_of(inputs, self.solver.ACCUMULATE))
         logits, losses = results[0] if len(results) == 1 else _together(results)
         if self.skipped and self.skipped.refuse(losses, [] if self.scaler else self.parameters()):
             return logits, None
         self.precision.move(self.optimizer, self.parameters(), self.solver.CLIP_NORM)
         return logits, losses | self._second(inputs)
 
+    def _results(self, parts):
+        """(logits, losses) of each part; several ranks add their gradients up once, with the last part's."""
+        if self.called is None:
+            with self.precision.autocast():
+                self.called = distributed.wrapped(self.distiller, parts[0][0])
+        with distributed.quiet(self.called):
+            results = [self._backward(part, share) for part, share in parts[:-1]]
+        return [*results, self._backward(*parts[-1])]
+
     def _backward(self, inputs, share):
         """(logits, losses times the part's share) of one part, its gradient added to the others'."""
         if self.compiled and self.solver.COMPILE in compiling.RECORDS_GRAPHS:
             torch.compiler.cudagraph_mark_step_begin()
         with self.precision.autocast():
-            logits, losses = self.distiller(**inputs)
+            logits, losses = self.called(**inputs)
         losses = {name: part.mean() if part.ndim else part for name, part in losses.items()}
         if share != 1.0:
             losses = {name: part * share for name, part in losses.items()}

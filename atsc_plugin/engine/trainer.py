@@ -9,20 +9,20 @@ weights, `deployed()` and `unused_modules()` for what leaves the run.
 
 import shlex
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
 from atsc_plugin.distillers.deployed import DeployedStudent
 from atsc_plugin.distillers.teacher_list import names_of, networks_of
-from atsc_plugin.engine import checkpoint, run_files, run_lock, run_state
+from atsc_plugin.engine import checkpoint, distributed, run_files, run_lock, run_state
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.engine.kept_logits import KeptLogits
 from atsc_plugin.engine.meters import peak_memory_mb
 from atsc_plugin.engine.placement import place_module
 from atsc_plugin.engine.random_states import seed_all
-from atsc_plugin.engine.records import Records, result_of
+from atsc_plugin.engine.records import NoRecords, Records, result_of, say
 from atsc_plugin.engine.signals import StopAsked, StopSignals, continuing_words
 from atsc_plugin.engine.step import Step, learning_rate
 from atsc_plugin.engine.training_pass import TrainingPass
@@ -56,6 +56,7 @@ class PluginTrainer:
         self.distiller = unwrap(distiller)
         self.train_loader, self.val_loader, self.test_loader = train_loader, val_loader, test_loader
         self.device = next(self.distiller.parameters()).device
+        self.distiller = distributed.with_sync_bn(self.distiller, cfg.SOLVER.SYNC_BN, self.device)
         place_module(self.distiller, self.device)
         self.folder = Path(folder or run_files.run_directory(cfg, Path(experiment_name).name))
         self.step = Step(self.distiller, cfg)
@@ -74,8 +75,9 @@ class PluginTrainer:
                 self.teacher_before = self._teacher_top1()
             self._epochs(first, inside)
             result = self._result()
-            write_json(result, self.folder / "result.json")
-        print(f"done: test top-1 {result['top1_last']:.2f} last, {result['top1_best']:.2f} best epoch; {self.folder}")
+            if distributed.first():
+                write_json(result, self.folder / "result.json")
+        say(f"done: test top-1 {result['top1_last']:.2f} last, {result['top1_best']:.2f} best epoch; {self.folder}")
         return result
 
     def fit(self):
@@ -89,10 +91,9 @@ class PluginTrainer:
     @contextmanager
     def _run_directory(self, resume):
         """The directory held and its logs open for a block, which gets (first epoch, state inside it)."""
-        run_files.create(self.folder)
-        with run_lock.held(self.folder), self.signals:
+        with self._held(), self.signals:
             start = run_state.begin(self, resume)
-            self.records = Records(self.folder, start[0])
+            self.records = Records(self.folder, start[0]) if distributed.first() else NoRecords()
             try:
                 with self._leaving_well():
                     yield start
@@ -104,6 +105,13 @@ class PluginTrainer:
             finally:
                 self.records.close()
 
+    def _held(self):
+        """The lock on the directory, held by the first rank for all."""
+        if not distributed.first():
+            return nullcontext()
+        run_files.create(self.folder)
+        return run_lock.held(self.folder)
+
     @contextmanager
     def _leaving_well(self):
         """On a signal: keep the state of the epoch that is running, say how to go on, end with the signal's status."""
@@ -113,7 +121,7 @@ class PluginTrainer:
             if self.work:
                 run_state.save_inside(self)
             told = f"Ended by a signal; {run_state.last_good(self)}. Go on with:\n  {self._continuation()}"
-            print(told, file=sys.stderr, flush=True)
+            say(told, file=sys.stderr)
             raise Interrupted(128 + self.signals.asked) from None
 
     @staticmethod
@@ -128,18 +136,21 @@ class PluginTrainer:
             run_state.save_epoch(self, line)
             self.work = None
             if report["stop"]:
-                run_state.write_stop(self, epoch, report["warning"])
+                if distributed.first():
+                    run_state.write_stop(self, epoch, report["warning"])
                 raise RunStopped(f"epoch {epoch}: {report['warning']} The run's files are in {self.folder}.")
             self.signals.check()
 
     def _epoch(self, epoch, inside=None):
         rate = learning_rate(self.cfg, epoch)
         self.step.set_rate(rate)
-        seed_all(stream(self.cfg.EXPERIMENT.SEED, "step", epoch))  # for loaders and layers that draw globally
+        ranks = [distributed.rank()] if distributed.rank() else []  # the first draws what a single process draws
+        seed_all(stream(self.cfg.EXPERIMENT.SEED, "step", epoch, *ranks))  # for loaders and layers that draw globally
         if hasattr(self.train_loader, "set_epoch"):
             self.train_loader.set_epoch(epoch)
         self.work = TrainingPass(self, epoch, inside)
         trained = self.work.run()
+        distributed.average_buffers(self.distiller)
         scores = self._evaluate(self.val_loader)
         images, seconds = trained.pop("images"), self.work.seconds
         self.trained_seconds += seconds
@@ -155,7 +166,7 @@ class PluginTrainer:
             "images_per_second": images / seconds,
             "memory_mb": peak_memory_mb(self.device),
         }
-        print(self.records.epoch_text(line, self.cfg.SOLVER.EPOCHS, max(self.best_top1, scores["top1"])), flush=True)
+        say(Records.epoch_text(line, self.cfg.SOLVER.EPOCHS, max(self.best_top1, scores["top1"])))
         return line
 
     def _report(self, epoch, line):
@@ -164,10 +175,11 @@ class PluginTrainer:
             return {"stop": False}
         with self.step.uncompiled():
             report = self.distiller.after_epoch(epoch, self.val_loader)
+        report = distributed.from_first(lambda: report)  # one verdict for all ranks
         line |= report["figures"]
         if report["warning"]:
             line["guard"] = report["warning"]
-            print(f"WARNING epoch {epoch}: {report['warning']}", flush=True)
+            say(f"WARNING epoch {epoch}: {report['warning']}")
         return report
 
     # ---- evaluation ----
@@ -187,7 +199,7 @@ class PluginTrainer:
         for network, name in zip(networks, names_of(networks, self.cfg), strict=True):
             watched = self.signals.watched(self.test_loader or self.val_loader)
             each.append(evaluate(in_eval_mode(network), watched, self.device, "teacher")["top1"])
-            print(f"teacher {name}: top-1 {each[-1]:.2f}", flush=True)
+            say(f"teacher {name}: top-1 {each[-1]:.2f}")
         return each if isinstance(teacher, torch.nn.ModuleList) else each[0]
 
     def _teacher_is_trained(self):
@@ -212,7 +224,8 @@ class PluginTrainer:
 
     def _top1_of_best(self):
         kept = {name: tensor.clone() for name, tensor in self.distiller.state_dict().items()}
-        self.distiller.load_state_dict(checkpoint.load(self.folder / "best")["model"])
+        best = distributed.from_first(lambda: checkpoint.load(self.folder / "best")["model"])
+        self.distiller.load_state_dict(best)
         top1 = self._evaluate(self.test_loader, "test, best")["top1"]
         self.distiller.load_state_dict(kept)
         return top1

@@ -2,12 +2,13 @@
 
 import time
 
-from atsc_plugin.engine import run_state
+from atsc_plugin.engine import distributed, run_state
 from atsc_plugin.engine.meters import Meters, progress
 from atsc_plugin.engine.nonfinite import NotFinite, all_finite, gradients
 from atsc_plugin.engine.placement import inputs_of
-from atsc_plugin.engine.random_states import random_states, restore
+from atsc_plugin.engine.random_states import random_states, restore, seed_all
 from atsc_plugin.errors import PluginError
+from atsc_plugin.seeds import stream
 
 READ_EVERY = 50  # steps between two looks at the meters, each of which waits for the device
 
@@ -21,6 +22,8 @@ class TrainingPass:
         self.seconds, self.random = 0.0, None
         if saved:
             self.meters.load_state(saved["meters"])
+            if not distributed.first():
+                self.meters.forget()  # the first rank has them
             self.seconds, self.random = saved["seconds"], saved["random"]
 
     @property
@@ -54,6 +57,7 @@ class TrainingPass:
                 self._after_step()
             waiting = time.perf_counter()
         self.random = random_states(trainer.device)  # should a signal come in the evaluation, the pass ended like this
+        self.meters.add_up()
         summary = self._summary()
         self.check()
         trainer.signals.check()
@@ -69,7 +73,10 @@ class TrainingPass:
             for _ in range(done):
                 next(batches, None)
         if self.random:
-            restore(self.random, self.trainer.device)
+            if distributed.first():
+                restore(self.random, self.trainer.device)
+            else:  # they are the first rank's; another rank starts a stream of its own here
+                seed_all(stream(self.trainer.cfg.EXPERIMENT.SEED, "step", self.epoch, distributed.rank(), done))
             self.random = None
         return batches
 
