@@ -177,6 +177,8 @@ def _run(cfg, teacher, data_of, folder):
     own.EXPERIMENT.SEED = cfg.TEACHER.SEED
     for key in ("EPOCHS", "BATCH_SIZE", "LR", "LR_DECAY_STAGES", "LR_DECAY_RATE", "WEIGHT_DECAY"):
         own.SOLVER[key] = cfg.TEACHER[key]
+    for key, plain in {"AMP": "auto", "COMPILE": "none", "ACCUMULATE": 1, "CLIP_NORM": 0.0}.items():
+        own.SOLVER[key] = plain  # the engine's keys are the student's: a cached teacher must not depend on them
     own.freeze()
     data = data_of(own)
     distiller = host.distiller_dict["NONE"](teacher)
