@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import TinyNet, batch
 
 import atsc_plugin
@@ -78,6 +79,10 @@ def test_two_ddp_ranks_of_a_net_with_bn_agree_and_log_the_metrics_of_all_images(
     )  # a few of 21 images, BN's batches differ
 
 
+def first_result(ends):
+    return ends["normal", 0, 2]["result"]
+
+
 def test_ddp_leaves_theta_0_alone_and_only_the_first_rank_writes_and_speaks(both):
     ends, two, told = both
     for case in ("warming", "normal"):
@@ -85,6 +90,10 @@ def test_ddp_leaves_theta_0_alone_and_only_the_first_rank_writes_and_speaks(both
             assert torch.equal(tensor, ends[case, 1, 2]["start"][name])
             assert torch.equal(tensor, ends[case, 0, 1]["start"][name])
     assert told.count("epoch 2/2") == len(CASES)
+    kept = load_file(two / "normal" / "run" / "logits_last.safetensors")
+    assert kept["labels"].tolist() == [index % 10 for index in range(21)]  # all test images, in their order
+    hits = (kept["logits"].argmax(1) == kept["labels"]).sum().item()
+    assert first_result(ends)["top1_last"] == pytest.approx(100 * hits / 21)
     lines = (two / "normal" / "run" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
     assert json.loads((two / "normal" / "run" / "about.json").read_text())["world_size"] == 2

@@ -8,7 +8,7 @@ import inspect
 import os
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from itertools import islice
+from itertools import islice, zip_longest
 
 import torch
 import torch.distributed as dist
@@ -131,6 +131,15 @@ def from_first(make):
     if told is not None:
         raise PluginError(told)
     return value
+
+
+def in_turns(parts):
+    """The ranks' lists merged as part_of dealt the batches out: rank 0's first, rank 1's first, ..., their second."""
+    if world() == 1:
+        return parts
+    lists = [None] * world()
+    dist.all_gather_object(lists, parts)
+    return [part for row in zip_longest(*lists) for part in row if part is not None]
 
 
 def total(tensor, least=False):

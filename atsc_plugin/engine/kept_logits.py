@@ -9,6 +9,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from atsc_plugin.engine import distributed
 from atsc_plugin.files import whole_file
 
 NAME = "logits_last.safetensors"
@@ -25,7 +26,10 @@ class KeptLogits:
         self.labels.append(labels.to(torch.int16).cpu())
 
     def save(self, folder):
-        """The file, whole."""
-        tensors = {"logits": torch.cat(self.logits), "labels": torch.cat(self.labels)}
+        """The file, whole; several ranks put their batches together again."""
+        logits, labels = distributed.in_turns(self.logits), distributed.in_turns(self.labels)
+        if not distributed.first():
+            return
+        tensors = {"logits": torch.cat(logits), "labels": torch.cat(labels)}
         with whole_file(Path(folder) / NAME) as file:
             file.write(safetensors.torch.save(tensors))
