@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_trainer import without_times
 
@@ -21,7 +21,7 @@ import atsc_plugin
 from atsc_plugin.__main__ import main
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.host import CFG
-from atsc_plugin.keys import flatten
+from atsc_plugin.keys import KEYS, flatten
 
 QUICK = Path(__file__).resolve().parents[1] / "configs" / "quickstart"
 CONFIGS, CHECKPOINTS = (
@@ -32,6 +32,7 @@ SMALL = {"DATASET.DIGITS100.TRAIN_IMAGES": 100, "DATASET.DIGITS100.VAL_IMAGES": 
 FREE = {
     "deadline": None,
     "database": None,
+    "phases": [Phase.generate],  # to shrink a case that trains takes longer than to read it
     "suppress_health_check": list(HealthCheck),
     "derandomize": "ATSC_FUZZ_CONFIGS" not in os.environ,  # the few are the same ones every time
 }
@@ -102,8 +103,33 @@ values = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=2)),
     max_leaves=4,
 )
+DEFAULTS = flatten(CFG)
+CHOICES = {key.name: key.choices for key in KEYS if key.choices}
+
+
+def of_its_type(name):
+    """Values that a key's type lets through, so that what comes after the types is reached as well."""
+    default = DEFAULTS[name]
+    if name in CHOICES:
+        return st.sampled_from(CHOICES[name])
+    if isinstance(default, bool):
+        return st.booleans()
+    if isinstance(default, (int, float)):
+        near = st.sampled_from([0, 1, 2, 3, 5, 8, 40, -1, 10**9])
+        return near if isinstance(default, int) else near.map(lambda number: number / 4) | st.just(default)
+    if isinstance(default, list):
+        return st.lists(st.integers(-1, 5) if name.endswith("STAGES") else st.floats(-1, 2), max_size=4)
+    return words_of_people
+
+
 changes = st.lists(
-    st.tuples(st.sampled_from(["set", "drop", "misspell", "replace a group"]), st.sampled_from(NAMES), values),
+    st.sampled_from(NAMES).flatmap(
+        lambda name: st.one_of(
+            st.tuples(st.just("set"), st.just(name), of_its_type(name)),
+            st.tuples(st.just("set"), st.just(name), of_its_type(name)),
+            st.tuples(st.sampled_from(["set", "drop", "misspell", "replace a group"]), st.just(name), values),
+        )
+    ),
     max_size=4,
 )
 
@@ -180,7 +206,8 @@ def test_a_changed_configuration_trains_or_is_told(tmp_path_factory, trained, me
     (here / "c.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
     with inside(here):
         status, said = ended_well(["train", "--cfg", "c.yaml"], allowed=(0, 2, 3))
-    assert bool(list((here / "out").rglob("result.json"))) == (status == 0), said
+    if "trainer  base" not in said:  # the host's own trainer writes no result
+        assert bool(list((here / "out").rglob("result.json"))) == (status == 0), said
 
 
 # ---- damaged files ----
