@@ -11,7 +11,9 @@ from atsc_plugin.errors import PluginError
 
 EXAMPLES = """examples:
   report output/quickstart
-  report output/leaderboard_quick --out docs/results/quick/page
+  report output/leaderboard_quick --out output/page
+  report output/leaderboard_quick --collect docs/results/quick
+  report docs/results/quick --readme README.md
 """
 
 
@@ -24,6 +26,9 @@ def parser():
     )
     words.add_argument("folders", nargs="+", metavar="RUNS", help="run directories, or folders that hold some")
     words.add_argument("--out", metavar="DIR", help="also write leaderboard.md, .csv, .html and plots there")
+    words.add_argument("--collect", metavar="DIR", help="copy the runs' text files there, to be committed")
+    words.add_argument("--readme", metavar="FILE", help="put the table between the marks of that page")
+    words.add_argument("--check", action="store_true", help="with --readme: only compare, exit status 1 if it differs")
     words.add_argument("--json", action="store_true", help="print the results as a JSON list instead")
     return words
 
@@ -37,6 +42,18 @@ def run(args):
         print(json.dumps([{**run.result, "run": str(run.folder)} for run in runs], indent=2))
         return 0
     print("\n".join(text.page(tables, skipped, lost)))
+    if args.collect:
+        from atsc_plugin.reporting import kept
+
+        runs = {run.folder: run for table in tables for row in table.rows for run in (*row.runs, *row.missing)}
+        print(f"collected: {kept.collect(list(runs.values()), args.collect)} runs in {args.collect}")
+    if args.readme:
+        from atsc_plugin.reporting import kept
+
+        same = kept.put_into(args.readme, tables, args.check)
+        if args.check and not same:
+            print(f"{args.readme} differs; run: report {' '.join(args.folders)} --readme {args.readme}")
+            return 1
     if args.out:
         _write(tables, skipped, lost, Path(args.out))
     return 0

@@ -3,13 +3,16 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import pytest
 from run_folders import RESULT, make_run
 
 from atsc_plugin import report
 from atsc_plugin.__main__ import main
-from atsc_plugin.reporting import cells, published
+from atsc_plugin.reporting import cells, kept, published
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def tables_of(root):
@@ -210,3 +213,35 @@ def test_names_cannot_break_markdown_or_become_formulas(tmp_path):
     assert "<b>" not in re.sub("`.*?`", "", text)  # a command in backticks shows what it holds
     assert "\\|" in text
     assert "'=2+2" in (tmp_path / "page" / "leaderboard.csv").read_text()
+
+
+def test_runs_are_collected_for_a_repository_and_reported_from_there(suite, tmp_path):
+    (suite / "kd" / "seed_1" / "latest").write_text("large")
+    about = suite / "kd" / "seed_1" / "about.json"
+    about.write_text(json.dumps({"command": f"{kept.CHECKOUT}/atsc_plugin/__main__.py train --cfg x.yaml"}))
+    assert main(["report", str(suite), "--collect", str(tmp_path / "kept")]) == 0
+    assert len(list((tmp_path / "kept").rglob("result.json"))) == 15
+    assert not list((tmp_path / "kept").rglob("latest"))
+    assert str(kept.CHECKOUT) not in (tmp_path / "kept/kd/seed_1/about.json").read_text()
+    assert len(tables_of(tmp_path / "kept")[0].runs) == 15
+
+
+def test_a_page_gets_the_table_between_its_marks_and_is_checked(suite, capsys):
+    page = suite / "README.md"
+    page.write_text("no marks")
+    assert main(["report", str(suite), "--readme", str(page)]) == 2
+    assert kept.BEGIN in capsys.readouterr().err
+    page.write_text(f"before\n{kept.BEGIN}\nold\n{kept.END}\nafter\n")
+    words = ["report", str(suite), "--readme", str(page)]
+    assert main([*words, "--check"]) == 1
+    assert "old" in page.read_text()
+    assert main(words) == 0
+    assert "| SIMKD | 5 | 53.00 ± 17.39 |" in page.read_text()
+    assert page.read_text().endswith("after\n")
+    assert main([*words, "--check"]) == 0
+
+
+@pytest.mark.skipif(not (ROOT / "docs/results/quick").is_dir(), reason="no committed results")
+def test_readmes_table_is_that_of_the_committed_results():
+    if kept.BEGIN in (ROOT / "README.md").read_text():
+        assert main(["report", str(ROOT / "docs/results/quick"), "--readme", str(ROOT / "README.md"), "--check"]) == 0
