@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from several import displaced, student_and_teachers, tiny
 from tiny import batch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import atsc_plugin
 from atsc_plugin.distillers.atsc import ATSC
@@ -192,6 +193,20 @@ def test_the_student_and_each_teacher_run_once_a_step(cfg, kind):
         network.conv.register_forward_hook(lambda module, *_: passes.append(id(module)))
     gradients(distiller)
     assert len(passes) == len(set(passes)) == 1 + K
+
+
+@pytest.mark.parametrize("kind", [ATSCMulti, SimKDMulti, AverKD, DKDMulti])
+def test_several_teachers_cost_less_than_as_many_steps_with_one(cfg, kind):
+    """By counted work: the student is not run again for each teacher."""
+    cost = []
+    for count in (1, K):
+        student, teachers = student_and_teachers()
+        distiller = kind(student, [copy.deepcopy(teachers[0]) for _ in range(count)], cfg).train()
+        images, target = batch(6)
+        with FlopCounterMode(display=False) as counter:
+            sum(distiller(image=images, target=target, epoch=1)[1].values()).backward()
+        cost.append(counter.get_total_flops())
+    assert cost[0] < cost[1] < K * cost[0]
 
 
 # ---- formulas ----

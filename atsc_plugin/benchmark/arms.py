@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from atsc_plugin import build, host
+from atsc_plugin.distillers.teacher_list import configs_by_teacher
 from atsc_plugin.engine.placement import layout_of
 from atsc_plugin.engine.step import Step
 from atsc_plugin.errors import PluginError
@@ -18,7 +19,10 @@ METHODS = {
     "fused": ["DISTILLER.TYPE", "ATSC"],
     "SIMKD": ["DISTILLER.TYPE", "SIMKD"],
     "KD": ["DISTILLER.TYPE", "KD"],
+    "ATSC_x2": ["DISTILLER.TYPE", "ATSC_MULTI"],
+    "ATSC_x3": ["DISTILLER.TYPE", "ATSC_MULTI"],
 }
+TEACHERS = {"ATSC_x2": 2, "ATSC_x3": 3}  # of the same network, where there are several
 RATE = ["SOLVER.TRAINER", "plugin", "SOLVER.LR", 0.001, "ATSC.DRIFT.WEIGHT", 1.0, "DATASET.TYPE", "cifar100"]
 
 
@@ -46,6 +50,7 @@ def configuration(arm, *extra):
     cfg.defrost()
     cfg.merge_from_list([*RATE, *METHODS[arm.method], "SOLVER.AMP", arm.amp, "SOLVER.COMPILE", arm.compile])
     cfg.merge_from_list(["DISTILLER.TEACHER", arm.teacher, "DISTILLER.STUDENT", arm.student])
+    cfg.merge_from_list(["DISTILLER.TEACHERS", [arm.teacher] * TEACHERS.get(arm.method, 0)])
     cfg.merge_from_list(["SOLVER.BATCH_SIZE", arm.batch, *extra])
     known = host.models_for("cifar100")
     for name in (arm.teacher, arm.student):
@@ -55,9 +60,10 @@ def configuration(arm, *extra):
 
 
 def distiller_of(cfg, device):
-    """Student, teacher and method of a configuration, freshly initialised on the device."""
-    student, teacher = (build.network(cfg, role, 100, 1).to(device) for role in ("STUDENT", "TEACHER"))
-    return build.distiller_of(cfg, student, teacher, None).to(device)
+    """Student, teachers and method of a configuration, freshly initialised on the device."""
+    student = build.network(cfg, "STUDENT", 100, 1).to(device)
+    networks = [build.network(own, "TEACHER", 100, 1).to(device) for own in configs_by_teacher(cfg)]
+    return build.distiller_of(cfg, student, build.as_the_method_takes_it(cfg, networks), None).to(device)
 
 
 class ReleasedStep(Step):

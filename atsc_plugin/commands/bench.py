@@ -43,7 +43,10 @@ def parser():
     words.add_argument("--student", default="resnet8x4", help="network of cifar100's table (default: %(default)s)")
     words.add_argument("--batch", type=_count, help="images a batch (default: 64; quick: 16)")
     words.add_argument(
-        "--methods", nargs="+", metavar="NAME", help="step: of released, published, fused, SIMKD, KD; epoch: one"
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help="step: of released, published, fused, SIMKD, KD, ATSC_x2, ATSC_x3 (teachers); epoch: one",
     )
     words.add_argument("--amp", nargs="+", default=["none"], choices=("none", "bf16", "fp16"), help="number formats")
     words.add_argument(
