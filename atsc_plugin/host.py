@@ -44,10 +44,10 @@ def choose(wanted=None):
             "ATSC_HOST=mdistiller, but no package mdistiller can be imported. Put a checkout of "
             f"megvii-research/mdistiller on PYTHONPATH, or: {WAY_OUT}."
         )
-    if spec.origin is None:  # a bare folder of that name, usually the checkout seen from its parent
-        folder = next(iter(spec.submodule_search_locations), "?")
+    folder = _folder(REAL)
+    if spec.origin is None and not (folder / "engine" / "cfg.py").is_file():  # usually the checkout, from its parent
         raise HostError(
-            f"{folder} is a folder named mdistiller but not the package (it has no __init__.py). "
+            f"{folder} is a folder named mdistiller but not the package (it has no __init__.py and no engine/cfg.py). "
             f"If it is a checkout, put it on PYTHONPATH (PYTHONPATH={folder}); {WAY_OUT}."
         )
     return REAL
@@ -79,8 +79,9 @@ def load(root):
 
 
 def _folder(root):
+    """Where a package lies; some forks have no __init__.py there, which Python takes for a package all the same."""
     spec = importlib.util.find_spec(root)
-    return str(Path(spec.origin).parent)
+    return Path(spec.origin).parent if spec.origin else Path(next(iter(spec.submodule_search_locations)))
 
 
 def _version(root, folder):
@@ -103,7 +104,7 @@ def _version(root, folder):
 ROOT = choose()
 NAME = "embedded" if ROOT == EMBEDDED else "mdistiller"
 _surface = load(ROOT)
-FOLDER = _folder(ROOT)
+FOLDER = str(_folder(ROOT))
 VERSION = _version(ROOT, FOLDER)
 
 CFG = _surface["CFG"]

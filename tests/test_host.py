@@ -56,8 +56,15 @@ def test_an_unknown_host_name_is_told_with_the_known_ones():
         host.choose("pytorch")
 
 
-def test_a_bare_folder_of_the_name_is_no_host(stand_in, tmp_path):
+def test_a_fork_without_an_init_file_is_a_host_all_the_same(stand_in, tmp_path):
     name = stand_in(**{"__init__.py": None})
+    assert host.choose() == name
+    assert host.load(name)["CFG"] == {}
+    assert host._folder(name) == tmp_path / name
+
+
+def test_a_bare_folder_of_the_name_is_no_host(stand_in, tmp_path):
+    name = stand_in(**{"__init__.py": None, "engine/cfg.py": None})
     with pytest.raises(HostError, match="has no __init__.py") as error:
         host.choose()
     assert str(tmp_path / name) in str(error.value)
