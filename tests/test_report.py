@@ -10,7 +10,8 @@ from run_folders import RESULT, make_run
 
 from atsc_plugin import report
 from atsc_plugin.__main__ import main
-from atsc_plugin.reporting import cells, kept, published
+from atsc_plugin.reporting import cells, kept, published, tables
+from atsc_plugin.reporting.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -245,3 +246,21 @@ def test_a_page_gets_the_table_between_its_marks_and_is_checked(suite, capsys):
 def test_readmes_table_is_that_of_the_committed_results():
     if kept.BEGIN in (ROOT / "README.md").read_text():
         assert main(["report", str(ROOT / "docs/results/quick"), "--readme", str(ROOT / "README.md"), "--check"]) == 0
+
+
+def test_teachers_after_the_run_are_averaged_one_by_one_over_the_seeds(tmp_path):
+    for seed, after in ((1, [90.0, 80.0]), (2, [92.0, 84.0])):
+        lists = {"teacher": ["resnet20"] * 2, "teacher_top1_before": [93.0, 88.0], "teacher_top1_after": after}
+        make_run(tmp_path, "two", seed, 70.0, "ATSC_MULTI", **lists)
+    (table,) = tables_of(tmp_path)
+    assert cells.teacher(table.rows[0]) == "93.00 / 88.00 → 91.00 / 82.00"
+
+
+def test_an_unfinished_run_is_headed_by_the_teachers_it_lists():
+    keys = {
+        "DISTILLER.TYPE": "ATSC_MULTI",
+        "DISTILLER.TEACHER": "ResNet50",
+        "DISTILLER.TEACHERS": ["resnet20", "vgg13"],
+    }
+    assert tables.teachers_of(Run(Path("unfinished"), keys)) == ["resnet20", "vgg13"]
+    assert tables.teachers_of(Run(Path("unfinished"), {**keys, "DISTILLER.TEACHERS": []})) == ["ResNet50"]

@@ -94,7 +94,8 @@ def data_of(run):
 
 
 def teachers_of(run):
-    named = run.result.get("teacher") if run.result else run.cfg.get("DISTILLER.TEACHER")
+    planned = run.cfg.get("DISTILLER.TEACHERS") or run.cfg.get("DISTILLER.TEACHER")
+    named = run.result.get("teacher") if run.result else planned
     if run.result is None and run.cfg.get("DISTILLER.TYPE") == "NONE":
         named = None
     return [] if named is None else list(named) if isinstance(named, list) else [named]
