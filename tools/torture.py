@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +33,7 @@ KEYS = """
     SOLVER.LR_DECAY_STAGES [3] ATSC.MONITOR.IMAGES 100 LOG.CHECKPOINT_STEPS 3 LOG.SAVE_CHECKPOINT_FREQ 2
     EXPERIMENT.NAME run EXPERIMENT.DEVICE cpu
 """  # made small: one run takes half a minute
+MARK = "ATSC_TORTURED"  # in the environment of all processes of one life, whatever session torchrun puts them into
 TIMING = {"seconds", "data_seconds", "images_per_second", "memory_mb", "peak_memory_mb"}
 
 
@@ -67,20 +69,38 @@ def command(args, place, resume):
 
 def live(args, place, resume, seconds=None):
     """One life of a run: its exit status, or None when it was killed after `seconds`."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    mark = f"{place}-{time.monotonic_ns()}"
+    python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": python_path, MARK: mark}
     place.mkdir(parents=True, exist_ok=True)
     with open(place / "said.txt", "a") as said:
-        process = subprocess.Popen(
-            command(args, place, resume), stdout=said, stderr=said, env=environment, start_new_session=True
-        )
+        process = subprocess.Popen(command(args, place, resume), stdout=said, stderr=said, env=environment)
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
-        finally:  # the whole group: launcher, ranks and loader workers
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        finally:
+            _kill_all(mark, process)
+
+
+def _kill_all(mark, process):
+    """SIGKILL to the launcher, its ranks and their workers, until none is left."""
+    process.kill()
+    while found := [number for number in map(int, filter(str.isdigit, os.listdir("/proc"))) if _has(number, mark)]:
+        for number in found:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        process.poll()  # a zombie has no environment left
+        time.sleep(0.01)
+    process.wait()
+
+
+def _has(number, mark):
+    """Whether the mark is in a process's environment; a dead one has none."""
+    try:
+        return f"{MARK}={mark}".encode() in Path(f"/proc/{number}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 def run_of(place):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from atsc_plugin.distillers.parts import evaluating, full, probe_image
 from atsc_plugin.distillers.sister_checks import coteach_problems
 from atsc_plugin.distillers.stages import attention_distance, check_classes, check_stages, stage_facts
+from atsc_plugin.engine.agreement import on_the_first, sum_of
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.errors import ConfigError, ModelRefused
 from atsc_plugin.host import Distiller, image_size, new_network
@@ -131,7 +132,8 @@ class COTEACH(Distiller):
 
     def after_epoch(self, epoch, loader):
         """The scratch teacher's figures for the log."""
-        figures = {"scratch_train_top1": 100 * int(self.hits) / self.seen} if self.seen else {}
+        hits, seen = sum_of(self.hits, self.seen)
+        figures = {"scratch_train_top1": 100 * hits / seen} if seen else {}
         self.hits = self.seen = 0
         device = next(self.scratch.parameters()).device
         with evaluating(self.scratch):
@@ -139,8 +141,9 @@ class COTEACH(Distiller):
         return {"figures": figures, "warning": None, "stop": False}
 
     def run_state(self):
-        """What an epoch that is gone on with needs beside the weights: the counts of its first steps."""
-        return {"hits": int(self.hits), "seen": self.seen}
+        """What an epoch that is gone on with needs beside the weights: the ranks' counts of its first steps."""
+        hits, seen = sum_of(self.hits, self.seen)
+        return {"hits": hits, "seen": seen}
 
     def load_run_state(self, state):
-        self.hits, self.seen = state["hits"], state["seen"]
+        self.hits, self.seen = on_the_first(state["hits"], state["seen"])

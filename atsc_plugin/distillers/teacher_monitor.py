@@ -10,6 +10,7 @@ import torch
 
 from atsc_plugin.distillers.drift import relative_motion
 from atsc_plugin.distillers.parts import pool
+from atsc_plugin.engine.agreement import on_the_first, sum_of
 from atsc_plugin.engine.placement import place
 
 COLLAPSED = 0.5  # accuracy against theta_0's, agreement or scale below this share: the teacher is lost
@@ -65,8 +66,9 @@ class TeacherMonitor:
     def after_epoch(self, epoch, loader):
         """{"figures": for the log, "warning": text or None, "stop": whether to end the run}."""
         figures = self._figures(loader)
-        if self.seen:
-            figures["teacher_train_top1"] = 100 * int(self.hits) / self.seen
+        hits, seen = sum_of(self.hits, self.seen)
+        if seen:
+            figures["teacher_train_top1"] = 100 * hits / seen
         self.hits = self.seen = 0
         self.history.append({key: figures[key] for key in ("teacher_agreement", "feature_scale")})
         warning = None if self.guard == "none" else self._verdict(figures)
@@ -143,8 +145,10 @@ class TeacherMonitor:
         return None
 
     def state(self):
-        return {"history": self.history, "hits": int(self.hits), "seen": self.seen}
+        """The counts are those of all ranks together; load_state hands them to the first."""
+        hits, seen = sum_of(self.hits, self.seen)
+        return {"history": self.history, "hits": hits, "seen": seen}
 
     def load_state(self, state):
         self.history = list(state["history"])
-        self.hits, self.seen = state["hits"], state["seen"]
+        self.hits, self.seen = on_the_first(state["hits"], state["seen"])

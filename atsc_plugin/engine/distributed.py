@@ -20,6 +20,7 @@ from atsc_plugin.errors import PluginError
 NEEDED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun puts into the environment
 WAIT = timedelta(minutes=30)  # a rank that lives but is busy, writing a checkpoint; a dead one is noticed by torchrun
 _alone = False
+_side = None  # the ranks' group on the CPU
 
 
 # ---- beginning and end ----
@@ -59,8 +60,10 @@ def _join(wanted):
         if local >= there:
             raise PluginError(f"torchrun started {local + 1} ranks or more here; expected at most {there}, one a GPU.")
         torch.cuda.set_device(local)
+    global _side
     try:
         dist.init_process_group("nccl" if gpu else "gloo", timeout=WAIT)
+        _side = dist.new_group(backend="gloo", timeout=WAIT)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise PluginError(
@@ -100,6 +103,11 @@ def rank():
 def first():
     """Whether this rank writes the files and speaks."""
     return rank() == 0
+
+
+def side_group():
+    """All ranks' group on the CPU, for what must not wait for a device."""
+    return _side
 
 
 def device_of(wanted):
@@ -149,17 +157,6 @@ def total(tensor, least=False):
     return tensor
 
 
-@torch.no_grad()
-def average_buffers(module):
-    """BN's running statistics as the mean over ranks, after an epoch; theta_0, which no checkpoint has, is left."""
-    if world() == 1:
-        return
-    stored = module.state_dict(keep_vars=True)
-    for name, buffer in module.named_buffers():
-        if name in stored and buffer.is_floating_point():
-            total(buffer).div_(world())
-
-
 def part_of(loader):
     """This rank's batches of an evaluation loader: every world()-th. A DataLoader decodes no others."""
     if world() == 1:
@@ -190,7 +187,11 @@ def wrapped(distiller, inputs):
     ddp = nn.parallel.DistributedDataParallel
     ddp._set_params_and_buffers_to_ignore_for_model(distiller, ignored)
     rests = bool(resting(distiller, inputs))
-    return ddp(distiller, **{_buffers_key(ddp): False}, find_unused_parameters=rests)
+    kept = [buffer.clone() for buffer in distiller.buffers()]
+    module = ddp(distiller, **{_buffers_key(ddp): False}, find_unused_parameters=rests)
+    for buffer, own in zip(distiller.buffers(), kept, strict=True):
+        buffer.copy_(own)  # DDP begins with rank 0's; a run that goes on inside an epoch has each rank's own
+    return module
 
 
 def _buffers_key(ddp):

@@ -49,6 +49,8 @@ class Meters:
         self.losses = dict(zip(names, losses, strict=True))
         self.hits, self.images = hits.round().to(self.hits.dtype), int(images)
         watched = list(self.bad_since)
+        if not watched:  # every step was left out
+            return
         since = distributed.total(torch.stack([self.bad_since[name].double() for name in watched]), least=True)
         self.bad_since = dict(zip(watched, since.unbind(), strict=True))
 
@@ -57,16 +59,24 @@ class Meters:
         self.bad_since[name] = torch.minimum(self.bad_since.get(name, bad), bad)
 
     def state(self):
-        """All sums, for a checkpoint inside the epoch."""
-        return dict(vars(self))
+        """All sums, on the CPU, for a checkpoint inside the epoch."""
+        return {name: _moved(value, "cpu") for name, value in vars(self).items()}
 
     def load_state(self, state):
         """Take up the sums of `state`, on this machine's device."""
         device = self.hits.device
         for name, value in state.items():
-            if isinstance(value, dict):
-                value = {part: entry.to(device) for part, entry in value.items()}
-            setattr(self, name, value.to(device) if isinstance(value, torch.Tensor) else value)
+            setattr(self, name, _moved(value, device))
+
+    def load_more(self, state):
+        """Take up another rank's sums as well."""
+        more = Meters(self.hits.device)
+        more.load_state(state)
+        for name, value in more.losses.items():
+            self.losses[name] = self.losses[name] + value
+        for name, since in more.bad_since.items():
+            self.bad_since[name] = torch.minimum(self.bad_since[name], since)
+        self.hits, self.images = self.hits + more.hits, self.images + more.images
 
     def forget(self):
         """Count from zero what was summed so far, but for the number of steps."""
@@ -102,6 +112,12 @@ class Meters:
 
     def _top1(self):
         return 100 * self.hits.item() / max(self.images, 1)
+
+
+def _moved(value, device):
+    if isinstance(value, dict):
+        return {name: _moved(entry, device) for name, entry in value.items()}
+    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def progress(batches, label, total=None, done=0):

@@ -45,37 +45,46 @@ def _write_start(trainer):
 
 def save_epoch(trainer, line):
     """All files of an epoch; `latest` is written last, so that it never runs ahead of the others."""
-    epoch, folder = line["epoch"], trainer.folder
+    epoch = line["epoch"]
     better = line["top1"] > trainer.best_top1
     if better:
         trainer.best_top1, trainer.best_epoch = line["top1"], epoch
-    if not distributed.first():
-        return
+    state = _state(trainer, epoch)
+    if distributed.first():
+        _write_epoch(trainer, line, state, better)
+    _note_saved(trainer, state)
+
+
+def _write_epoch(trainer, line, state, better):
+    epoch, folder = line["epoch"], trainer.folder
     student = {"model": trainer.distiller.student.state_dict()}
     for name in ["last", "best"] if better else ["last"]:
         _save_deployed(trainer, folder / f"deploy_{name}", line)
     if better:
-        state = {"epoch": epoch, "model": trainer.distiller.state_dict(), "best_acc": trainer.best_top1}
-        checkpoint.save(state, folder / "best")
+        best = {"epoch": epoch, "model": trainer.distiller.state_dict(), "best_acc": trainer.best_top1}
+        checkpoint.save(best, folder / "best")
         checkpoint.save(student, folder / "student_best")
     checkpoint.save(student, folder / "student_latest")
-    state = _state(trainer, epoch)
     if epoch % trainer.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
         checkpoint.save(state, folder / f"epoch_{epoch}")
-    _write_latest(trainer, state)
+    latest.write(state, folder)
     run_files.prune(folder, trainer.cfg.LOG.KEEP_CHECKPOINTS)
 
 
 def save_inside(trainer):
     """`latest` in the middle of an epoch, from which the run goes on exactly there."""
     trainer.work.check()
-    if not distributed.first():
-        return
-    _write_latest(trainer, _state(trainer, trainer.work.epoch - 1, trainer.work.state()))
+    state = _state(trainer, trainer.work.epoch - 1, trainer.work.state())
+    if distributed.first():
+        latest.write(state, trainer.folder)
+    _note_saved(trainer, state)
 
 
 def _state(trainer, epoch, inside=None):
-    """All that a continuation needs; `epoch` is the last finished one, `inside` the state of the one that is not."""
+    """All that a continuation needs; `epoch` is the last finished one, `inside` the state of the one that is not.
+
+    Every rank calls it, since the method may add up what the ranks counted.
+    """
     state = {
         "epoch": epoch,
         "inside": inside,
@@ -94,8 +103,7 @@ def _state(trainer, epoch, inside=None):
     return state
 
 
-def _write_latest(trainer, state):
-    latest.write(state, trainer.folder)
+def _note_saved(trainer, state):
     trainer.saved, trainer.saved_at = place_of(state), time.monotonic()
 
 
@@ -185,6 +193,7 @@ def _write_continuation(trainer):
         "torch": torch.__version__,
         "device": device_name(trainer.device),
         "host_version": trainer.facts.get("host_version"),
+        "world_size": distributed.world(),
     }
     facts = run_files.read_json(trainer.folder, "about.json") or about(trainer, sys.argv)
     for name, value in now.items():

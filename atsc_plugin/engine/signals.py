@@ -1,7 +1,10 @@
 """SIGTERM, SIGINT and SIGUSR1 (SLURM's warning): the step is finished and the run leaves well; a second ends at once.
 
-The handler only takes a note. The loop asks `check()` after every step and every evaluated batch, where all state is
-consistent. Exit status is 128 + the signal's number, as a shell has it: 143, 130, 138.
+The handler only takes a note. The loop asks `check()` after every step and before every evaluated batch, where all
+state is consistent. Exit status is 128 + the signal's number, as a shell has it: 143, 130, 138.
+
+Several ranks must leave at the same step, whichever of them heard: what one heard before a check, all act upon at the
+next. That costs a step or a batch of delay and some 0.1 ms of a thread beside the loop, and waits for nobody.
 """
 
 import os
@@ -9,6 +12,9 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+
+from atsc_plugin.engine import distributed
+from atsc_plugin.engine.agreement import Agreement
 
 ASKED_BY = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -21,17 +27,21 @@ class StopSignals:
     """Context manager that takes note of a signal. In a thread other than the main one it can take none."""
 
     def __init__(self):
-        self.asked = None  # the signal's number
+        self.asked = None  # the number of the signal that this process got
+        self.ending = None  # and of the one upon which the run ends, which may have come to another rank
         self._before, self._process = {}, os.getpid()
 
     def __enter__(self):
-        self.asked, self._process = None, os.getpid()
+        self.asked, self.ending, self._process = None, None, os.getpid()
+        self._agreement = Agreement()
         if threading.current_thread() is threading.main_thread():
             heard = [number for number in ASKED_BY if signal.getsignal(number) != signal.SIG_IGN]  # nohup stays nohup
             self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
+        if error is None:
+            self._agreement.answer(2)  # so that nothing is under way when the ranks part
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -48,10 +58,21 @@ class StopSignals:
         with suppress(OSError):  # print() may be interrupted inside itself
             os.write(2, f"\n{name}: ending after this step; once more ends at once\n".encode())
 
-    def check(self):
-        """Raise StopAsked where a signal came; called where the state is consistent."""
-        if self.asked is not None:
+    def check(self, due=False):
+        """Raise StopAsked where a signal came; else whether something is `due`. Called where the state is consistent.
+
+        Of several ranks all call it, in the same places, and get the same answer, which is that of the call before.
+        """
+        if distributed.world() == 1:
+            self.ending = self.asked
+        else:
+            own = due
+            self.ending, due = self._agreement.answer(2)
+            if not self.ending:
+                self._agreement.tell(self.asked or 0, int(own and not due))  # what is done now is due no more
+        if self.ending:
             raise StopAsked
+        return bool(due)
 
     def watched(self, loader):
         """The loader's batches, with a check before each."""
@@ -59,27 +80,43 @@ class StopSignals:
 
 
 class _Watched:
-    def __init__(self, signals, loader):
-        self.signals, self.loader = signals, loader
+    """`rounds`: how many batches the rank with most of them has; all ranks check as often."""
+
+    def __init__(self, signals, loader, rounds=0):
+        self.signals, self.loader, self.rounds = signals, loader, rounds
 
     def __len__(self):
         return len(self.loader)
 
     def of_part(self, part):
-        """The same watch over part(loader)."""
-        return _Watched(self.signals, part(self.loader))
+        """The same watch over part(loader), this rank's share of the batches."""
+        return _Watched(self.signals, part(self.loader), -(-len(self.loader) // distributed.world()))
 
     def __iter__(self):
+        done = 0
         for batch in self.loader:
             self.signals.check()
+            done += 1
             yield batch
+        for _ in range(done, self.rounds):
+            self.signals.check()
 
 
-def continuing_words(argv):
-    """The words of the command line that goes on with the run that `argv` started."""
+def launched_by():
+    """The words before a script's name with which torchrun started these ranks; none where it did not."""
+    if distributed.world() == 1:
+        return []
+    each, nodes = os.environ.get("LOCAL_WORLD_SIZE", str(distributed.world())), os.environ.get("GROUP_WORLD_SIZE", "1")
+    meeting = ["--standalone"] if nodes == "1" else [f"--nnodes={nodes}", "--rdzv-endpoint=HOST:PORT"]
+    return ["torchrun", *meeting, f"--nproc_per_node={each}"]
+
+
+def continuing_words(argv, launcher=()):
+    """The words of the command line that goes on with the run that `argv` started, by `launcher` (torchrun ...)."""
     script, *words = argv
     words = [word for word in words if word not in ("--overwrite", "--resume")]
     module = script.endswith(os.path.join("atsc_plugin", "__main__.py"))
-    start = ["python", "-m", "atsc_plugin"] if module else [sys.executable, script]
+    python = launcher or (["python"] if module else [sys.executable])
+    start = [*python, "-m", "atsc_plugin"] if module else [*python, script]
     place = 1 if words[:1] == ["train"] else 0
     return [*start, *words[:place], "--resume", *words[place:]]

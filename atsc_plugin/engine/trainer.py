@@ -4,7 +4,7 @@ It takes the host's five arguments, so that a host's own script can build it; `b
 split beside the validation split, facts for the cards). A distiller needs no more than the host's contract. It may
 offer `param_groups(cfg)` for its own rates, `second_loss(image, target)` for a second step a batch, `after_epoch(epoch,
 loader)` for figures and a verdict, `run_state()` and `load_run_state(state)` for what a resumed run needs beside the
-weights, `deployed()` and `unused_modules()` for what leaves the run.
+weights (every rank calls both), `deployed()` and `unused_modules()` for what leaves the run.
 """
 
 import shlex
@@ -16,14 +16,15 @@ import torch
 
 from atsc_plugin.distillers.deployed import DeployedStudent
 from atsc_plugin.distillers.teacher_list import names_of, networks_of
-from atsc_plugin.engine import checkpoint, distributed, run_files, run_lock, run_state
+from atsc_plugin.engine import checkpoint, distributed, rank_buffers, run_files, run_lock, run_state
+from atsc_plugin.engine.agreement import wait_for_all
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.engine.kept_logits import KeptLogits
 from atsc_plugin.engine.meters import peak_memory_mb
 from atsc_plugin.engine.placement import place_module
 from atsc_plugin.engine.random_states import seed_all
 from atsc_plugin.engine.records import NoRecords, Records, result_of, say
-from atsc_plugin.engine.signals import StopAsked, StopSignals, continuing_words
+from atsc_plugin.engine.signals import StopAsked, StopSignals, continuing_words, launched_by
 from atsc_plugin.engine.step import Step, learning_rate
 from atsc_plugin.engine.training_pass import TrainingPass
 from atsc_plugin.errors import Interrupted, PluginError, RunStopped
@@ -122,11 +123,12 @@ class PluginTrainer:
                 run_state.save_inside(self)
             told = f"Ended by a signal; {run_state.last_good(self)}. Go on with:\n  {self._continuation()}"
             say(told, file=sys.stderr)
-            raise Interrupted(128 + self.signals.asked) from None
+            wait_for_all()  # torchrun ends all ranks as soon as one has left
+            raise Interrupted(128 + self.signals.ending) from None
 
     @staticmethod
     def _continuation():
-        return shlex.join(continuing_words(sys.argv))
+        return shlex.join(continuing_words(sys.argv, launched_by()))
 
     def _epochs(self, first, inside=None):
         for epoch in range(first, self.cfg.SOLVER.EPOCHS + 1):
@@ -150,7 +152,7 @@ class PluginTrainer:
             self.train_loader.set_epoch(epoch)
         self.work = TrainingPass(self, epoch, inside)
         trained = self.work.run()
-        distributed.average_buffers(self.distiller)
+        rank_buffers.average(self.distiller)
         scores = self._evaluate(self.val_loader)
         images, seconds = trained.pop("images"), self.work.seconds
         self.trained_seconds += seconds

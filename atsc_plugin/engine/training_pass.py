@@ -2,14 +2,17 @@
 
 import time
 
-from atsc_plugin.engine import distributed, run_state
+from atsc_plugin.engine import distributed, rank_buffers, run_state
+from atsc_plugin.engine.agreement import gathered
 from atsc_plugin.engine.meters import Meters, progress
 from atsc_plugin.engine.nonfinite import NotFinite, all_finite, gradients
 from atsc_plugin.engine.placement import inputs_of
 from atsc_plugin.engine.random_states import random_states, restore, seed_all
+from atsc_plugin.engine.records import say
 from atsc_plugin.errors import PluginError
 from atsc_plugin.seeds import stream
 
+FRESH = "fresh"  # random states of ranks that were not there
 READ_EVERY = 50  # steps between two looks at the meters, each of which waits for the device
 
 
@@ -20,11 +23,22 @@ class TrainingPass:
         self.trainer, self.epoch = trainer, epoch
         self.meters = Meters(trainer.device)
         self.seconds, self.random = 0.0, None
+        self.made = None  # this rank's part of the state at the end of the pass
         if saved:
-            self.meters.load_state(saved["meters"])
-            if not distributed.first():
-                self.meters.forget()  # the first rank has them
-            self.seconds, self.random = saved["seconds"], saved["random"]
+            self.seconds = saved["seconds"]
+            self._take_up([saved, *saved["others"]])
+
+    def _take_up(self, ranks):
+        """This rank's part of what the ranks left; where fewer or more go on, its share of their sums."""
+        mine = ranks[distributed.rank() :: distributed.world()]
+        self.meters.load_state((mine or ranks)[0]["meters"])
+        if not mine:
+            self.meters.forget()
+        for more in mine[1:]:
+            self.meters.load_more(more["meters"])
+        as_many = len(ranks) == distributed.world()
+        rank_buffers.load(self.trainer.distiller, [rank["buffers"] for rank in (mine if as_many else ranks)])
+        self.random = mine[0]["random"] if as_many else FRESH
 
     @property
     def steps(self):
@@ -32,9 +46,17 @@ class TrainingPass:
         return self.meters.steps
 
     def state(self):
-        """What `latest` keeps of a pass that is not over."""
-        states = self.random or random_states(self.trainer.device)
-        return {"epoch": self.epoch, "seconds": self.seconds, "meters": self.meters.state(), "random": states}
+        """What `latest` keeps of a pass that is not over. Every rank calls it, and the first gets the others' parts."""
+        ranks = gathered(self.made or self._own())
+        return {"epoch": self.epoch, "seconds": self.seconds, **ranks[0], "others": ranks[1:]}
+
+    def _own(self):
+        """What only this rank knows: its sums, its generators, the batch norm of its images."""
+        return {
+            "meters": self.meters.state(),
+            "random": random_states(self.trainer.device),
+            "buffers": rank_buffers.own(self.trainer.distiller),
+        }
 
     # ---- the loop ----
 
@@ -56,7 +78,7 @@ class TrainingPass:
             if self.steps < total:
                 self._after_step()
             waiting = time.perf_counter()
-        self.random = random_states(trainer.device)  # should a signal come in the evaluation, the pass ended like this
+        self.made = self._own()  # should a signal come in the evaluation, the pass ended like this
         self.meters.add_up()
         summary = self._summary()
         self.check()
@@ -72,12 +94,10 @@ class TrainingPass:
             batches = iter(loader)
             for _ in range(done):
                 next(batches, None)
-        if self.random:
-            if distributed.first():
-                restore(self.random, self.trainer.device)
-            else:  # they are the first rank's; another rank starts a stream of its own here
-                seed_all(stream(self.trainer.cfg.EXPERIMENT.SEED, "step", self.epoch, distributed.rank(), done))
-            self.random = None
+        if self.random == FRESH:
+            seed_all(stream(self.trainer.cfg.EXPERIMENT.SEED, "step", self.epoch, distributed.rank(), done))
+        elif self.random:
+            restore(self.random, self.trainer.device)
         return batches
 
     def _step(self, inputs):
@@ -86,7 +106,7 @@ class TrainingPass:
         trainer.facts.setdefault("classes", logits.shape[1])
         if losses is None:
             self.meters.skip()
-            print(f"epoch {self.epoch}: step {self.steps} left out, {step.skipped.reason}", flush=True)
+            say(f"epoch {self.epoch}: step {self.steps} left out, {step.skipped.reason}")
             return
         scaled = getattr(step, "scaler", None) is not None  # a loss scaler tries infinite gradients and steps back
         finite = None if scaled else all_finite(gradients(step.parameters()))
@@ -96,10 +116,9 @@ class TrainingPass:
         """A state inside the epoch when it is due, the end of the run when a signal asked for it."""
         trainer = self.trainer
         by_steps, minutes = trainer.cfg.LOG.CHECKPOINT_STEPS, trainer.cfg.LOG.CHECKPOINT_MINUTES
-        due = by_steps and self.steps % by_steps == 0
-        if due or (minutes and time.monotonic() - trainer.saved_at >= 60 * minutes):
+        late = minutes and time.monotonic() - trainer.saved_at >= 60 * minutes
+        if trainer.signals.check(late) or (by_steps and self.steps % by_steps == 0):
             run_state.save_inside(trainer)
-        trainer.signals.check()
 
     # ---- bad numbers ----
 
