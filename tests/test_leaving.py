@@ -139,8 +139,8 @@ def test_a_forked_worker_does_not_keep_the_lock_of_a_parent_that_is_gone(tmp_pat
         "import os, sys, time\nfrom atsc_plugin.engine import run_lock\n"
         "with run_lock.held(sys.argv[1]):\n"
         "    child = os.fork()\n"
-        "    if child == 0: time.sleep(60)\n"
-        "    print(child, flush=True); os._exit(0)\n"
+        "    if child == 0: print(os.getpid(), flush=True); time.sleep(60)\n"  # printed once it has let go
+        "    os._exit(0)\n"
     )
     done = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     child = int(done.stdout.readline())
