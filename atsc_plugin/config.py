@@ -7,15 +7,15 @@ The keys themselves stand in keys.py.
 import ast
 import difflib
 
-import yaml
 from yacs.config import CfgNode
 
 from atsc_plugin.distillers.atsc_checks import atsc_problems
 from atsc_plugin.distillers.sister_checks import coteach_problems, dih_problems
 from atsc_plugin.distillers.teacher_list import takes_several, teacher_names, teacher_problems
+from atsc_plugin.engine.run_files import read_tree
 from atsc_plugin.engine.solver_checks import solver_problems
 from atsc_plugin.engine.teacher_files import name_deployed
-from atsc_plugin.errors import ConfigError, PluginError
+from atsc_plugin.errors import ConfigError
 from atsc_plugin.host import CFG, distiller_dict, host_datasets, models_for, trainer_dict
 from atsc_plugin.keys import KEYS, find, flatten
 from atsc_plugin.shipped import config_file
@@ -34,7 +34,8 @@ def load_cfg(path, overrides=()):
     cfg = CFG.clone()
     cfg.defrost()
     problems = []
-    for name, value in _leaves(_read_yaml(path), problems):
+    tree = read_tree(config_file(path), " Name one, e.g. --cfg configs/quickstart/simkd.yaml.")
+    for name, value in _leaves(tree, problems):
         problems += _set(cfg, name, value, strict=True)
     if len(overrides) % 2:
         problems.append(f"overrides come as KEY VALUE pairs; '{overrides[-1]}' has no value. Add one.")
@@ -46,23 +47,6 @@ def load_cfg(path, overrides=()):
         raise ConfigError(problems)
     cfg.freeze()
     return cfg
-
-
-def _read_yaml(path):
-    try:
-        with open(config_file(path), encoding="utf-8") as file:
-            content = yaml.safe_load(file)
-    except OSError as error:
-        raise PluginError(
-            f"Config file {path} cannot be read: {error.strerror}. Name one, e.g. --cfg configs/quickstart/simkd.yaml."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PluginError(f"Config file {path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise PluginError(f"Config file {path} holds a {type(content).__name__}; expected nested keys such as SOLVER:.")
-    return content
 
 
 def _leaves(tree, problems, prefix=""):

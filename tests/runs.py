@@ -62,3 +62,16 @@ def assert_the_same_run(whole, other):
         assert checkpoint.digest(one["model"]) == checkpoint.digest(two["model"]), name
     results = [json.loads((trainer.folder / "result.json").read_text()) for trainer in (whole, other)]
     assert without_times(results[0]) | {"peak_memory_mb": 0} == without_times(results[1]) | {"peak_memory_mb": 0}
+
+
+def assert_a_continued_run_is_the_whole_one(cfg, tmp_path, trainer):
+    """Three epochs in one go, and two with a third by resuming; trainer(cfg, folder) builds each."""
+    cfg.SOLVER.EPOCHS = 3
+    whole = trainer(cfg, tmp_path / "whole")
+    whole.train()
+    cfg.SOLVER.EPOCHS = 2
+    trainer(cfg, tmp_path / "broken").train()
+    cfg.SOLVER.EPOCHS = 3
+    resumed = trainer(cfg, tmp_path / "broken")
+    resumed.train(resume=True)
+    assert_the_same_run(whole, resumed)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from contract import fill, image, load_contract
+from runs import assert_a_continued_run_is_the_whole_one
 from test_commands import QUICK, here, run_folder, teacher_file, train  # noqa: F401 - two are fixtures
 from test_trainer import log_of, tiny_loader, without_times
 from tiny import TinyNet, batch
@@ -289,19 +290,9 @@ def trainer(cfg, folder):
 
 @pytest.mark.parametrize("share", [False, True])
 def test_a_resumed_run_ends_as_the_uninterrupted_one(cfg, tmp_path, share):
-    cfg.SOLVER.EPOCHS, cfg.COTEACH.SHARE_STEM = 3, share
-    whole = trainer(cfg, tmp_path / "whole")
-    whole.train()
-    cfg.SOLVER.EPOCHS = 2
-    trainer(cfg, tmp_path / "broken").train()
-    cfg.SOLVER.EPOCHS = 3
-    resumed = trainer(cfg, tmp_path / "broken")
-    resumed.train(resume=True)
-    for name, tensor in whole.distiller.state_dict().items():
-        assert torch.equal(tensor, resumed.distiller.state_dict()[name]), name
-    lines = [[without_times(line) for line in log_of(tmp_path / name)] for name in ("whole", "broken")]
-    assert lines[0] == lines[1]
-    assert {"scratch_top1", "scratch_train_top1"} <= lines[0][0].keys()
+    cfg.COTEACH.SHARE_STEM = share
+    assert_a_continued_run_is_the_whole_one(cfg, tmp_path, trainer)
+    assert {"scratch_top1", "scratch_train_top1"} <= log_of(tmp_path / "whole")[0].keys()
 
 
 @pytest.mark.skipif(host.NAME != "embedded", reason="mdistiller's base trainer needs a GPU")

@@ -12,9 +12,10 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 import yaml
+from runs import assert_a_continued_run_is_the_whole_one
 from test_checkpoint import plant_bomb
 from test_commands import QUICK, SMALL, here, run_folder, teacher_file, train  # noqa: F401 - two are fixtures
-from test_trainer import log_of, tiny_loader, without_times
+from test_trainer import tiny_loader
 from tiny import batch
 from tiny_stages import TinyStages
 
@@ -363,18 +364,7 @@ def trainer(cfg, folder):
 
 
 def test_a_resumed_run_ends_as_the_uninterrupted_one(cfg, tmp_path):
-    cfg.SOLVER.EPOCHS = 3
-    whole = trainer(cfg, tmp_path / "whole")
-    whole.train()
-    cfg.SOLVER.EPOCHS = 2
-    trainer(cfg, tmp_path / "broken").train()
-    cfg.SOLVER.EPOCHS = 3
-    resumed = trainer(cfg, tmp_path / "broken")
-    resumed.train(resume=True)
-    for name, tensor in whole.distiller.state_dict().items():
-        assert torch.equal(tensor, resumed.distiller.state_dict()[name]), name
-    lines = [[without_times(line) for line in log_of(tmp_path / name)] for name in ("whole", "broken")]
-    assert lines[0] == lines[1]
+    assert_a_continued_run_is_the_whole_one(cfg, tmp_path, trainer)
 
 
 @pytest.mark.skipif(host.NAME != "embedded", reason="mdistiller's base trainer needs a GPU")

@@ -11,6 +11,8 @@ import re
 import shutil
 from pathlib import Path
 
+import yaml
+
 from atsc_plugin.engine import run_lock
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import write_text
@@ -137,3 +139,16 @@ def read_json(folder, name):
         return None
     except (OSError, ValueError) as error:
         raise PluginError(f"{path} cannot be read ({error}); expected JSON written by a run.") from error
+
+
+def read_tree(path, advice=""):
+    """The nested keys of a configuration file; an empty file has none."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PluginError(f"Config file {path} cannot be read: {error.strerror}.{advice}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PluginError(f"Config file {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if content is not None and not isinstance(content, dict):
+        raise PluginError(f"Config file {path} holds a {type(content).__name__}; expected nested keys such as SOLVER:.")
+    return content or {}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from atsc_plugin.engine.run_files import read_json
+from atsc_plugin.engine.run_files import read_json, read_tree
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.files import write_text
 
@@ -105,7 +105,7 @@ def expand(suite, output, *, seeds=None, arms=None, pairs=None, overrides=()):
 def _job(suite, arm, pair, teacher_seed, seed, project, output, overrides):
     parts = [pair, arm.name, f"teacher{teacher_seed}" if len(suite.teacher_seeds) > 1 else None]
     name = ",".join(part for part in parts if part)
-    tree = _tree(arm.config(pair))
+    tree = read_tree(arm.config(pair))
     own = {"EXPERIMENT.PROJECT": project, "EXPERIMENT.NAME": name}
     if teacher_seed is not None:
         own["TEACHER.SEED"] = teacher_seed
@@ -122,16 +122,6 @@ def _job(suite, arm, pair, teacher_seed, seed, project, output, overrides):
         "notes": suite.notes, "overrides": [word for key, value in overrides for word in (key, str(value))],
     }  # fmt: skip
     return Job(name, arm.name, seed, folder / "configs" / f"{name}.yaml", folder / name / f"seed_{seed}", tree, facts)
-
-
-def _tree(path):
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PluginError(f"Config file {path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(tree, dict):
-        raise PluginError(f"Config file {path} holds no keys; expected nested keys such as SOLVER:.")
-    return tree
 
 
 def put(tree, key, value):
