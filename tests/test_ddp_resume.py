@@ -51,6 +51,15 @@ def test_ranks_that_were_broken_off_end_as_the_whole_ones(ends, case):
     assert without_times(results[0]) | {"peak_memory_mb": 0} == without_times(results[1]) | {"peak_memory_mb": 0}
 
 
+def test_three_ranks_add_up_in_the_same_order_before_and_after_a_continuation(tmp_path):
+    done = torchrun(str(HERE / "ddp_resume_script.py"), str(tmp_path), "whole", "killed", ranks=3)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(3):
+        whole, killed = (torch.load(tmp_path / f"{case}_{rank}.pt")["state"] for case in ("whole", "killed"))
+        assert all(torch.equal(tensor, killed[name]) for name, tensor in whole.items())
+    assert figures(tmp_path / "whole" / "run") == figures(tmp_path / "killed" / "run")
+
+
 def test_the_lives_of_killed_ranks_began_where_the_last_state_of_all_ranks_was(ends):
     for lives in (end["lives"] for end in ends["killed"]):
         assert [life["saved"] for life in lives] == [
