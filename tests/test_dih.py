@@ -25,7 +25,8 @@ from atsc_plugin.__main__ import main
 from atsc_plugin.config import load_cfg
 from atsc_plugin.distillers import dih_heads
 from atsc_plugin.distillers.dih import DIH
-from atsc_plugin.distillers.dih_heads import Heads, content_of, facts_of, train_heads
+from atsc_plugin.distillers.dih_heads import Heads, facts_of, train_heads
+from atsc_plugin.engine.checkpoint import digest
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import ConfigError, ModelRefused, PluginError
 from atsc_plugin.host import CFG, distiller_dict
@@ -226,7 +227,7 @@ def test_heads_are_trained_once_for_a_teacher_and_found_again(cfg, capsys, monke
     assert again.heads.trained.item() == 1
     assert len(cached(cfg)) == 1
     facts = facts_of(cached(cfg)[0])
-    assert facts["recipe"]["teacher"] == content_of(first.teacher)
+    assert facts["recipe"]["teacher"] == digest(first.teacher.state_dict())
     assert len(facts["val_top1"]) == len(facts["train_top1"]) == 2
 
 

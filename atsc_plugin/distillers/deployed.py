@@ -96,6 +96,13 @@ def _name(part, number):
     return part if number == 0 else f"{part}_{number + 1}"
 
 
+def deployed_of(distiller):
+    """(module that predicts, names of the backbone's modules it does without) of any method's distiller."""
+    if hasattr(distiller, "deployed"):
+        return distiller.deployed(), distiller.unused_modules()
+    return DeployedStudent(distiller.student), []
+
+
 def modules_of(names):
     """The modules that own the named parameters: 'fc.weight', 'fc.bias' -> ['fc']."""
     return sorted({name.rpartition(".")[0] for name in names})

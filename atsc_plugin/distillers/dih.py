@@ -5,8 +5,9 @@ import torch.nn.functional as F
 
 from atsc_plugin.distillers.atsc import softened_divergence
 from atsc_plugin.distillers.dih_heads import Heads, ensure_trained, find_cached, load_heads
+from atsc_plugin.distillers.parts import check_classes
 from atsc_plugin.distillers.sister_checks import dih_problems
-from atsc_plugin.distillers.stages import check_classes, check_stages, stage_facts
+from atsc_plugin.distillers.stages import check_stages, stage_facts
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import Distiller, image_size
 

@@ -4,7 +4,6 @@ They are trained once for a teacher and cached beside it, in one safetensors fil
 hash of its weights), the recipe and the identity of the data; the test split is never read.
 """
 
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -17,9 +16,10 @@ from torch import nn
 
 from atsc_plugin.distillers.parts import align, full
 from atsc_plugin.engine.cache import key_of, only_writer
+from atsc_plugin.engine.checkpoint import digest
 from atsc_plugin.engine.evaluate import correct
-from atsc_plugin.engine.meters import progress
 from atsc_plugin.engine.placement import inputs_of
+from atsc_plugin.engine.progress import progress
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import whole_file
 
@@ -114,20 +114,11 @@ def validation_top1(teacher, heads, loader):
 # ---- the cache ----
 
 
-def content_of(network):
-    """A hash of a network's weights and statistics: their names, shapes, types and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def recipe_of(cfg, teacher, heads):
     """All that decides what the heads become, but for the data."""
     node = cfg.DIH.HEADS
     return {
-        "teacher": content_of(teacher),
+        "teacher": digest(teacher.state_dict()),
         "stages": heads.stages,
         "pooled": heads.pooled,
         "epochs": node.EPOCHS,

@@ -132,6 +132,15 @@ def student_map(model, image_size, name):
         return _facts(matching[0] if matching else FEATS, model, image)
 
 
+def check_classes(student, teacher, student_name, teacher_name, because=""):
+    """Refuse two networks, by their facts, that tell different numbers of classes apart."""
+    if student.classes != teacher.classes:
+        raise ModelRefused(
+            f"{student_name} has {student.classes} classes, {teacher_name} {teacher.classes}; expected the "
+            f"same{because}. Use a teacher of these data."
+        )
+
+
 def unused_parameters(model, source, image_size):
     """Names of the parameters that cannot move the map: the student's own head and whatever else lies behind it."""
     names, parameters = zip(*[(n, p) for n, p in model.named_parameters() if p.requires_grad], strict=True)

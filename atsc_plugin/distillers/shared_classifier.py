@@ -14,6 +14,8 @@ from atsc_plugin.distillers.teacher_list import names_of, networks_of, teacher_m
 from atsc_plugin.errors import ModelRefused
 from atsc_plugin.host import Distiller, image_size
 
+SHARED = ", since the student predicts through the teacher's classifier"
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -65,8 +67,10 @@ class SharedClassifier(Distiller):
         for network, name in zip(networks_of(self.teacher), self.titles(cfg), strict=True):
             try:
                 facts = parts.teacher_map(network, self.image_size, name)
-                for check in (check_classes, check_sizes) if self.several else (check_classes,):
-                    check(self.student_facts, facts, f"student {cfg.DISTILLER.STUDENT}", name)
+                names = f"student {cfg.DISTILLER.STUDENT}", name
+                parts.check_classes(self.student_facts, facts, *names, because=SHARED)
+                if self.several:
+                    check_sizes(self.student_facts, facts, *names)
                 maps.append(facts)
             except ModelRefused as refusal:
                 refusals.append(str(refusal))
@@ -140,15 +144,6 @@ class SharedClassifier(Distiller):
     def unused_modules(self):
         """The student's modules behind the projected map, absent from what is stored for deployment."""
         return modules_of(self.unused)
-
-
-def check_classes(student, teacher, student_name, teacher_name):
-    """Refuse a student and a teacher that tell different numbers of classes apart."""
-    if student.classes != teacher.classes:
-        raise ModelRefused(
-            f"{student_name} has {student.classes} classes, {teacher_name} {teacher.classes}; expected the same, since "
-            "the student predicts through the teacher's classifier. Use a teacher of these data."
-        )
 
 
 def check_sizes(student, teacher, student_name, teacher_name):

@@ -44,15 +44,6 @@ def check_stages(indices, facts, key, name):
         )
 
 
-def check_classes(student, teacher, student_name, teacher_name):
-    """Refuse two networks with different numbers of classes."""
-    if student.classes != teacher.classes:
-        raise ModelRefused(
-            f"{student_name} has {student.classes} classes, {teacher_name} {teacher.classes}; expected the same. Use a "
-            "teacher of these data."
-        )
-
-
 def attention(feature_map):
     """N x C x H x W -> N x HW: the mean over channels of the squares, each row of Euclidean length 1"""
     return F.normalize(full(feature_map).pow(2).mean(dim=1).flatten(1))

@@ -2,10 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from atsc_plugin.engine import distributed
 from atsc_plugin.engine.placement import place
+from atsc_plugin.engine.progress import progress
 
 
 def correct(logits, target, k):
@@ -22,9 +22,7 @@ def evaluate(predict, loader, device, label="eval", keep=None):
     """
     totals = torch.zeros(3, dtype=torch.float64, device=device)
     images = 0
-    for batch in tqdm(
-        distributed.part_of(loader), desc=label, leave=False, disable=None if distributed.first() else True
-    ):
+    for batch in progress(distributed.part_of(loader), label):
         image, target = place(batch[0], device), place(batch[1], device)
         logits = predict(image)
         if keep:

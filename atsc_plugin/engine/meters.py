@@ -4,7 +4,6 @@ import math
 import resource
 
 import torch
-from tqdm import tqdm
 
 from atsc_plugin.engine import distributed
 from atsc_plugin.engine.evaluate import correct
@@ -118,12 +117,6 @@ def _moved(value, device):
     if isinstance(value, dict):
         return {name: _moved(entry, device) for name, entry in value.items()}
     return value.to(device) if isinstance(value, torch.Tensor) else value
-
-
-def progress(batches, label, total=None, done=0):
-    """A bar on a terminal, nothing in a log file; `done` of the `total` batches lie behind."""
-    silent = None if distributed.first() else True
-    return tqdm(batches, desc=label, total=total, initial=done, leave=False, disable=silent)
 
 
 def peak_memory_mb(device):

@@ -15,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from atsc_plugin import __version__
-from atsc_plugin.distillers.deployed import tensors_of
+from atsc_plugin.distillers.deployed import deployed_of, tensors_of
 from atsc_plugin.distillers.teacher_list import teacher_names
 from atsc_plugin.engine import distributed, run_files
 from atsc_plugin.engine.meters import peak_memory_mb
@@ -139,7 +139,7 @@ def _teacher_name(trainer):
 def result_of(trainer, *, last, best, teacher_after):
     """The content of result.json: accuracies in percent, sizes in parameters."""
     cfg, facts = trainer.cfg, trainer.facts
-    module, unused = trainer.deployed()
+    module, unused = deployed_of(trainer.distiller)
     stored = tensors_of(module, unused)
     return {
         "method": cfg.DISTILLER.TYPE,

@@ -141,14 +141,19 @@ def read_json(folder, name):
         raise PluginError(f"{path} cannot be read ({error}); expected JSON written by a run.") from error
 
 
+def read_yaml(path, kind, advice=""):
+    """What a YAML file holds; `kind` and `path` are what an error calls it."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PluginError(f"{kind} {path} cannot be read: {error.strerror}.{advice}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PluginError(f"{kind} {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
 def read_tree(path, advice=""):
     """The nested keys of a configuration file; an empty file has none."""
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PluginError(f"Config file {path} cannot be read: {error.strerror}.{advice}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PluginError(f"Config file {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    content = read_yaml(path, "Config file", advice)
     if content is not None and not isinstance(content, dict):
         raise PluginError(f"Config file {path} holds a {type(content).__name__}; expected nested keys such as SOLVER:.")
     return content or {}

@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from atsc_plugin.distillers.deployed import tensors_of
+from atsc_plugin.distillers.deployed import deployed_of, tensors_of
 from atsc_plugin.engine import checkpoint, distributed, latest, run_files
 from atsc_plugin.engine.records import about, device_name
 from atsc_plugin.errors import PluginError
@@ -132,7 +132,7 @@ def write_stop(trainer, epoch, reason):
 
 
 def _save_deployed(trainer, path, line):
-    module, unused = trainer.deployed()
+    module, unused = deployed_of(trainer.distiller)
     card = {
         **trainer.facts,
         "epoch": line["epoch"],

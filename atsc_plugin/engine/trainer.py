@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from atsc_plugin.distillers.deployed import DeployedStudent
 from atsc_plugin.distillers.teacher_list import names_of, networks_of
 from atsc_plugin.engine import checkpoint, distributed, rank_buffers, run_files, run_lock, run_state
 from atsc_plugin.engine.agreement import wait_for_all
@@ -231,9 +230,3 @@ class PluginTrainer:
         top1 = self._evaluate(self.test_loader, "test, best")["top1"]
         self.distiller.load_state_dict(kept)
         return top1
-
-    def deployed(self):
-        """(module that predicts, names of the backbone's modules it does without)."""
-        if hasattr(self.distiller, "deployed"):
-            return self.distiller.deployed(), self.distiller.unused_modules()
-        return DeployedStudent(self.distiller.student), []

@@ -4,9 +4,10 @@ import time
 
 from atsc_plugin.engine import distributed, rank_buffers, run_state
 from atsc_plugin.engine.agreement import gathered
-from atsc_plugin.engine.meters import Meters, progress
+from atsc_plugin.engine.meters import Meters
 from atsc_plugin.engine.nonfinite import NotFinite, all_finite, gradients
 from atsc_plugin.engine.placement import inputs_of
+from atsc_plugin.engine.progress import progress
 from atsc_plugin.engine.random_states import random_states, restore, seed_all
 from atsc_plugin.engine.records import say
 from atsc_plugin.errors import PluginError

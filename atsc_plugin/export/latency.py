@@ -14,6 +14,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from atsc_plugin.engine.evaluate import in_eval_mode
 from atsc_plugin.export import onnx_files
 from atsc_plugin.export.formats import program_of, quiet
 
@@ -104,12 +105,11 @@ def _calibrated(call, images):
 
 
 def _eager(network, card):
-    network.eval()
+    predict = in_eval_mode(network)
 
     def call(images):
         with torch.inference_mode():
-            output = network(torch.from_numpy(images))
-        return output[0] if isinstance(output, tuple) else output
+            return predict(torch.from_numpy(images))
 
     return call
 

@@ -8,7 +8,7 @@ import torch
 
 from atsc_plugin import build, students
 from atsc_plugin.data import pictures
-from atsc_plugin.distillers.deployed import DeployedStudent, tensors_of
+from atsc_plugin.distillers.deployed import DeployedStudent, deployed_of, tensors_of
 from atsc_plugin.distillers.teacher_list import teacher_names
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.engine.trainer import PluginTrainer
@@ -21,10 +21,8 @@ def of_checkpoint(path, cfg, data):
     distiller = whole_distiller(content, path, cfg, data)
     if distiller is None:
         module, unused = DeployedStudent(bare_student(path, cfg, data)), []
-    elif hasattr(distiller, "deployed"):
-        module, unused = distiller.deployed(), distiller.unused_modules()
     else:
-        module, unused = DeployedStudent(distiller.student), []
+        module, unused = deployed_of(distiller)
     own = {"method": cfg.DISTILLER.TYPE, "student": cfg.DISTILLER.STUDENT, "dataset": cfg.DATASET.TYPE}
     card = {**PluginTrainer.host_facts, **own, **data.facts(), **module.facts(), "unused": unused}
     if isinstance(content.get("epoch"), int):

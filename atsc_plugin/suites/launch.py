@@ -81,6 +81,16 @@ def prepare_words(job):
             str(job.folder.parents[2])]  # fmt: skip
 
 
+def teacher_log(job):
+    return job.folder.parents[1] / "configs" / f"teacher_of_{job.name}.log"
+
+
+def train_teacher(job, processes, device=None):
+    """Train the teacher a job lacks; None when it is there, else the reason in words."""
+    status = processes.run(prepare_words(job), log=teacher_log(job), device=device)
+    return f"its teacher: {last_words(teacher_log(job))}" if status else None
+
+
 def run_job(job, processes, *, device=None, threads=None, at_once=1):
     """Train one job; None when all is well, else the reason in words. Its job.json says the same."""
     job.folder.mkdir(parents=True, exist_ok=True)

@@ -51,13 +51,12 @@ def prepare_teachers(jobs, waiting, processes, device):
     failed = {}
     for job in teacher_groups(jobs, waiting):
         name = ", ".join(job.teacher) if isinstance(job.teacher, list) else job.teacher
-        log = job.folder.parents[1] / "configs" / f"teacher_of_{job.name}.log"
-        print(f"teacher {name}: looked for, and trained if it is missing ({log})", flush=True)
+        print(f"teacher {name}: looked for, and trained if it is missing ({launch.teacher_log(job)})", flush=True)
         started = time.monotonic()
-        status = processes.run(launch.prepare_words(job), log=log, device=device)
-        print(f"teacher {name}: {'ready' if status == 0 else 'FAILED'}, {time.monotonic() - started:.0f} s", flush=True)
-        if status:
-            failed[teacher_key(job)] = f"its teacher: {launch.last_words(log)}"
+        reason = launch.train_teacher(job, processes, device)
+        print(f"teacher {name}: {'FAILED' if reason else 'ready'}, {time.monotonic() - started:.0f} s", flush=True)
+        if reason:
+            failed[teacher_key(job)] = reason
     return failed
 
 

@@ -42,11 +42,7 @@ class Call:
 
     def __call__(self):
         processes = launch.Processes()
-        if not self.teacher:
-            return launch.run_job(self.job, processes)
-        log = self.job.folder.parents[1] / "configs" / f"teacher_of_{self.job.name}.log"
-        status = processes.run(launch.prepare_words(self.job), log=log)
-        return f"its teacher: {launch.last_words(log)}" if status else None
+        return (launch.train_teacher if self.teacher else launch.run_job)(self.job, processes)
 
     def checkpoint(self):
         """Called by submitit when SLURM takes the node away: the same call again, which resumes."""

@@ -20,8 +20,7 @@ import difflib
 import re
 from dataclasses import dataclass, field
 
-import yaml
-
+from atsc_plugin.engine.run_files import read_yaml
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.shipped import config_file
 
@@ -88,12 +87,7 @@ def read_suite(path):
 
 
 def _content(path):
-    try:
-        content = yaml.safe_load(config_file(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PluginError(f"Suite file {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PluginError(f"Suite file {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    content = read_yaml(config_file(path), "Suite file")
     whole = isinstance(content, dict) and {"name", "seeds", "arms"} <= set(content)
     if not whole or not isinstance(content["arms"], dict) or not content["arms"]:
         raise PluginError(f"{path} is no suite; expected keys name, seeds and arms (a mapping), optionally common.")
