@@ -81,9 +81,11 @@ def test_bench_step_prints_a_table_and_factors_that_multiply_and_writes_them(tmp
     assert content["rows"][0]["times_released"] == 1.0
 
 
-def test_bench_data_and_epoch_run_and_say_their_ratios(capsys):
+def test_bench_data_files_and_epoch_run_and_say_their_ratios(capsys):
     assert main(["bench", "data", "--images", "64", "--batch", "16", "--rounds", "1"]) == 0
     assert "device loader over torchvision's" in capsys.readouterr().out
+    assert main(["bench", "files", "--images", "3", "--rounds", "1"]) == 0
+    assert "crops as tensors over the host's" in capsys.readouterr().out
     assert main(["bench", "epoch", *SMALL, "--images", "8"]) == 0
     told = capsys.readouterr().out
     assert "trainer's overhead" in told

@@ -1,4 +1,4 @@
-"""Measure here: a training step, the data loader, or a whole epoch, each against its alternatives in the same run.
+"""Measure here a training step, the data loader, reading image files or an epoch, each against its alternatives.
 
 Only an idle machine gives figures: anything else that runs is in them.
 """
@@ -14,6 +14,7 @@ EXAMPLES = """examples:
   bench step --batch 64 --rounds 9 --json step.json
   bench step --methods fused KD --amp none bf16 --compile none default
   bench data --rounds 5
+  bench files
   bench epoch --images 6400
 """
 HEADS = {
@@ -36,7 +37,7 @@ def parser():
     words = argparse.ArgumentParser(
         "bench", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    words.add_argument("what", choices=("step", "data", "epoch"), help="what is measured")
+    words.add_argument("what", choices=("step", "data", "files", "epoch"), help="what is measured")
     words.add_argument("--quick", action="store_true", help="small and rough: within a minute on two cores")
     words.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     words.add_argument("--teacher", default="resnet32x4", help="network of cifar100's table (default: %(default)s)")
@@ -53,7 +54,9 @@ def parser():
         "--compile", nargs="+", default=["none"], choices=("none", "default", "reduce-overhead", "max-autotune")
     )
     words.add_argument("--rounds", type=_count, help="times each arm has its turn (default: 7; quick: 3)")
-    words.add_argument("--images", type=_count, help="data, epoch: images a pass (default: 50000; quick: 5000 / 96)")
+    words.add_argument(
+        "--images", type=_count, help="images a pass (default: 50000, files 200; quick: data 5000, files 40, epoch 96)"
+    )
     words.add_argument("--profile", action="store_true", help="step: also where the first arm's time goes")
     words.add_argument("--json", metavar="FILE", help="write everything measured")
     return words
@@ -86,7 +89,7 @@ def run(args):
     args.rounds = args.rounds or (3 if args.quick else 7)
     torch.manual_seed(0)
     before = surroundings(device)
-    rows, figures = {"step": _step, "data": _data, "epoch": _epoch}[args.what](args, device)
+    rows, figures = {"step": _step, "data": _data, "files": _files, "epoch": _epoch}[args.what](args, device)
     print(table(rows))
     for name, value in figures.items():
         print(f"{name}: {value:.3g}")
@@ -113,6 +116,12 @@ def _data(args, device):
     from atsc_plugin.benchmark.loading import bench_data
 
     return bench_data(args.images or (5000 if args.quick else 50000), args.batch, device, args.rounds)
+
+
+def _files(args, device):
+    from atsc_plugin.benchmark.files import bench_files
+
+    return bench_files(args.images or (40 if args.quick else 200), device, args.rounds)
 
 
 def _epoch(args, device):

@@ -8,6 +8,7 @@ there are ranks, others each epoch) is left out; one rank leaves out nothing.
 import torch
 from torch.utils.data import DataLoader
 
+from atsc_plugin.data.tensor_crops import cropped_as_tensors
 from atsc_plugin.seeds import stream
 
 
@@ -64,7 +65,7 @@ class WorkerLoader(DataLoader):
         workers, seed = loader.num_workers, stream(facts.seed, "data")
         batches = RankBatches(len(loader.dataset), facts.batch_size, seed, facts.rank, facts.world)
         super().__init__(
-            SeededImages(loader.dataset, seed),
+            SeededImages(cropped_as_tensors(loader.dataset), seed),
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=loader.collate_fn,
