@@ -4,6 +4,24 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported, hence first
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory; output goes below it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def teacher_file(tmp_path):
+    """Random weights of the quickstart's teacher, so that no test waits for one to be trained."""
+    from atsc_plugin.host import cifar_model_dict
+
+    torch.manual_seed(0)
+    torch.save({"model": cifar_model_dict["resnet20"][0](num_classes=100).state_dict()}, tmp_path / "teacher.pth")
+    return tmp_path / "teacher.pth"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_commands import refused, run_folder, train
+from small_runs import refused, run_folder, train
 
 from atsc_plugin.__main__ import main
 from atsc_plugin.engine import checkpoint
@@ -13,13 +13,11 @@ from atsc_plugin.host import cifar_model_dict
 MOVED = ["ATSC.DRIFT.WEIGHT", "1.0", "ATSC.GUARD", "none"]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def two_teachers(here):
     for seed in (1, 2):
         torch.manual_seed(seed)
         torch.save({"model": cifar_model_dict["resnet8"][0](num_classes=100).state_dict()}, f"teacher_{seed}.pth")
-    return tmp_path
 
 
 def test_a_student_of_the_adapted_teacher_begins_where_atsc_left_it(here, capsys):

@@ -1,152 +1,21 @@
-"""ATSC: the released step's figures, the route of each gradient, the fused step beside it."""
+"""ATSC: the route of each gradient, the formulas, the teacher's own rate, every pair of networks."""
 
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import assert_close, fill, image, labels, load_contract, traced_tensors
+from small_atsc import atsc_config, double_batch, net, tiny_atsc
 from tiny import TinyNet, batch
 
-import atsc_plugin
-from atsc_plugin.distillers.atsc import ATSC
-from atsc_plugin.distillers.atsc_published import PublishedATSC, make_atsc
+from atsc_plugin.distillers.atsc_published import make_atsc
 from atsc_plugin.distillers.drift import StartingPoint, drift_penalty
-from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import ConfigError
-from atsc_plugin.host import CFG, cifar_model_dict
-
-RELEASED = ["ATSC.UPDATE", "published", "ATSC.DRIFT.WEIGHT", 1.0, "ATSC.DRIFT.PARAMS", "kernels",
-            "ATSC.CLASSIFIER.PARAMS", "bias", "SOLVER.TRAINER", "plugin"]  # fmt: skip
 
 
 @pytest.fixture
 def cfg():
-    atsc_plugin.register()
-    cfg = CFG.clone()
-    cfg.merge_from_list(["DISTILLER.TYPE", "ATSC", "SOLVER.TRAINER", "plugin"])
-    return cfg
-
-
-def net(name, classes=100):
-    return cifar_model_dict[name][0](num_classes=classes)
-
-
-def tiny_atsc(cfg, **changes):
-    torch.manual_seed(0)
-    distiller = make_atsc(TinyNet(width=4), TinyNet(width=6), cfg).double()
-    with torch.no_grad():
-        for parameter in distiller.teacher.parameters():  # away from theta_0, so that drift has a gradient
-            parameter += 0.1 * torch.randn_like(parameter)
-    return distiller.train()
-
-
-def double_batch(count=6, seed=0):
-    images, target = batch(count, seed=seed)
-    return images.double(), target
-
-
-def trainer_of(distiller, cfg, batches=()):
-    return PluginTrainer("trace", distiller, list(batches), list(batches), cfg, folder="unused")
-
-
-# ---- the released step ----
-
-
-def test_three_published_steps_equal_the_trace_of_the_released_code(cfg):
-    trace = load_contract()["published_step_traces"]["atsc resnet32x4->resnet8x4"]
-    cfg.merge_from_list([*RELEASED, "SOLVER.LR", trace["lr"], "SOLVER.WEIGHT_DECAY", trace["weight_decay"]])
-    distiller = make_atsc(net("resnet8x4"), net("resnet32x4"), cfg)
-    fill(distiller.student, 1), fill(distiller.teacher, 0), fill(distiller.projector, 2)
-    distiller.start.double().remember(distiller.teacher)
-    trainer = trainer_of(distiller, cfg)
-    distiller.train()
-    for step, figures in enumerate(trace["steps"]):
-        inputs = {"image": image(8, seed=70 + step), "target": labels(8, shift=step), "epoch": 1}
-        logits, losses = trainer.step(inputs)
-        first = sum(part for name, part in losses.items() if name != "loss_teacher_ce")
-        assert first.item() == pytest.approx(figures["loss"], rel=1e-7)
-        assert 100 * (logits.argmax(1) == inputs["target"]).double().mean() == pytest.approx(figures["top1_projected"])
-        for name, tensor in traced_tensors(distiller).items():
-            assert_close(tensor, figures[name], rel=1e-7)
-
-
-def released_step_by_hand(student, teacher, projector, start, images, target, weights, temperature, optimizers):
-    """The released training step in plain torch, written from its description: no part of ours is used."""
-    first, second = optimizers
-    own, feats = student(images)
-    wanted, teacher_feats = teacher(images)
-    source, goal = feats["feats"][-1], teacher_feats["feats"][-1]
-    side = min(source.shape[-1], goal.shape[-1])
-    projected = projector(F.adaptive_avg_pool2d(source, side))
-    mse = ((projected - F.adaptive_avg_pool2d(goal, side)) ** 2).mean()
-    drift = sum(
-        ((p - s) ** 2).sum() for p, s in zip(list(teacher.parameters())[:-1], start, strict=False) if p.ndim > 1
-    )
-    log_p, q = torch.log_softmax(own / temperature, 1), torch.softmax(wanted / temperature, 1)
-    kl = (q * (q.log() - log_p)).sum() / len(target) * temperature**2
-    ce = -torch.log_softmax(own, 1)[range(len(target)), target].mean()
-    feat_weight, drift_weight, ce_weight, kd_weight = weights
-    first.zero_grad()
-    (feat_weight * mse + drift_weight * drift + ce_weight * ce + kd_weight * kl).backward()
-    first.step()
-    again = -torch.log_softmax(teacher(images)[0], 1)[range(len(target)), target].mean()
-    second.zero_grad()
-    again.backward()
-    second.step()
-
-
-@pytest.mark.parametrize(
-    ("student", "teacher", "weights"),
-    [
-        ("resnet8", "resnet14", (1.0, 1.0, 0.0, 0.0)),
-        ("resnet8", "resnet8x4", (0.7, 3.0, 0.5, 0.9)),
-        ("vgg8", "vgg11", (1.0, 1.0, 0.3, 0.0)),
-        ("resnet8", "vgg8", (1.0, 10.0, 0.0, 0.4)),
-    ],
-)
-def test_published_steps_equal_the_description_also_with_ce_kd_other_widths_and_vgg(cfg, student, teacher, weights):
-    cfg.merge_from_list([*RELEASED, "SOLVER.LR", 0.002])
-    for key, value in zip(
-        ("LOSS.FEAT_WEIGHT", "DRIFT.WEIGHT", "LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT"), weights, strict=True
-    ):
-        cfg.merge_from_list([f"ATSC.{key}", value])
-    distiller = make_atsc(net(student), net(teacher), cfg)
-    fill(distiller.student, 1), fill(distiller.teacher, 0), fill(distiller.projector, 2)
-    distiller.start.double().remember(distiller.teacher)
-    s, t, p = (copy.deepcopy(m).train() for m in (distiller.student, distiller.teacher, distiller.projector))
-    start = [parameter.detach().clone() for parameter in t.parameters()]
-    solver = {"lr": cfg.SOLVER.LR, "momentum": cfg.SOLVER.MOMENTUM, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
-    both = [*s.parameters(), *p.parameters(), *t.parameters()]
-    optimizers = torch.optim.SGD(both, **solver), torch.optim.SGD([list(t.parameters())[-1]], **solver)
-    trainer = trainer_of(distiller, cfg)
-    distiller.train()
-    for step in range(3):
-        inputs = {"image": image(4, seed=70 + step), "target": labels(4, shift=step), "epoch": 1}
-        released_step_by_hand(s, t, p, start, inputs["image"], inputs["target"], weights, 4.0, optimizers)
-        trainer.step(inputs)
-    for ours, theirs in ((distiller.student, s), (distiller.teacher, t), (distiller.projector, p)):
-        for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
-
-
-@pytest.mark.parametrize("which", ["kernels", "all"])
-def test_the_fused_gradients_are_the_published_ones_for_every_parameter_but_the_classifiers(cfg, which):
-    cfg.merge_from_list([*RELEASED, "ATSC.DRIFT.PARAMS", which])
-    published = tiny_atsc(cfg)
-    cfg.merge_from_list(["ATSC.UPDATE", "fused"])
-    fused = tiny_atsc(cfg)
-    images, target = double_batch()
-    for distiller in (published, fused):
-        sum(distiller(image=images, target=target, epoch=1)[1].values()).backward()
-    compared = 0
-    for (name, a), (_, b) in zip(published.named_parameters(), fused.named_parameters(), strict=True):
-        if "fc." not in name:
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12, msg=name)
-            compared += 1
-    assert (
-        compared == 3 + 3 + 9
-    )  # conv, BN weight and bias of both networks; three convolutions with BN in the projector
+    return atsc_config()
 
 
 # ---- where each gradient goes ----
@@ -417,20 +286,3 @@ def test_the_limit_is_where_sgd_really_diverges():
             (10 * theta.square()).sum().backward()
             optimizer.step()
         assert (not theta.isfinite() or theta.abs().item() > 1) == grows
-
-
-def test_published_with_what_the_released_step_has_not_is_refused_all_at_once(cfg):
-    cfg.merge_from_list(
-        [*RELEASED, "SOLVER.TRAINER", "base", "ATSC.TEACHER.BN", "frozen", "ATSC.TEACHER.LR_SCALE", 0.1]
-    )
-    with pytest.raises(ConfigError) as error:
-        make_atsc(TinyNet(), TinyNet(), cfg)
-    assert [problem.split(" ")[0] for problem in error.value.problems] == [
-        "ATSC.UPDATE", "ATSC.TEACHER.LR_SCALE", "ATSC.TEACHER.BN",
-    ]  # fmt: skip
-
-
-def test_the_key_chooses_the_update(cfg):
-    assert type(make_atsc(TinyNet(), TinyNet(), cfg)) is ATSC
-    cfg.merge_from_list(RELEASED)
-    assert type(make_atsc(TinyNet(), TinyNet(), cfg)) is PublishedATSC

@@ -6,7 +6,7 @@ import pytest
 import torch
 from contract import fill, image, load_contract
 from runs import assert_a_continued_run_is_the_whole_one
-from test_commands import QUICK, here, run_folder, teacher_file, train  # noqa: F401 - two are fixtures
+from small_runs import QUICK, run_folder, train
 from test_trainer import log_of, tiny_loader, without_times
 from tiny import TinyNet, batch
 from tiny_stages import TinyStages
@@ -296,7 +296,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(cfg, tmp_path, share):
 
 
 @pytest.mark.skipif(host.NAME != "embedded", reason="mdistiller's base trainer needs a GPU")
-def test_the_hosts_base_trainer_runs_it(here, teacher_file):  # noqa: F811
+def test_the_hosts_base_trainer_runs_it(here, teacher_file):
     words = ["DISTILLER.TEACHER_CKPT", str(teacher_file), "COTEACH.SCRATCH_TEACHER", "resnet14"]
     assert train("coteach", *words, "SOLVER.TRAINER", "base") == 0
     state = torch.load(run_folder(here) / "latest", weights_only=False)["model"]
@@ -341,7 +341,7 @@ def test_under_bf16_the_losses_are_fp32_and_near_the_full_ones(cfg, method):
         assert part.item() == pytest.approx(full[name].item(), rel=0.1), name
 
 
-def test_the_quickstart_trains_its_evaluation_agrees_and_the_student_leaves_alone(here, capsys, teacher_file):  # noqa: F811
+def test_the_quickstart_trains_its_evaluation_agrees_and_the_student_leaves_alone(here, capsys, teacher_file):
     words = ["DISTILLER.TEACHER_CKPT", str(teacher_file), "COTEACH.SCRATCH_TEACHER", "resnet14"]
     assert train("coteach", *words) == 0
     folder = run_folder(here)

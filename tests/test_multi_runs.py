@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from several import student_and_teachers, tiny
-from test_commands import QUICK, SMALL, refused
+from small_runs import QUICK, SMALL, refused
 from test_trainer import log_of, tiny_loader, without_times
 from tiny import batch
 
@@ -22,12 +22,6 @@ from atsc_plugin.errors import ConfigError, RunStopped
 from atsc_plugin.host import CFG, cifar_model_dict
 
 MULTI = QUICK / "atsc_multi.yaml"
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

@@ -1,0 +1,50 @@
+"""DIH on tiny networks and a toy of 24 images."""
+
+from types import SimpleNamespace
+
+import torch
+from test_trainer import tiny_loader
+from tiny_stages import TinyStages
+
+import atsc_plugin
+from atsc_plugin.distillers.dih import DIH
+from atsc_plugin.host import CFG
+
+
+def dih_config(tmp_path):
+    atsc_plugin.register()
+    cfg = CFG.clone()
+    cfg.merge_from_list(["DISTILLER.TYPE", "DIH", "TEACHER.CACHE", str(tmp_path / "cache"), "DIH.HEADS.EPOCHS", 2])
+    cfg.merge_from_list(["DIH.HEADS.LR", 0.01, "LOG.PREFIX", str(tmp_path), "EXPERIMENT.NAME", "run"])
+    return cfg
+
+
+def tiny_dih(cfg, trained=True, seed=0, **teacher):
+    torch.manual_seed(seed)
+    distiller = DIH(TinyStages(width=2), TinyStages(**teacher), cfg)
+    if trained:
+        for layer in distiller.heads.layers:
+            torch.nn.init.normal_(layer.weight)
+        distiller.heads.trained.fill_(1)
+    return distiller
+
+
+class Unread:
+    """A split that must not be looked at."""
+
+    def __iter__(self):
+        raise AssertionError("the test split was read")
+
+    __len__ = __iter__
+
+
+def tiny_data(val=True, **other):
+    facts = {"name": "toy", "identity": "toy-24-abc", "mean": [0.5] * 3, "std": [0.25] * 3, "train_images": 24}
+    loaders = {"train": tiny_loader(seed=5), "val": tiny_loader(start=1) if val else None, "test": Unread()}
+    return SimpleNamespace(**{**facts, **loaders, **other})
+
+
+def prepare(distiller, data=None):
+    data = data or tiny_data()
+    distiller.prepare(data, lambda own: data)
+    return distiller

@@ -1,0 +1,167 @@
+"""The commands and bad input: told, status 2, nothing written, nothing run."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from small_runs import QUICK, ROOT, SMALL, refused, run_folder, train
+from test_checkpoint import plant_bomb
+
+from atsc_plugin.__main__ import main
+from atsc_plugin.engine import checkpoint
+from atsc_plugin.host import cifar_model_dict
+
+
+def test_absent_cifar100_names_the_place_the_source_and_a_config_that_runs_without(here, capsys):
+    cfg = ROOT / "configs/cifar100/simkd/res32x4_res8x4.yaml"
+    status = main(["train", "--cfg", str(cfg), "DATASET.ROOT", str(here / "nowhere")])
+    refused(capsys, status, str(here / "nowhere"), "cs.toronto.edu", "configs/quickstart")
+    assert list(here.iterdir()) == []
+
+
+def test_a_misfit_teacher_costs_nothing(here, capsys):
+    torch.save(cifar_model_dict["resnet20"][0](num_classes=10).state_dict(), here / "ten.pth")
+    refused(capsys, train("kd", "DISTILLER.TEACHER_CKPT", "ten.pth"), "10 classes; the data have 100")
+    refused(capsys, train("kd", "DISTILLER.TEACHER_CKPT", "none.pth"), "none.pth", "not there")
+    assert [path.name for path in here.iterdir()] == ["ten.pth"]
+
+
+def test_a_malicious_checkpoint_does_not_run_wherever_it_is_given(here, capsys, teacher_file):
+    bomb = plant_bomb(here / "bomb.pth", here / "ran")
+    refused(capsys, train("kd", "DISTILLER.TEACHER_CKPT", str(bomb)), "might run code")
+    refused(capsys, main(["eval", str(bomb), "--cfg", str(QUICK / "vanilla.yaml"), *SMALL]), "might run code")
+    assert train("vanilla") == 0
+    folder = run_folder(here)
+    (folder / "result.json").unlink()
+    plant_bomb(folder / "latest", here / "ran")
+    capsys.readouterr()
+    refused(capsys, train("vanilla", "--resume"), "might run code")
+    assert not (here / "ran").exists()
+
+
+def test_no_teacher_and_no_leave_to_train_one_names_every_place(here, capsys):
+    status = train("kd", "TEACHER.TRAIN_IF_MISSING", "False")
+    refused(
+        capsys,
+        status,
+        "No weights for teacher resnet20",
+        "DISTILLER.TEACHER_CKPT",
+        "output/teachers",
+        "TRAIN_IF_MISSING",
+    )
+    assert list(here.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_built(here, capsys):
+    (here / "file").write_text("")
+    refused(capsys, train("vanilla", "LOG.PREFIX", str(here / "file" / "out")), str(here / "file"), "is a file")
+    refused(capsys, train("kd", "TEACHER.CACHE", str(here / "file" / "t")), "TEACHER.CACHE", "cannot be written")
+
+
+def test_a_disk_that_fails_ends_with_a_message(here, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "latest")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    refused(capsys, train("vanilla"), "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["SOLVER.EPOCH", "3"], ["did you mean SOLVER.EPOCHS?"]),
+        (["DISTILLER.TYPE", "SIMKDD", "DISTILLER.STUDENT", "resnet7"], ["2 mistakes", "SIMKDD", "resnet7"]),
+        (["EXPERIMENT.DEVICE", "cuda:99"], ["cuda:99", "CUDA devices"]),
+        (["EXPERIMENT.DEVICE", "gpu"], ["expected auto, cpu"]),
+        (["EXPERIMENT.PROJECT", "../up"], ["would leave LOG.PREFIX"]),
+        (["SOLVER.TRAINER", "base", "LOG.WANDB", "True"], ["LOG.WANDB False"]),
+        (["SIMKD.PROJECTOR.FACTOR", "65"], ["SIMKD.PROJECTOR.FACTOR is 65", "64 channels"]),
+        (["DATASET.TYPE", "imagenet"], ["2 mistakes", "got 'resnet8', expected one of ResNet18"]),
+        (
+            ["DATASET.TYPE", "cifar100", "EXPERIMENT.SELECT_ON", "val", "DATASET.ROOT", "/nowhere"],
+            ["CIFAR-100 is not here"],
+        ),
+    ],
+)
+def test_a_mistake_costs_nothing(here, capsys, words, parts):
+    refused(capsys, train("simkd", *words), *parts)
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["eval", "nothing_here"], "There is no nothing_here"),
+        (["eval", "."], "Name its configuration with --cfg"),
+        (["report", "nothing_here"], "is no directory"),
+        (["report", "."], "No result.json"),
+        (["train", "--cfg", "none.yaml"], "none.yaml cannot be read"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_told(here, capsys, words, part):
+    refused(capsys, main(words), part)
+
+
+def test_the_bare_student_of_a_shared_classifier_is_refused_with_the_reason(here, capsys, teacher_file):
+    assert train("simkd", "DISTILLER.TEACHER_CKPT", str(teacher_file)) == 0
+    capsys.readouterr()
+    status = main(["eval", str(run_folder(here) / "student_best")])
+    refused(capsys, status, "its own head was never trained", "deploy_")
+
+
+def test_a_deploy_file_that_does_not_fit_its_card_is_told(here, capsys):
+    assert train("vanilla") == 0
+    card = run_folder(here) / "deploy_last.json"
+    content = json.loads(card.read_text())
+    capsys.readouterr()
+    card.write_text(json.dumps({**content, "student": "resnet14"}))
+    refused(capsys, main(["eval", str(run_folder(here))]), "does not fit its card")
+    card.write_text(json.dumps({**content, "student": "resnet999"}))
+    refused(capsys, main(["eval", str(run_folder(here))]), "resnet999")
+    card.unlink()
+    refused(capsys, main(["eval", str(run_folder(here))]), "expected the card")
+
+
+def test_an_imagenet_teacher_comes_from_torchvisions_cache_or_a_named_file(here, capsys, monkeypatch):
+    """No cache: told. A DISTILLER.TEACHER_CKPT: used, and the cache is not asked."""
+    monkeypatch.setenv("TORCH_HOME", str(here / "torch"))
+    draw = torch.Generator().manual_seed(0)
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            folder = here / "imagenet" / split / name
+            folder.mkdir(parents=True)
+            pixels = torch.randint(0, 256, (224, 224, 3), dtype=torch.uint8, generator=draw).numpy()
+            Image.fromarray(pixels).save(folder / "0.png")
+    words = ["train", "--cfg", str(ROOT / "configs/imagenet/simkd/r34_r18.yaml"), "DATASET.ROOT", str(here),
+             "DATASET.NUM_WORKERS", "0", "SOLVER.EPOCHS", "1", "DISTILLER.TEACHER", "ResNet18"]  # fmt: skip
+    refused(capsys, main(words), "ResNet18", str(here / "torch"))
+    assert not (here / "output").exists()
+    from atsc_plugin.host import imagenet_model_dict
+
+    torch.save(imagenet_model_dict["ResNet18"](pretrained=False).state_dict(), here / "r18.pth")
+    assert main([*words, "DISTILLER.TEACHER_CKPT", str(here / "r18.pth"), "SOLVER.BATCH_SIZE", "2"]) == 0
+    card = json.loads(next((here / "output").rglob("deploy_last.json")).read_text())
+    assert (card["classes"], card["image_size"], card["mean"]) == (1000, 224, [0.485, 0.456, 0.406])
+    assert main(["eval", str(next((here / "output").rglob("result.json")).parent), "--json"]) == 0
+
+
+def test_the_guard_stops_the_released_step_with_status_3_and_says_why(here, capsys, teacher_file):
+    """On an untrained teacher the figures mean nothing; a head start for the labels it gives itself is not needed."""
+    words = ["DISTILLER.TEACHER_CKPT", str(teacher_file), "ATSC.GUARD", "stop", "ATSC.DRIFT.WEIGHT", "0.0"]
+    status = main(["train", "--cfg", str(QUICK / "atsc_published.yaml"), *words, "EXPERIMENT.NAME", "g", *SMALL])
+    said = capsys.readouterr()
+    assert status == 3
+    assert "the teacher has collapsed" in said.err
+    folder = run_folder(here, "g")
+    assert "ATSC.DRIFT.WEIGHT" in json.loads((folder / "stopped.json").read_text())["reason"]
+    assert not (folder / "result.json").exists()
+    again = main(["train", "--cfg", str(QUICK / "atsc_published.yaml"), *words, "EXPERIMENT.NAME", "g", *SMALL])
+    refused(capsys, again, "a run that was stopped", "--resume")
+
+
+def test_resume_and_overwrite_exclude_each_other(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--cfg", str(QUICK / "kd.yaml"), "--resume", "--overwrite"])
+    assert stop.value.code == 2
+    assert "not allowed with" in capsys.readouterr().err
