@@ -59,7 +59,9 @@ def main(argv=None):
     module = importlib.import_module(f"atsc_plugin.{MODULES.get(command, f'commands.{command}')}")
     args = module.parse(words) if hasattr(module, "parse") else module.parser().parse_intermixed_args(words)
     try:
-        return module.run(args)
+        status = module.run(args)
+        sys.stdout.flush()
+        return status
     except PluginError as error:
         print(f"{_who()}error: {error}", file=sys.stderr)
     except RunStopped as stop:
@@ -70,6 +72,9 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever reads us (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror or error}{place}. What was written before is intact.", file=sys.stderr)

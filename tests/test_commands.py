@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from small_runs import QUICK, ROOT, SMALL, refused, run_folder, train
@@ -174,6 +176,14 @@ def test_doctor_says_what_is_here_and_fails_when_a_config_could_not_start(here, 
     assert "MISSING" in said
     assert "configs/quickstart" in said
     assert list(here.iterdir()) == []
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word():
+    words = (
+        f"set -o pipefail; {sys.executable} -m atsc_plugin leaderboard --suite {ROOT}/configs/leaderboard/ablation.yaml"
+    )
+    done = subprocess.run(["bash", "-c", f"{words} --dry-run | true"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_usage_help_and_unknown_commands(capsys):

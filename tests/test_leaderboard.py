@@ -142,6 +142,7 @@ def test_a_dry_run_lists_and_starts_nothing(suite, capsys, tmp_path):
         ({"arms": {"a": {"cfg": VANILLA, "trials": 3}, "b": {"cfg": VANILLA}}}, "tuning trials differ"),
         ({"seeds": [1, 1]}, "names one twice"),
         ({"seed": [1]}, "unknown key seed; did you mean seeds"),
+        ({"images": 9}, "images: got 9, expected a few words"),
         ({"common": {"SOLVER": 1}}, "expected KEYS"),
     ],
 )

@@ -93,6 +93,15 @@ def test_different_images_are_never_in_one_table(suite):
     assert len(set(headings)) == 3 or "digits100-9000" in " ".join(headings)
 
 
+def test_a_suite_names_a_users_own_images_but_never_renames_a_known_data_set(tmp_path):
+    words = {"suite": "s", "images": "my photographs"}
+    make_run(tmp_path / "own", "kd", 1, 70.0, dataset="npz", data="npz-9-ab", job=words)
+    make_run(tmp_path / "known", "kd", 1, 70.0, job=words)
+    own, known = (cells.headings(tables_of(tmp_path / name))[0] for name in ("own", "known"))
+    assert own.startswith("my photographs: resnet20 -> resnet8, 6 epochs")
+    assert known.startswith("digits100: ")
+
+
 def test_one_name_over_two_configurations_is_split_and_not_averaged(tmp_path):
     make_run(tmp_path, "a/kd", 1, 50.0)
     make_run(tmp_path, "b/kd", 2, 60.0, cfg={"SOLVER": {"EPOCHS": 6, "LR": 0.1}})

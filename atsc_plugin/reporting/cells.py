@@ -87,7 +87,7 @@ def heading(table, twins=False):
     which = f" ({table.data[1]})" if twins else ""
     trial = overrides(table)
     return (
-        f"{table.data[0]}{which}: {table.pair_text}, {table.epochs} epochs on {', '.join(devices(table))}, "
+        f"{table.images}{which}: {table.pair_text}, {table.epochs} epochs on {', '.join(devices(table))}, "
         f"host {', '.join(hosts(table))}" + (f", with {trial}" if trial else "")
     )
 

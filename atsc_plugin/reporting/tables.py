@@ -60,6 +60,12 @@ class Table:
     def runs(self):
         return [run for row in self.rows for run in row.runs]
 
+    @property
+    def images(self):
+        """What the images are called: the suite's words for a user's own, else the data set's name."""
+        own = next((run.job["images"] for run in self.runs if run.job.get("images")), None)
+        return own if own and self.data[0] in ("npz", "folder") else self.data[0]
+
     def row_of(self, method):
         """The row that stands for a method as a reference: its plain one, or the only one there is."""
         rows = [row for row in self.rows if row.method == method and row.runs]

@@ -119,7 +119,8 @@ def _job(suite, arm, pair, teacher_seed, seed, project, output, overrides):
     facts = {
         "suite": suite.name, "suite_file": suite.path, "arm": arm.name, "pair": pair, "seed": seed,
         "cfg": arm.cfg.replace("{pair}", pair or ""), "set": arm.keys, "stretch": arm.stretch, "trials": arm.trials,
-        "notes": suite.notes, "overrides": [word for key, value in overrides for word in (key, str(value))],
+        "notes": suite.notes, "images": suite.images,
+        "overrides": [word for key, value in overrides for word in (key, str(value))],
     }  # fmt: skip
     return Job(name, arm.name, seed, folder / "configs" / f"{name}.yaml", folder / name / f"seed_{seed}", tree, facts)
 

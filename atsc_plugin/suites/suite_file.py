@@ -5,6 +5,7 @@
     teacher_seeds: [1]          # optional; several: every teacher crossed with every seed
     trials: 0                   # optional; tuning trials that each method was given, printed with the table
     notes: ["..."]              # optional; printed below the table
+    images: "my photographs"    # optional; what the tables call images that are the user's own (npz, folder)
     common: {SOLVER.EPOCHS: 6}  # optional; keys for every arm
     pairs: [res32x4_res8x4]     # optional; {pair} in an arm's cfg stands for each of them; or a mapping name: keys
     arms:
@@ -24,7 +25,7 @@ from atsc_plugin.engine.run_files import read_yaml
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.shipped import config_file
 
-KEYS = {"name", "seeds", "teacher_seeds", "trials", "unequal_trials", "notes", "common", "pairs", "arms"}
+KEYS = {"name", "seeds", "teacher_seeds", "trials", "unequal_trials", "notes", "images", "common", "pairs", "arms"}
 ARM_KEYS = {"cfg", "set", "stretch", "pairs", "trials"}
 LEGAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -56,6 +57,7 @@ class Suite:
     teacher_seeds: list = field(default_factory=lambda: [None])
     common: dict = field(default_factory=dict)
     notes: list = field(default_factory=list)
+    images: str | None = None
 
 
 def read_suite(path):
@@ -81,9 +83,12 @@ def read_suite(path):
             problems.append(f"tuning trials differ between arms ({trials}); make them equal or say why: unequal_trials")
         else:
             notes.append(f"Why tuning trials differ: {content['unequal_trials']}")
+    images = content.get("images")
+    if not isinstance(images, str | None):
+        problems.append(f"images: got {images!r}, expected a few words")
     if problems:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
-    return Suite(str(path), name, seeds, arms, pairs, teacher_seeds, common, notes)
+    return Suite(str(path), name, seeds, arms, pairs, teacher_seeds, common, notes, images)
 
 
 def _content(path):
