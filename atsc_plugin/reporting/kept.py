@@ -1,5 +1,6 @@
 """What of a comparison is kept in a repository: the runs' small text files, and the table inside another page."""
 
+import re
 from pathlib import Path
 
 from atsc_plugin.errors import PluginError
@@ -8,11 +9,11 @@ from atsc_plugin.reporting import cells, markdown
 
 FILES = ("result.json", "cfg.yaml", "log.jsonl", "about.json", "job.json", "stopped.json")
 BEGIN, END = "<!-- results: written by tools/report.py --readme -->", "<!-- end of results -->"
-CHECKOUT = Path(__file__).resolve().parents[2]
+PLACE = re.compile(r"/[^\s\"']*/(?=(?:atsc_plugin|tools)/\w+\.py\b)")  # of a checkout, before the script that was called
 
 
 def collect(runs, folder):
-    """Copy the text files of every run to folder/NAME/seed_K, without the path of this checkout; how many runs."""
+    """Copy the text files of every run to folder/NAME/seed_K, without the path of the checkout; how many runs."""
     for run in runs:
         place = Path(folder) / run.name / run.folder.name
         if place.resolve() == run.folder.resolve():
@@ -21,7 +22,7 @@ def collect(runs, folder):
         for name in FILES:
             if (run.folder / name).is_file():
                 text = (run.folder / name).read_text(encoding="utf-8")
-                write_text(text.replace(f"{CHECKOUT}/", ""), place / name)
+                write_text(PLACE.sub("", text), place / name)
     return len(runs)
 
 
