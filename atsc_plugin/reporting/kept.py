@@ -9,7 +9,7 @@ from atsc_plugin.reporting import cells, markdown
 
 FILES = ("result.json", "cfg.yaml", "log.jsonl", "about.json", "job.json", "stopped.json")
 BEGIN, END = "<!-- results: written by tools/report.py --readme -->", "<!-- end of results -->"
-PLACE = re.compile(r"/[^\s\"']*/(?=(?:atsc_plugin|tools)/\w+\.py\b)")  # of a checkout, before the script that was called
+PLACE = re.compile(r"/[^\s\"']*/(?=(?:atsc_plugin|tools)/\w+\.py\b)")  # of a checkout
 
 
 def collect(runs, folder):
