@@ -38,6 +38,24 @@ def accuracy(table):
     return columns, rows
 
 
+def short(table):
+    """(columns, rows) for a front page: the headline with its verdicts, what is deployed and what training took."""
+    names = [name for name in cells.reference_names(table) if name != "NONE"]
+    columns = ["method", "n", "top-1 last", *(f"minus {REFERENCES[name]} [95 %]" for name in names)]
+    columns += ["teacher before → after", "deployed", "seconds"]
+    rows = []
+    for row in table.rows:
+        line = [(row.label, None), (cells.count(row), len(row.runs)), _spread(row.spread("top1_last"))]
+        line += [_judged(row.differences.get(name)) for name in names]
+        sizes = (f"{cells.sizes(row)[1]:,}", f"{cells.mean_seconds(row):.0f}") if row.runs else ("", "")
+        rows.append([*line, (cells.teacher(row), None), *((text, None) for text in sizes)])
+    return columns, rows
+
+
+def _judged(compared):
+    return ("", None) if compared is None else (f"{_difference(compared.last)[0]} {compared.verdict}", None)
+
+
 def _published(row):
     return ("", None) if row.published is None else (f"{row.published.top1:.2f}", row.published.top1)
 

@@ -27,10 +27,10 @@ def collect(runs, folder):
 
 
 def readme_block(tables):
-    """The headline tables and their notes between the two marks."""
+    """The short tables and their notes between the two marks."""
     lines = [BEGIN, ""]
     for table, heading in zip(tables, cells.headings(tables), strict=True):
-        lines += [f"**{markdown.escaped(heading)}**", "", *markdown.block(table)]
+        lines += [f"**{markdown.escaped(heading)}**", "", *markdown.front(table)]
     return "\n".join([*lines, END])
 
 

@@ -24,12 +24,21 @@ def lines(tables, skipped, lost, folder, plots=()):
 
 
 def block(table):
-    """The headline table with its tests, troubles and notes: what README shows, too."""
+    """The headline table with its tests, troubles and notes."""
     told = [*_table(*grid.accuracy(table)), ""]
     columns, rows = grid.tests(table)
     if rows:
         told += [*_table(columns, rows), "", grid.TEST_NOTE, ""]
-    told += [f"- {escaped(trouble)}" for trouble in cells.troubles(table)]
+    return told + _below(table)
+
+
+def front(table):
+    """The short table for a front page, with the same troubles and notes."""
+    return [*_table(*grid.short(table)), "", f"Seconds of training a run. {grid.TEST_NOTE}", "", *_below(table)]
+
+
+def _below(table):
+    told = [f"- {escaped(trouble)}" for trouble in cells.troubles(table)]
     sources = [
         f"- published {escaped(row.label)} {row.published.top1:.2f}: {escaped(row.published.source)}"
         f"{f' ({escaped(row.published.note)})' if row.published.note else ''}"

@@ -45,7 +45,7 @@ def _cells(row):
         f"{deployed:,}",
         f"{trained:,}",
         f"{sum(row.figures('images_per_second')) / len(row.runs):.0f}",
-        f"{sum(row.figures('seconds')) / len(row.runs):.0f}",
+        f"{cells.mean_seconds(row):.0f}",
     ]
 
 
