@@ -78,7 +78,7 @@ def _minutes(row):
 def _figure(label_x, label_y):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, HEIGHT))
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(label_x, color=INK)
     axes.set_ylabel(label_y, color=INK)
@@ -140,12 +140,8 @@ def _points(rows, looks, of, label):
 def _with_legend(figure, axes, drawn):
     if not drawn:
         return None
-    lines = math.ceil(drawn / 2)
-    height = HEIGHT + 0.17 * lines
-    figure.set_size_inches(WIDTH, height)
-    bottom = (0.17 * lines + 0.55) / height
-    figure.subplots_adjust(left=0.14, right=0.97, top=1 - 0.12 / height, bottom=bottom)
-    figure.legend(loc="lower center", ncols=2, frameon=False, fontsize=8, labelcolor=INK, handlelength=2.6,
+    figure.set_size_inches(WIDTH, HEIGHT + 0.17 * math.ceil(drawn / 2))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, labelcolor=INK, handlelength=2.6,
                   columnspacing=1.5, labelspacing=0.3, borderaxespad=0.1)  # fmt: skip
     return figure
 
