@@ -85,7 +85,7 @@ def test_bench_data_files_and_epoch_run_and_say_their_ratios(capsys):
     assert main(["bench", "data", "--images", "64", "--batch", "16", "--rounds", "1"]) == 0
     assert "device loader over torchvision's" in capsys.readouterr().out
     assert main(["bench", "files", "--images", "3", "--rounds", "1"]) == 0
-    assert "crops as tensors over the host's" in capsys.readouterr().out
+    assert "decoded to tensors over the host's way" in capsys.readouterr().out
     assert main(["bench", "epoch", *SMALL, "--images", "8"]) == 0
     told = capsys.readouterr().out
     assert "trainer's overhead" in told

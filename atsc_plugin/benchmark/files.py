@@ -38,7 +38,7 @@ def bench_files(count, device, rounds):
         with tempfile.TemporaryDirectory() as folder:
             write_pictures(folder, count)
             theirs = ImageFolder(folder, pipeline)
-            sets = {"crops as tensors": cropped_as_tensors(theirs), "the host's crops": theirs}
+            sets = {"decoded to tensors": cropped_as_tensors(theirs), "the host's way": theirs}
             passes = {
                 name: lambda files=files: [files[index] for index in range(count)] for name, files in sets.items()
             }
@@ -48,4 +48,4 @@ def bench_files(count, device, rounds):
     rows = [{"arm": name, **summary(values)} for name, values in times.items()]
     for row in rows:
         row["images_per_second"] = 1000 * count / row["ms"]
-    return rows, {"crops as tensors over the host's": rows[0]["images_per_second"] / rows[1]["images_per_second"]}
+    return rows, {"decoded to tensors over the host's way": rows[0]["images_per_second"] / rows[1]["images_per_second"]}
