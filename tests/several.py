@@ -4,6 +4,18 @@ import torch
 from tiny import TinyNet
 from torch import nn
 
+import atsc_plugin
+from atsc_plugin.host import CFG
+
+K = 3
+
+
+def multi_config():
+    atsc_plugin.register()
+    cfg = CFG.clone()
+    cfg.merge_from_list(["DISTILLER.TYPE", "ATSC_MULTI", "SOLVER.TRAINER", "plugin", "SOLVER.LR", 0.01])
+    return cfg
+
 
 def tiny(width=4, stride=4, classes=10):
     """A TinyNet whose map of a 32-pixel image has 32 / stride pixels a side (stride 7: five)."""
@@ -29,3 +41,8 @@ def displaced(distiller):
             for parameter in teacher.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape, generator=draw).double()
     return distiller.train()
+
+
+def multi(kind, cfg):
+    student, teachers = student_and_teachers()
+    return displaced(kind(student, teachers, cfg))

@@ -28,17 +28,14 @@ def run(args):
     from atsc_plugin.engine import checkpoint
 
     folder = Path(args.run)
-    names = _teachers(folder)
+    teachers = _teachers(folder)
     out = Path(args.out) if args.out else folder / "teacher_last"
-    places = (
-        [out] if len(names) == 1 else [out.with_name(f"{out.stem}_{k}{out.suffix}") for k in range(1, len(names) + 1)]
-    )
+    numbered = [out.with_name(f"{out.stem}_{number}{out.suffix}") for number in range(1, len(teachers) + 1)]
+    places = [out] if len(teachers) == 1 else numbered
     if there := [str(place) for place in places if place.exists()]:
         raise PluginError(f"{', '.join(there)} is there already; expected a new file. Name another with --out.")
     weights = checkpoint.load(folder / "latest", checked=True)["model"]
-    alone = any(name.startswith("teacher.") and not name.split(".")[1].isdecimal() for name in weights)
-    for number, (name, place) in enumerate(zip(names, places, strict=True)):
-        start = "teacher." if alone else f"teacher.{number}."
+    for (name, start), place in zip(teachers, places, strict=True):
         state = {key.removeprefix(start): tensor for key, tensor in weights.items() if key.startswith(start)}
         place.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save({"model": state, "arch": name, "adapted_by": str(folder)}, place)
@@ -47,7 +44,7 @@ def run(args):
 
 
 def _teachers(folder):
-    """The names of the teachers of a finished run whose method moves them."""
+    """(name, where its weights lie in the checkpoint) of the teachers of a finished run whose method moves them."""
     from atsc_plugin.engine.run_files import read_json, read_tree
 
     result = read_json(folder, "result.json") if folder.is_dir() else None
@@ -59,4 +56,6 @@ def _teachers(folder):
             f"{' or '.join(METHODS)}. Use the teacher that it was given."
         )
     node = read_tree(folder / "cfg.yaml")["DISTILLER"]
-    return list(node.get("TEACHERS") or [node["TEACHER"]])
+    names = node.get("TEACHERS") or [node["TEACHER"]]
+    several = result["method"] == "ATSC_MULTI"  # keeps a list, also of one
+    return [(name, f"teacher.{number}." if several else "teacher.") for number, name in enumerate(names)]

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Subset
 from torchvision import io, transforms
 from torchvision.datasets.folder import default_loader
-from torchvision.transforms import v2
+from torchvision.transforms.functional import pil_to_tensor
 
 TAKEN_OVER = [transforms.RandomResizedCrop, transforms.RandomHorizontalFlip, transforms.ToTensor, transforms.Normalize]
 warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
@@ -27,6 +27,8 @@ def cropped_as_tensors(dataset):
     known = [type(step) for step in steps] == TAKEN_OVER and getattr(dataset, "loader", None) is default_loader
     if not known or not can_decode():
         return dataset
+    from torchvision.transforms import v2  # a fifth of a second that no other data set should wait for
+
     ours = copy.copy(dataset)
     crop, mirror, _, normalise = steps
     ours.loader = read_image
@@ -50,4 +52,4 @@ def read_image(path):
     try:
         return io.decode_jpeg(io.read_file(path), mode=io.ImageReadMode.RGB)
     except RuntimeError:
-        return v2.functional.pil_to_tensor(default_loader(path))
+        return pil_to_tensor(default_loader(path))

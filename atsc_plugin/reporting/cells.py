@@ -61,10 +61,6 @@ def sizes(row):
     return result["params_trained"], result["params_deployed"], extra
 
 
-def mean_seconds(row):
-    return sum(row.figures("seconds")) / len(row.runs)
-
-
 def seconds_per_epoch(row):
     return sum(run.result["seconds"] / run.result["epochs"] for run in row.runs) / len(row.runs)
 

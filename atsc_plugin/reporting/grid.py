@@ -47,7 +47,7 @@ def short(table):
     for row in table.rows:
         line = [(row.label, None), (cells.count(row), len(row.runs)), _spread(row.spread("top1_last"))]
         line += [_judged(row.differences.get(name)) for name in names]
-        sizes = (f"{cells.sizes(row)[1]:,}", f"{cells.mean_seconds(row):.0f}") if row.runs else ("", "")
+        sizes = (f"{cells.sizes(row)[1]:,}", f"{row.mean('seconds'):.0f}") if row.runs else ("", "")
         rows.append([*line, (cells.teacher(row), None), *((text, None) for text in sizes)])
     return columns, rows
 
@@ -91,7 +91,7 @@ def bill(table):
         if not row.runs:
             continue
         trained, deployed, extra = cells.sizes(row)
-        seconds, rate = cells.seconds_per_epoch(row), sum(row.figures("images_per_second")) / len(row.runs)
+        seconds, rate = cells.seconds_per_epoch(row), row.mean("images_per_second")
         memory = [run.result.get("peak_memory_mb") for run in row.runs]
         known = [value for value in memory if isinstance(value, (int, float))]
         rows.append(

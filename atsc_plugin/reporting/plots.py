@@ -72,7 +72,7 @@ def _deployed(row):
 
 
 def _minutes(row):
-    return sum(row.figures("seconds")) / len(row.runs) / 60
+    return row.mean("seconds") / 60
 
 
 def _figure(label_x, label_y):

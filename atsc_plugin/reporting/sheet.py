@@ -59,7 +59,7 @@ def _figures(row):
         "params_deployed": deployed,
         "params_extra": extra,
         "seconds_per_epoch": cells.seconds_per_epoch(row),
-        "images_per_second": sum(row.figures("images_per_second")) / len(row.runs),
+        "images_per_second": row.mean("images_per_second"),
         "peak_memory_mb": max(memory),
     }
 

@@ -35,6 +35,9 @@ class Row:
     def figures(self, name):
         return [run.result[name] for run in self.runs]
 
+    def mean(self, name):
+        return sum(self.figures(name)) / len(self.runs)
+
     def spread(self, name):
         return spread(self.figures(name)) if self.runs else None
 

@@ -44,8 +44,8 @@ def _cells(row):
         cells.accuracies(row.runs, "teacher_top1_before"),
         f"{deployed:,}",
         f"{trained:,}",
-        f"{sum(row.figures('images_per_second')) / len(row.runs):.0f}",
-        f"{cells.mean_seconds(row):.0f}",
+        f"{row.mean('images_per_second'):.0f}",
+        f"{row.mean('seconds'):.0f}",
     ]
 
 
