@@ -51,6 +51,7 @@ def run(args):
     devices, at_once = _slots(args)
     jobs = _jobs(suite, args)
     folder = jobs[0].folder.parents[1]
+    jobs_of.refuse_lost_teachers(jobs)
     jobs_of.refuse_other_configurations(jobs)
     waiting = [job for job in jobs if not job.done]
     print(f"{len(jobs)} runs: {len(jobs) - len(waiting)} done, {len(waiting)} to do, in {folder}", flush=True)

@@ -63,7 +63,8 @@ class Run:
         """Which teacher: a file's name or the seed it is trained with; None without a teacher."""
         if self.result and self.result.get("teacher") is None:
             return None
-        given = self.cfg.get("DISTILLER.TEACHER_CKPT")
+        adapted = self.job.get("adapted_by")  # the same teacher as its source's, which adapted it further
+        given = self.job.get("teacher_file") if adapted else self.cfg.get("DISTILLER.TEACHER_CKPT")
         return f"file {Path(str(given)).name}" if given else f"seed {self.cfg.get('TEACHER.SEED', 1)}"
 
     @property

@@ -44,7 +44,8 @@ class Row:
     @property
     def plain(self):
         """The method as its config file has it: no keys of the suite's own, no longer schedule."""
-        return not self.first.job.get("set") and stretch_of(self.first) == 1 and "=" not in self.first.name
+        changed = self.first.job.get("set") or self.first.job.get("adapted_by") or stretch_of(self.first) != 1
+        return not changed and "=" not in self.first.name
 
 
 @dataclass

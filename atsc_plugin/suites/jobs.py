@@ -31,6 +31,7 @@ class Job:
     folder: Path
     tree: dict = field(repr=False, hash=False, compare=False)
     facts: dict = field(repr=False, hash=False, compare=False)
+    source: Path | None = None  # the run that leaves this one its teacher
 
     @property
     def title(self):
@@ -43,6 +44,11 @@ class Job:
     @property
     def done(self):
         return (self.folder / "result.json").exists()
+
+    @property
+    def left_teacher(self):
+        """The file in which the source's teacher is kept, None for a job without one."""
+        return self.source and self.source / "teacher_last"
 
     @property
     def epochs(self):
@@ -98,31 +104,43 @@ def expand(suite, output, *, seeds=None, arms=None, pairs=None, overrides=()):
         for teacher_seed in suite.teacher_seeds:
             for seed in seeds or suite.seeds:
                 members = [suite.arms[arm] for arm in arms or suite.arms if pair in suite.arms[arm].pairs]
+                members.sort(key=lambda arm: arm.adapted_by is not None)  # behind those that leave them a teacher
                 jobs += [_job(suite, arm, pair, teacher_seed, seed, project, output, overrides) for arm in members]
     return jobs
 
 
 def _job(suite, arm, pair, teacher_seed, seed, project, output, overrides):
-    parts = [pair, arm.name, f"teacher{teacher_seed}" if len(suite.teacher_seeds) > 1 else None]
-    name = ",".join(part for part in parts if part)
-    tree = read_tree(arm.config(pair))
+    def named(arm_name):
+        parts = [pair, arm_name, f"teacher{teacher_seed}" if len(suite.teacher_seeds) > 1 else None]
+        return ",".join(part for part in parts if part)
+
+    name, folder = named(arm.name), Path(output) / project
     own = {"EXPERIMENT.PROJECT": project, "EXPERIMENT.NAME": name}
     if teacher_seed is not None:
         own["TEACHER.SEED"] = teacher_seed
-    for key, value in {**suite.common, **suite.pairs[pair], **arm.keys, **dict(overrides), **own}.items():
+    tree = _tree(suite, arm, pair, {**dict(overrides), **own})
+    facts = {
+        "suite": suite.name, "suite_file": suite.path, "arm": arm.name, "pair": pair, "seed": seed,
+        "cfg": arm.cfg.replace("{pair}", pair or ""), "set": arm.keys, "stretch": arm.stretch, "trials": arm.trials,
+        "adapted_by": arm.adapted_by, "teacher_file": tree.get("DISTILLER", {}).get("TEACHER_CKPT") or None,
+        "notes": suite.notes, "images": suite.images,
+        "overrides": [word for key, value in overrides for word in (key, str(value))],
+    }  # fmt: skip
+    source = folder / named(arm.adapted_by) / f"seed_{seed}" if arm.adapted_by else None
+    place = folder / name / f"seed_{seed}"
+    return Job(name, arm.name, seed, folder / "configs" / f"{name}.yaml", place, tree, facts, source)
+
+
+def _tree(suite, arm, pair, last):
+    """The whole configuration of an arm on a pair; `last` are the keys that win over all others."""
+    tree = read_tree(arm.config(pair))
+    for key, value in {**suite.common, **suite.pairs[pair], **arm.keys, **last}.items():
         put(tree, key, value)
     if arm.stretch != 1:
         solver = tree.setdefault("SOLVER", {})
         solver["EPOCHS"] = max(1, round(solver.get("EPOCHS", 240) * arm.stretch))
         solver["LR_DECAY_STAGES"] = [round(stage * arm.stretch) for stage in solver.get("LR_DECAY_STAGES", [])]
-    folder = Path(output) / project
-    facts = {
-        "suite": suite.name, "suite_file": suite.path, "arm": arm.name, "pair": pair, "seed": seed,
-        "cfg": arm.cfg.replace("{pair}", pair or ""), "set": arm.keys, "stretch": arm.stretch, "trials": arm.trials,
-        "notes": suite.notes, "images": suite.images,
-        "overrides": [word for key, value in overrides for word in (key, str(value))],
-    }  # fmt: skip
-    return Job(name, arm.name, seed, folder / "configs" / f"{name}.yaml", folder / name / f"seed_{seed}", tree, facts)
+    return tree
 
 
 def put(tree, key, value):
@@ -143,6 +161,22 @@ def write_configs(jobs):
         text = yaml.safe_dump(job.tree)
         if not config.exists() or config.read_text(encoding="utf-8") != text:
             write_text(text, config)
+
+
+def refuse_lost_teachers(jobs):
+    """A job whose teacher another run must leave needs that run: finished, or among those to come."""
+    methods = {job.folder: job.tree.get("DISTILLER", {}).get("TYPE", "NONE") for job in jobs}
+    problems = []
+    for job in jobs:
+        if job.source is None:
+            continue
+        arm = job.facts["adapted_by"]
+        if job.source not in methods and not (job.done or (job.source / "result.json").exists()):
+            problems.append(f"{job.title} starts from the teacher that {job.source} leaves; add {arm} to --arms")
+        elif methods.get(job.source, "ATSC") != "ATSC":
+            problems.append(f"{job.title}: adapted_by wants an arm of ATSC, and {arm} is of {methods[job.source]}")
+    if problems:
+        raise ConfigError(problems[:5])
 
 
 def refuse_other_configurations(jobs):

@@ -70,6 +70,8 @@ def train_words(job, device=None):
     """The command of a run."""
     words = [sys.executable, "-m", "atsc_plugin", "train", "--cfg", str(job.config), "--resume"]
     words += ["EXPERIMENT.SEED", str(job.seed), "LOG.PREFIX", str(job.folder.parents[2])]
+    if job.source is not None:
+        words += ["DISTILLER.TEACHER_CKPT", str(job.left_teacher)]
     if device is not None:
         words += ["EXPERIMENT.DEVICE", "cpu" if device == "cpu" else "cuda"]
     return words
@@ -99,12 +101,23 @@ def run_job(job, processes, *, device=None, threads=None, at_once=1):
             return None
         started = time.time()
         note(job, status="running", device=device, at_once=at_once, reason=None)
-        words = train_words(job, device)
-        status = processes.run(words, log=job.log, device=device, threads=threads, keep=(lock.fileno(),))
+        status = _keep_teacher(job, processes)
+        if status == 0:
+            words = train_words(job, device)
+            status = processes.run(words, log=job.log, device=device, threads=threads, keep=(lock.fileno(),))
         reason = None if status == 0 and job.done else reason_of(job, status)
         state = "done" if reason is None else "interrupted" if processes.stopping else "failed"
         note(job, status=state, reason=reason, minutes=round((time.time() - started) / 60, 2))
     return reason
+
+
+def _keep_teacher(job, processes):
+    """Write the teacher that the job's source left, once; 0 where there is nothing to do."""
+    if job.source is None or job.left_teacher.exists():
+        return 0
+    words = [sys.executable, "-m", "atsc_plugin", "adapted", str(job.source)]
+    status = processes.run(words, log=job.log, device="cpu")
+    return 0 if job.left_teacher.exists() else status  # two arms of one source may both try
 
 
 @contextmanager

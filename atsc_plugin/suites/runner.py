@@ -68,6 +68,7 @@ class Runner:
         self.processes = launch.Processes()
         self.failures = []
         self.ended, self.active, self.lock = 0, {}, threading.Lock()
+        self.pending = {job.folder for job in jobs}
         self.started, self.before = time.monotonic(), sum(job.epochs_done() for job in jobs)
 
     def device_of(self, slot):
@@ -119,6 +120,8 @@ class Runner:
                 return
             with self.lock:
                 self.active[slot] = job
+            while job.source in self.pending and not self.processes.stopping:
+                time.sleep(0.2)  # a source comes earlier in the queue, so some other slot is at it
             began = time.monotonic()
             try:
                 reason = launch.run_job(
@@ -134,6 +137,7 @@ class Runner:
     def _finish(self, job, reason, seconds):
         with self.lock:
             self.ended += 1
+            self.pending.discard(job.folder)
             if reason:
                 self.failures.append((job, reason))
         if reason and not (job.folder / "job.json").exists():

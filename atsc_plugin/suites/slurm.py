@@ -72,7 +72,9 @@ class Cluster:
             lacking[runner.teacher_key(job)] = reason
         able = [job for job in waiting if not job.teacher or runner.teacher_key(job) not in lacking]
         failures = [(job, lacking[runner.teacher_key(job)]) for job in waiting if job not in able]
-        return failures + self._all(able, [Call(job) for job in able])
+        for part in ([job for job in able if not job.source], [job for job in able if job.source]):
+            failures += self._all(part, [Call(job) for job in part])
+        return failures
 
     def _all(self, jobs, calls):
         if not calls:

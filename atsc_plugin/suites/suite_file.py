@@ -13,6 +13,7 @@
       vanilla: {cfg: "configs/cifar100/vanilla/{pair}.yaml", pairs: [res32x4_res8x4]}  # optional: on these alone
       atsc_drift_1: {cfg: "configs/cifar100/atsc/{pair}.yaml", set: {ATSC.DRIFT.WEIGHT: 1.0}}
       simkd_equal_cost: {cfg: "configs/cifar100/simkd/{pair}.yaml", stretch: 2}        # epochs and decay stages times 2
+      after: {cfg: "configs/cifar100/simkd/{pair}.yaml", adapted_by: atsc_drift_1}     # from the teacher that run left
 
 An arm may have `trials` of its own; unequal ones need `unequal_trials: why`, which is printed.
 """
@@ -26,7 +27,7 @@ from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.shipped import config_file
 
 KEYS = {"name", "seeds", "teacher_seeds", "trials", "unequal_trials", "notes", "images", "common", "pairs", "arms"}
-ARM_KEYS = {"cfg", "set", "stretch", "pairs", "trials"}
+ARM_KEYS = {"cfg", "set", "stretch", "pairs", "trials", "adapted_by"}
 LEGAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -40,6 +41,7 @@ class Arm:
     stretch: float
     pairs: tuple
     trials: int
+    adapted_by: str | None = None  # the arm whose run of the same seed leaves the teacher for this one's
 
     def config(self, pair):
         return config_file(self.cfg.replace("{pair}", pair or ""))
@@ -76,6 +78,7 @@ def read_suite(path):
     common, pairs = content.get("common") or {}, _pairs(content.get("pairs"), problems)
     problems += _key_problems("common", common)
     arms = {str(arm): _arm(str(arm), body, content, pairs, problems) for arm, body in content["arms"].items()}
+    problems += [told for arm in arms.values() if arm and (told := _source_problem(arm, arms))]
     notes = list(content.get("notes") or [])
     trials = {arm.name: arm.trials for arm in arms.values() if arm}
     if len(set(trials.values())) > 1:
@@ -125,7 +128,8 @@ def _arm(name, body, content, pairs, problems):
         problems.append(f"arm {name!r}: expected letters, digits and ._+-")
     if not isinstance(body, dict) or not set(body) <= ARM_KEYS or not isinstance(body.get("cfg"), str):
         problems.append(
-            f"arm {name} is {body}; expected cfg: an existing file, and optionally set, stretch, pairs, trials"
+            f"arm {name} is {body}; expected cfg: an existing file, and optionally set, stretch, pairs, trials, "
+            "adapted_by"
         )
         return None
     own = body.get("pairs", list(pairs))
@@ -139,7 +143,7 @@ def _arm(name, body, content, pairs, problems):
         problems.append(f"arm {name}, trials: got {trials!r}, expected a whole number")
     if len(problems) > before:
         return None
-    arm = Arm(name, body["cfg"], body.get("set") or {}, stretch, tuple(own), trials)
+    arm = Arm(name, body["cfg"], body.get("set") or {}, stretch, tuple(own), trials, body.get("adapted_by"))
     if "{pair}" in arm.cfg and None in pairs:
         problems.append(f"arm {name}: its cfg has {{pair}}, but the suite has no pairs")
     else:
@@ -147,6 +151,17 @@ def _arm(name, body, content, pairs, problems):
             f"arm {name}: there is no config {arm.config(pair)}" for pair in own if not arm.config(pair).is_file()
         ]
     return arm
+
+
+def _source_problem(arm, arms):
+    """What is wrong with the arm that is to leave this one its teacher; None if nothing is."""
+    if arm.adapted_by is None:
+        return None
+    others = {name: other for name, other in arms.items() if other and not other.adapted_by}
+    if not isinstance(arm.adapted_by, str) or arm.adapted_by not in others:
+        return f"arm {arm.name}, adapted_by: unknown arm {arm.adapted_by}; {_near(arm.adapted_by, others)}"
+    lacking = [str(pair) for pair in arm.pairs if pair not in others[arm.adapted_by].pairs]
+    return f"arm {arm.name}: {arm.adapted_by} has no run on {', '.join(lacking)}" if lacking else None
 
 
 def _near(name, known):
