@@ -173,7 +173,8 @@ def trainer_of(run):
     cfg = run.cfg
     val, test = loaders(cfg, run.data)
     if cfg.SOLVER.TRAINER == "plugin":
-        facts = {**run.data.facts(), "data": run.data.identity, "teacher_from": run.teacher_from}
+        seen = {"data": run.data.identity, "test_data": run.data.test_identity}
+        facts = {**run.data.facts(), **seen, "teacher_from": run.teacher_from}
         return PluginTrainer(
             run.name, run.distiller, run.data.train, val, cfg, test_loader=test, facts=facts, folder=run.folder
         )

@@ -1,8 +1,8 @@
 """A matrix of runs from one suite file: every arm on every pair with every seed, each run a subprocess of its own.
 
-Finished runs (those with a result.json) are skipped, unfinished ones resumed, failures collected and listed at the end
-while the rest goes on; then the page is written. Needs neither torch nor a host itself. What a suite file holds stands
-in suites/suite_file.py.
+Finished runs (those with a result.json) are skipped, and so are those that the guard of ATSC stopped (stopped.json);
+unfinished ones are resumed, failures collected and listed at the end while the rest goes on; then the page is written.
+Needs neither torch nor a host itself. What a suite file holds stands in suites/suite_file.py.
 """
 
 import argparse
@@ -53,11 +53,14 @@ def run(args):
     folder = jobs[0].folder.parents[1]
     jobs_of.refuse_lost_teachers(jobs)
     jobs_of.refuse_other_configurations(jobs)
-    waiting = [job for job in jobs if not job.done]
-    print(f"{len(jobs)} runs: {len(jobs) - len(waiting)} done, {len(waiting)} to do, in {folder}", flush=True)
+    stopped = [job for job in jobs if job.stopped]
+    waiting = [job for job in jobs if not (job.done or job.stopped)]
+    done = len(jobs) - len(waiting) - len(stopped)
+    ended = f"{done} done" + (f", {len(stopped)} stopped by the guard" if stopped else "")
+    print(f"{len(jobs)} runs: {ended}, {len(waiting)} to do, in {folder}", flush=True)
     if args.dry_run:
         for job in jobs:
-            print(f"  {'to do' if job in waiting else 'done ':5}  {job.folder}")
+            print(f"  {'done' if job.done else 'stopped' if job.stopped else 'to do':7}  {job.folder}")
         return 0
     failures = _run(args, jobs, waiting, devices, at_once) if waiting else []
     for job, reason in failures:
@@ -65,7 +68,8 @@ def run(args):
     if any(job.done for job in jobs):
         from atsc_plugin import report
 
-        report.run(report.parser().parse_args([str(folder), "--out", str(folder / "page")]))
+        against = ["--against", *suite.against] if suite.against else []
+        report.run(report.parser().parse_args([str(folder), "--out", str(folder / "page"), *against]))
     return 1 if failures else 0
 
 

@@ -14,6 +14,7 @@ EXAMPLES = """examples:
   report output/leaderboard_quick --out output/page
   report output/leaderboard_quick --collect docs/results/quick
   report docs/results/quick --readme README.md
+  report docs/results/multi_quick --against simkd_1_teacher atsc_1_teacher
 """
 
 
@@ -28,6 +29,9 @@ def parser():
     words.add_argument("--out", metavar="DIR", help="also write leaderboard.md, .csv, .html and plots there")
     words.add_argument("--collect", metavar="DIR", help="copy the runs' text files there, to be committed")
     words.add_argument("--readme", metavar="FILE", help="put the table between the marks of that page")
+    words.add_argument(
+        "--against", nargs="+", metavar="ROW", help="rows to compare the others with (default: vanilla, KD and SimKD)"
+    )
     words.add_argument("--check", action="store_true", help="with --readme: only compare, exit status 1 if it differs")
     words.add_argument("--json", action="store_true", help="print the results as a JSON list instead")
     return words
@@ -36,7 +40,7 @@ def parser():
 def run(args):
     from atsc_plugin.reporting import text
 
-    tables, skipped, lost = gather(args.folders)
+    tables, skipped, lost = gather(args.folders, args.against)
     if args.json:
         runs = {run.folder: run for table in tables for run in table.runs}.values()
         print(json.dumps([{**run.result, "run": str(run.folder)} for run in runs], indent=2))
@@ -59,7 +63,7 @@ def run(args):
     return 0
 
 
-def gather(folders):
+def gather(folders, against=None):
     """(tables with all their comparisons, skipped folders, runs in no table); nothing finished is an error."""
     from atsc_plugin.reporting import comparisons, published, runs, tables
 
@@ -71,7 +75,10 @@ def gather(folders):
         raise PluginError(
             f"No result.json under {', '.join(map(str, folders))}; expected finished runs (train writes it last).{told}"
         )
-    comparisons.compare(made)
+    labels = {row.label for table in made for row in table.rows}
+    if unknown := [name for name in against or () if name not in labels]:
+        raise PluginError(f"--against {', '.join(unknown)}: no such row; expected of {', '.join(sorted(labels))}.")
+    comparisons.compare(made, against)
     for table in made:
         for row in table.rows:
             row.published = published.beside(table, row)

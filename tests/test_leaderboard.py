@@ -19,7 +19,7 @@ from atsc_plugin.suites.suite_file import read_suite
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"DATASET.DIGITS100.TRAIN_IMAGES": 100, "DATASET.DIGITS100.VAL_IMAGES": 100,
          "DATASET.DIGITS100.TEST_IMAGES": 100, "SOLVER.EPOCHS": 1, "TEACHER.EPOCHS": 1}  # fmt: skip
-VANILLA, KD = (str(ROOT / f"configs/quickstart/{name}.yaml") for name in ("vanilla", "kd"))
+VANILLA, KD, RELEASED = (str(ROOT / f"configs/quickstart/{name}.yaml") for name in ("vanilla", "kd", "atsc_published"))
 
 
 @pytest.fixture
@@ -73,6 +73,24 @@ def test_a_killed_runner_goes_on_where_it_stopped(suite, capsys):
     assert main(["leaderboard", "--suite", path, "--devices", "cpu"]) == 0
     assert "resuming" in Path("output/s/good/seed_1.log").read_text()
     assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == list(range(1, 13))
+
+
+def test_a_run_that_its_guard_stopped_has_ended_and_is_not_gone_on_with(suite, capsys, teacher_file):
+    """Going on would train a collapsed teacher one more epoch at every call, and end with a result."""
+    settings = {"ATSC.GUARD": "stop", "ATSC.DRIFT.WEIGHT": 0.0, "DISTILLER.TEACHER_CKPT": str(teacher_file)}
+    settings |= {"DATASET.DIGITS100.TRAIN_IMAGES": 200, "SOLVER.EPOCHS": 3}
+    path = suite(seeds=[1], arms={"good": {"cfg": VANILLA}, "lost": {"cfg": RELEASED, "set": settings}})
+    assert main(["leaderboard", "--suite", path, "--devices", "cpu"]) == 1
+    assert "failed: lost, seed 1: stopped in epoch" in capsys.readouterr().err
+    log = Path("output/s/lost/seed_1/log.jsonl").read_bytes()
+    assert main(["leaderboard", "--suite", path, "--devices", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "2 runs: 1 done, 1 stopped by the guard, 0 to do" in said
+    assert "lost seed 1 stopped in epoch" in said
+    assert Path("output/s/lost/seed_1/log.jsonl").read_bytes() == log
+    changed = suite(seeds=[1], arms={"lost": {"cfg": RELEASED, "set": {**settings, "ATSC.DRIFT.WEIGHT": 1.0}}})
+    assert main(["leaderboard", "--suite", changed, "--dry-run"]) == 2
+    assert "is a stopped run of another configuration: ATSC.DRIFT.WEIGHT was 0.0, asked 1.0" in capsys.readouterr().err
 
 
 def test_a_trial_lies_in_a_folder_of_its_own_and_stretch_holds_for_it_too(suite):
@@ -133,6 +151,7 @@ def test_a_dry_run_lists_and_starts_nothing(suite, capsys, tmp_path):
     ("changes", "told"),
     [
         ({"arms": []}, "is no suite"),
+        ({"against": ["bad"]}, r"against: got \['bad'\], expected a list of arms, of good"),
         ({"arms": {"a": {"cfg": "none.yaml"}}}, "there is no config none.yaml"),
         ({"arms": {"a": {"config": "x"}}}, "arm a is"),
         ({"arms": {"a/b": {"cfg": VANILLA}}}, "arm 'a/b': expected letters"),
@@ -208,16 +227,20 @@ def test_every_shipped_suite_expands_to_configs_that_load(path, tmp_path, monkey
 BASELINES = {"PROJECTED_VANILLA", "PROJECTED_KD", "SIMKD"}
 
 
-@pytest.mark.parametrize("name", ["quick", "cifar100_main", "tin100", "imagenet", "tiny_imagenet", "ablation"])
+@pytest.mark.parametrize(
+    "name", ["quick", "cifar100_main", "cifar100_multi", "tin100", "imagenet", "tiny_imagenet", "ablation"]
+)
 def test_suites_with_projectors_have_the_baselines_of_equal_architecture_and_cost(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     suite = read_suite(f"configs/leaderboard/{name}.yaml")
     for pair in suite.pairs:
         found = jobs.expand(suite, "o", seeds=[1], pairs=[pair])
         assert {job.tree["DISTILLER"]["TYPE"] for job in found} >= BASELINES
-        base, long = (next(job for job in found if job.arm == arm) for arm in ("simkd", "simkd_equal_cost"))
-        assert long.epochs == 2 * base.epochs
-        assert {job.facts["trials"] for job in found} == {0}
+        base = next(job for job in found if job.tree["DISTILLER"]["TYPE"] == "SIMKD" and job.facts["stretch"] == 1)
+        long = next(job for job in found if job.arm.startswith("simkd_equal_cost"))
+        assert long.epochs == (2.4 if name == "imagenet" else 2) * base.epochs
+        tuned = {job.arm for job in found if job.facts["trials"]}
+        assert tuned == ({"atsc"} if name == "quick" else set())
 
 
 def test_the_main_suite_has_eleven_pairs_and_every_student_a_vanilla_run(monkeypatch):

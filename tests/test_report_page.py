@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from run_folders import make_run
@@ -121,6 +122,13 @@ def test_a_band_is_mean_and_spread_over_the_seeds_that_reached_the_epoch(runs):
     (table,) = report.gather([runs])[0]
     points = plots._by_epoch(next(row for row in table.rows if row.method == "ATSC"), "top1")
     assert points == {1: [11.0, 12.0, 13.0], 2: [21.0, 22.0, 23.0], 3: [31.0, 32.0, 33.0]}
+
+
+def test_several_teachers_are_drawn_as_their_mean():
+    plots = pytest.importorskip("atsc_plugin.reporting.plots")
+    lines = [{"epoch": 1, "t1_drift": 0.1, "t2_drift": 0.3, "t1_drift_conv1": 9.0}, {"epoch": 2, "drift": 0.5}]
+    row = SimpleNamespace(runs=[SimpleNamespace(log=lines)])
+    assert plots._by_epoch(row, "drift") == {1: [pytest.approx(0.2)], 2: [0.5]}
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

@@ -66,7 +66,7 @@ def test_holm_steps_down_from_the_smallest():
 @pytest.mark.parametrize(
     ("found", "p", "missing", "said"),
     [
-        (Difference(3.0, 4, 2.0, 4.0, 0.001, 0.001), 0.001, (), "no verdict: n = 4 < 5"),
+        (Difference(3.0, 4, 2.0, 4.0, 0.001, 0.001), 0.001, (), "no verdict: 4 seeds < 5"),
         (Difference(3.0, 5, 2.0, 4.0, 0.001, 0.001), 0.001, (), "higher"),
         (Difference(-3.0, 5, -4.0, -2.0, 0.001, 0.001), 0.001, (), "lower"),
         (Difference(3.0, 5, 2.0, 4.0, 0.001, 0.2), 0.001, (), "higher (Welch disagrees)"),
@@ -76,4 +76,8 @@ def test_holm_steps_down_from_the_smallest():
     ],
 )
 def test_a_verdict_needs_five_pairs_and_every_run(found, p, missing, said):
-    assert verdict(found, p, missing) == said
+    assert verdict(found, p, missing, seeds=found.n) == said
+
+
+def test_two_teachers_do_not_make_five_seeds_of_three():
+    assert verdict(Difference(3.0, 6, 2.0, 4.0, 0.001, 0.001), 0.001, (), seeds=3) == "no verdict: 3 seeds < 5"

@@ -34,6 +34,7 @@ class Data:
     mean: list = field(default_factory=list)
     std: list = field(default_factory=list)
     class_names: list = field(default_factory=list)
+    test_identity: str | None = None  # None: a host's own loaders, known by their name
 
     def facts(self):
         """What a deployed student's card says of the data."""
@@ -80,6 +81,7 @@ def memory_data(node, loader, image_size):
         mean=mean,
         std=std,
         class_names=names,
+        test_identity=content_identity(f"{name}-test", *tensors["test"]),
     )
 
 
@@ -153,7 +155,7 @@ def _tensors(images, labels, wanted, asked, split):
 
 
 def content_identity(name, images, labels):
-    """A name for exactly these training images: their number and a hash of the pixels and labels."""
+    """A name for exactly these images: their number and a hash of the pixels and labels."""
     digest = hashlib.blake2b(images.numpy().tobytes(), digest_size=8)
     digest.update(labels.numpy().tobytes())
     return f"{name}-{len(labels)}-{digest.hexdigest()}"

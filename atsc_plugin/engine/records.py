@@ -147,6 +147,7 @@ def result_of(trainer, *, last, best, teacher_after):
         "student": cfg.DISTILLER.STUDENT,
         "dataset": cfg.DATASET.TYPE,
         "data": facts.get("data"),
+        "test_data": facts.get("test_data"),
         "image_size": facts.get("image_size"),
         "classes": facts.get("classes"),
         "seed": cfg.EXPERIMENT.SEED,

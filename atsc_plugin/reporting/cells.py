@@ -3,7 +3,6 @@
 import statistics
 
 from atsc_plugin.reporting import published
-from atsc_plugin.reporting.comparisons import REFERENCES
 
 TOYS = {
     "digits100": "digits100 is a toy of composed handwritten digits: it shows that things work and how fast they "
@@ -62,7 +61,7 @@ def sizes(row):
 
 
 def seconds_per_epoch(row):
-    return sum(run.result["seconds"] / run.result["epochs"] for run in row.runs) / len(row.runs)
+    return statistics.median(run.result["seconds"] / run.result["epochs"] for run in row.runs)
 
 
 def seeds(runs):
@@ -179,5 +178,5 @@ def beside_others(table):
 
 
 def reference_names(table):
-    """The references that the table has, in order."""
-    return [name for name in REFERENCES if any(name in row.differences for row in table.rows)]
+    """What the references that the table has are called, in order."""
+    return [name for name in table.references if any(name in row.differences for row in table.rows)]

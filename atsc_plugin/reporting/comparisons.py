@@ -1,4 +1,7 @@
-"""Differences between the rows of a table and its references: vanilla, KD and SimKD; last with last, best with best."""
+"""Differences between the rows of a table and its references; last with last, best with best.
+
+References are vanilla, KD and SimKD by their methods, or rows by their labels where a suite has others.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -9,28 +12,37 @@ REFERENCES = {"NONE": "vanilla", "KD": "KD", "SIMKD": "SimKD"}
 
 @dataclass(frozen=True)
 class Compared:
-    """A row against one reference: the primary comparison (last epoch) and the one of the best epochs."""
+    """A row against one reference: the primary comparison (last epoch) and the one of the best epochs.
+
+    `seeds`: student seeds that both have; with several teachers there are more pairs than that.
+    """
 
     last: Difference
     best: Difference
+    seeds: int
     p_holm: float | None = None
     family: int = 1  # pairs of networks in Holm's correction
     verdict: str = ""
 
 
-def compare(tables):
-    """Fill `differences` of every row; Holm over the tables of the same data for the same row and reference."""
+def compare(tables, against=None):
+    """Fill `differences` of every row; Holm over the tables of the same data for the same row and reference.
+
+    `against`: labels of rows that stand as references instead of the usual methods.
+    """
     found = {}
     for table in tables:
-        for reference in REFERENCES:
-            other = table.row_of(reference)
+        table.references = list(against or REFERENCES.values())
+        for reference in against or REFERENCES:
+            other = table.row_called(reference) if against else table.row_of(reference)
             for row in table.rows:
-                compared = other and row is not other and row.runs and _compare(row, other)
+                compared = other and row is not other and row.runs and other.runs and _compare(row, other)
                 if compared:
-                    row.differences[reference] = compared
-                    found.setdefault((table.data, table.suite, row.label, reference), []).append((row, other))
-    for (_, _, _, reference), members in found.items():
-        _correct(reference, members)
+                    title = reference if against else REFERENCES[reference]
+                    row.differences[title] = compared
+                    found.setdefault((table.data, table.suite, row.label, title), []).append((row, other))
+    for (_, _, _, title), members in found.items():
+        _correct(title, members)
 
 
 def _compare(row, other):
@@ -42,7 +54,11 @@ def _compare(row, other):
         ours, theirs = _by_unit(row, other, name), _by_unit(other, row, name)
         return difference([ours[unit] for unit in units], [theirs[unit] for unit in units])
 
-    return Compared(of("top1_last"), of("top1_best"))
+    return Compared(of("top1_last"), of("top1_best"), len({_seed(unit) for unit in units}))
+
+
+def _seed(unit):
+    return unit[1] if isinstance(unit, tuple) else unit
 
 
 def _by_unit(row, other, name):
@@ -54,13 +70,14 @@ def _by_unit(row, other, name):
     return {unit: sum(figures) / len(figures) for unit, figures in values.items()}
 
 
-def _correct(reference, members):
+def _correct(title, members):
     """Holm and the verdicts of one comparison over its tables; one with too few runs is not tested at all."""
-    found = [row.differences[reference].last for row, _ in members]
-    tested = [k for k, one in enumerate(found) if one.p is not None and one.n >= VERDICT_FROM]
+    found = [row.differences[title].last for row, _ in members]
+    seeds = [row.differences[title].seeds for row, _ in members]
+    tested = [k for k, one in enumerate(found) if one.p is not None and seeds[k] >= VERDICT_FROM]
     adjusted = dict(zip(tested, holm([found[k].p for k in tested]), strict=True))
     for place, (row, other) in enumerate(members):
         p, missing = adjusted.get(place), [*row.missing, *other.missing]
-        row.differences[reference] = replace(
-            row.differences[reference], p_holm=p, family=max(1, len(tested)), verdict=verdict(found[place], p, missing)
-        )
+        compared = row.differences[title]
+        said = verdict(compared.last, p, missing, compared.seeds)
+        row.differences[title] = replace(compared, p_holm=p, family=max(1, len(tested)), verdict=said)

@@ -72,7 +72,7 @@ def _deployed(row):
 
 
 def _minutes(row):
-    return row.mean("seconds") / 60
+    return row.median("seconds") / 60
 
 
 def _figure(label_x, label_y):
@@ -114,15 +114,15 @@ def _curves(rows, looks, field, label):
 
 
 def _by_epoch(row, field):
-    """{epoch: the figure of every run that logged it}; several teachers give their mean."""
+    """{epoch: the figure of every run that logged it}; several teachers (t1_drift, t2_drift, ...) give their mean."""
+    of_one = re.compile(rf"t\d+_{field}")
     points = {}
     for run in row.runs:
         for line in run.log:
-            value = line.get(field)
-            if isinstance(value, list) and value:
-                value = sum(value) / len(value)
-            if isinstance(value, (int, float)) and math.isfinite(value):
-                points.setdefault(line["epoch"], []).append(value)
+            logged = [line[field]] if field in line else [line[name] for name in line if of_one.fullmatch(name)]
+            values = [value for value in logged if isinstance(value, (int, float)) and math.isfinite(value)]
+            if values:
+                points.setdefault(line["epoch"], []).append(sum(values) / len(values))
     return dict(sorted(points.items()))
 
 

@@ -5,7 +5,6 @@ import io
 
 from atsc_plugin.files import write_text
 from atsc_plugin.reporting import cells, provenance, published
-from atsc_plugin.reporting.comparisons import REFERENCES
 
 
 def write(tables, path):
@@ -59,7 +58,7 @@ def _figures(row):
         "params_deployed": deployed,
         "params_extra": extra,
         "seconds_per_epoch": cells.seconds_per_epoch(row),
-        "images_per_second": row.mean("images_per_second"),
+        "images_per_second": row.median("images_per_second"),
         "peak_memory_mb": max(memory),
     }
 
@@ -67,7 +66,7 @@ def _figures(row):
 def _differences(row):
     line = {}
     for name, compared in row.differences.items():
-        stem = f"minus_{REFERENCES[name].lower()}"
+        stem = f"minus_{name.lower()}"
         for epoch in ("last", "best"):
             found = getattr(compared, epoch)
             line |= {

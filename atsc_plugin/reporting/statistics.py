@@ -82,12 +82,12 @@ def holm(p_values):
     return adjusted
 
 
-def verdict(found, p_adjusted, missing=()):
+def verdict(found, p_adjusted, missing, seeds):
     """What may be said of a difference, in words; `missing` names runs that ought to be there and are not."""
     if missing:
         return f"no verdict: {len(missing)} run{'s' if len(missing) > 1 else ''} missing"
-    if found.n < VERDICT_FROM:
-        return f"no verdict: n = {found.n} < {VERDICT_FROM}"
+    if seeds < VERDICT_FROM:
+        return f"no verdict: {seeds} seed{'s' if seeds > 1 else ''} < {VERDICT_FROM}"
     if p_adjusted is None:
         return "no verdict: no spread"
     if p_adjusted >= LEVEL:

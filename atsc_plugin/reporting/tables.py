@@ -1,51 +1,12 @@
-"""Which runs belong into one table and into one row of it.
+"""Which runs belong into one table: those of the same images, student, teacher (or pair of a suite) and length."""
 
-A table holds runs of the same images, student, teacher (or pair of a suite) and length. A row holds runs whose
-configurations differ in nothing but seeds, teachers and places; what differs otherwise gets a row of its own.
-"""
-
+import statistics
 from dataclasses import dataclass, field
 
-from atsc_plugin.reporting.runs import Run
-from atsc_plugin.reporting.statistics import spread
+from atsc_plugin.reporting.rows import PLACES, rows_of, stretch_of
 
-# Keys that may differ between the runs of one row: places, seeds, names.
-FREE = ("EXPERIMENT.", "LOG.", "DATASET.", "DISTILLER.TEACHER_CKPT", "TEACHER.SEED", "TEACHER.CACHE",
-        "TEACHER.TRAIN_IF_MISSING")  # fmt: skip
 RECIPE = ("EPOCHS", "BATCH_SIZE", "LR", "LR_DECAY_STAGES", "LR_DECAY_RATE", "WEIGHT_DECAY")
 ORDER = ("NONE", "PROJECTED_VANILLA", "KD", "PROJECTED_KD", "DKD", "REVIEWKD", "SIMKD", "ATSC")
-
-
-@dataclass
-class Row:
-    """Runs that differ only in their seeds. `runs` are finished; `missing` failed or were stopped."""
-
-    label: str
-    method: str
-    runs: list
-    missing: list = field(default_factory=list)
-    unfinished: list = field(default_factory=list)
-    differences: dict = field(default_factory=dict)  # reference -> comparisons.Compared
-    published: object = None
-
-    @property
-    def first(self) -> Run:
-        return (self.runs or self.missing or self.unfinished)[0]
-
-    def figures(self, name):
-        return [run.result[name] for run in self.runs]
-
-    def mean(self, name):
-        return sum(self.figures(name)) / len(self.runs)
-
-    def spread(self, name):
-        return spread(self.figures(name)) if self.runs else None
-
-    @property
-    def plain(self):
-        """The method as its config file has it: no keys of the suite's own, no longer schedule."""
-        changed = self.first.job.get("set") or self.first.job.get("adapted_by") or stretch_of(self.first) != 1
-        return not changed and "=" not in self.first.name
 
 
 @dataclass
@@ -59,6 +20,7 @@ class Table:
     pair: str | None
     suite: str | None
     rows: list
+    references: list = field(default_factory=list)  # names of what the rows are compared with, in order
 
     @property
     def runs(self):
@@ -76,28 +38,21 @@ class Table:
         plain = [row for row in rows if row.plain]
         return plain[0] if plain else (rows[0] if len(rows) == 1 else None)
 
+    def row_called(self, label):
+        return next((row for row in self.rows if row.label == label), None)
+
     @property
     def pair_text(self):
         return f"{', '.join(self.teachers)} -> {self.student}" if self.teachers else self.student
 
 
-def stretch_of(run):
-    """How many times longer than the others of its table a run was meant to be (an arm of equal cost)."""
-    return run.job.get("stretch", 1)
-
-
-def method_of(run):
-    return run.result["method"] if run.result else run.cfg.get("DISTILLER.TYPE", run.job.get("arm", run.name))
-
-
 def data_of(run):
-    """Everything that decides which images a run saw: the recorded identity, or the keys of DATASET."""
+    """Which images a run saw (recorded identities, or the keys of DATASET) and which chose its best epoch."""
     result = run.result or {}
     dataset = result.get("dataset", run.cfg.get("DATASET.TYPE", "?"))
     if result.get("data"):
-        return (dataset, result["data"], result.get("image_size"))
-    left_out = ("DATASET.NUM_WORKERS", "DATASET.TEST.BATCH_SIZE", "DATASET.DOWNLOAD", "DATASET.ROOT")
-    keys = {name: value for name, value in run.cfg.items() if name.startswith("DATASET.") and name not in left_out}
+        return (dataset, *(result.get(name) for name in ("data", "image_size", "test_data", "selected_on")))
+    keys = {name: value for name, value in run.cfg.items() if name.startswith("DATASET.") and name not in PLACES}
     if dataset in ("npz", "folder"):
         keys["DATASET.ROOT"] = run.cfg.get("DATASET.ROOT")
     return (dataset, ", ".join(f"{name}={value}" for name, value in sorted(keys.items())), None)
@@ -130,19 +85,34 @@ def _schedule(run):
     return int(length) if length == int(length) else length
 
 
-def _table_key(run):
-    pair, suite = run.job.get("pair"), run.suite
-    who = pair if suite else " + ".join(teachers_of(run))  # a suite says itself what is compared
-    return (data_of(run), run.cfg.get("DISTILLER.STUDENT") or run.result["student"], _schedule(run), who, suite,
-            _recipe(run) if teachers_of(run) and not suite else None)  # fmt: skip
+def _comparison(run):
+    """What a suite itself compares: its arms on a pair, under the keys of a trial; None outside of one."""
+    return run.suite and (run.suite, run.job.get("pair"), tuple(run.job.get("overrides") or ()))
+
+
+def _lengths(runs):
+    """{comparison of a suite: the length that most of its runs have}: an arm may train longer than the others."""
+    found = {}
+    for run in runs:
+        if _comparison(run):
+            found.setdefault(_comparison(run), []).append(_schedule(run))
+    return {which: statistics.mode(lengths) for which, lengths in found.items()}
+
+
+def _table_key(run, lengths):
+    suite = _comparison(run)
+    who = suite or " + ".join(teachers_of(run))
+    return (data_of(run), run.cfg.get("DISTILLER.STUDENT") or run.result["student"], lengths.get(suite, _schedule(run)),
+            who, run.suite, _recipe(run) if teachers_of(run) and not suite else None)  # fmt: skip
 
 
 def build_tables(runs):
     """(tables, runs that have no place in one: nothing finished beside them)."""
     groups, lost = {}, []
-    for run in runs:
-        if run.result:
-            groups.setdefault(_table_key(run), []).append(run)
+    finished = [run for run in runs if run.result]
+    lengths = _lengths(finished)
+    for run in finished:
+        groups.setdefault(_table_key(run, lengths), []).append(run)
     for run in runs:
         if not run.result:
             groups.get(_home(run, groups), lost).append(run)
@@ -184,59 +154,9 @@ def _share_vanilla(groups):
 def _table(key, members):
     data, student, epochs, _, suite, _ = key
     teachers = list(dict.fromkeys(_several(teachers_of(run)) for run in members if teachers_of(run)))
-    rows = _rows(members)
+    rows = rows_of(members)
+    for row in rows:
+        own = _schedule(row.first)
+        row.label += f" ({own} epochs)" if own != epochs and row.runs else ""
     rows.sort(key=lambda row: (ORDER.index(row.method) if row.method in ORDER else len(ORDER), row.label))
     return Table(data, student, teachers, epochs, members[0].job.get("pair"), suite, rows)
-
-
-def _rows(members):
-    """Rows by name and method, split again where their configurations differ."""
-    clusters = []
-    for run in members:
-        arm = run.job.get("arm", run.name)
-        for known in clusters:
-            if known["arm"] == (arm, method_of(run)) and not differing(known["runs"][0], run):
-                known["runs"].append(run)
-                break
-        else:
-            clusters.append({"arm": (arm, method_of(run)), "runs": [run]})
-    rows = []
-    for cluster in clusters:
-        label = _label(cluster, clusters)
-        kept, seen = [], set()
-        for run in cluster["runs"]:
-            unit = (run.teacher_id, run.seed)
-            if run.result is None or unit not in seen:
-                kept.append(run)
-            seen |= {unit} if run.result else set()
-        done = [run for run in kept if run.result]
-        rows.append(
-            Row(label, cluster["arm"][1], done, [run for run in kept if run.counts_as_missing],
-                [run for run in kept if run.trouble == "unfinished"])
-        )  # fmt: skip
-    return rows
-
-
-def _label(cluster, clusters):
-    arm, method = cluster["arm"]
-    run = cluster["runs"][0]
-    if run.job.get("arm"):
-        text = arm
-    else:
-        methods = [known["arm"][1] for known in clusters]
-        text = ({"NONE": "vanilla"}.get(method, method)) if methods.count(method) == 1 else arm
-    twins = [known for known in clusters if known["arm"] == cluster["arm"]]
-    if len(twins) > 1:  # the same name over two configurations: never averaged, and told apart by what differs
-        others = twins[0]["runs"][0] if cluster is not twins[0] else twins[1]["runs"][0]
-        text += f" [{', '.join(differing(others, run)[:2])}]"
-    if stretch_of(run) != 1:
-        text += f" (x{stretch_of(run):g} epochs)"
-    return text
-
-
-def differing(a, b):
-    """`KEY=value of b` for keys that both runs have, that belong to the method, and whose values differ."""
-    shared = a.cfg.keys() & b.cfg.keys()
-    return [
-        f"{name}={b.cfg[name]}" for name in sorted(shared) if not name.startswith(FREE) and a.cfg[name] != b.cfg[name]
-    ]

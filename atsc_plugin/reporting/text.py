@@ -1,7 +1,6 @@
 """The table for the terminal, and the differences below it where there are several seeds."""
 
 from atsc_plugin.reporting import cells
-from atsc_plugin.reporting.comparisons import REFERENCES
 from atsc_plugin.reporting.statistics import VERDICT_FROM
 
 COLUMNS = ("method", "seeds", "top-1 last", "top-1 best", "vs vanilla", "teacher", "deployed", "trained", "images/s",
@@ -33,7 +32,7 @@ def leftovers(tables, skipped, lost):
 def _cells(row):
     if not row.runs:
         return [row.label, cells.count(row), *[""] * (len(COLUMNS) - 2)]
-    gain = row.differences.get("NONE")
+    gain = row.differences.get("vanilla")
     trained, deployed, _ = cells.sizes(row)
     return [
         row.label,
@@ -44,14 +43,14 @@ def _cells(row):
         cells.accuracies(row.runs, "teacher_top1_before"),
         f"{deployed:,}",
         f"{trained:,}",
-        f"{row.mean('images_per_second'):.0f}",
-        f"{row.mean('seconds'):.0f}",
+        f"{row.median('images_per_second'):.0f}",
+        f"{row.median('seconds'):.0f}",
     ]
 
 
 def _differences(table):
     """Differences to KD and SimKD with their intervals, last epoch; nothing for single seeds."""
-    names = [name for name in cells.reference_names(table) if name != "NONE"]
+    names = [name for name in cells.reference_names(table) if name != "vanilla"]
     rows = []
     for row in table.rows:
         told = [row.differences.get(name) for name in names]
@@ -65,7 +64,7 @@ def _differences(table):
         return []
     head = ["last epoch, paired by seed"]
     for name in names:
-        head += [f"minus {REFERENCES[name]} [95 %]", "verdict"]
+        head += [f"minus {name} [95 %]", "verdict"]
     told = f"  Verdicts from {VERDICT_FROM} seeds on: paired t, Holm over the pairs of networks, Welch as a check."
     return [*(f"  {line}" for line in aligned([head, *rows], left=True)), told, ""]
 

@@ -46,6 +46,11 @@ class Job:
         return (self.folder / "result.json").exists()
 
     @property
+    def stopped(self):
+        """Its guard ended it: an outcome, not something to go on with."""
+        return not self.done and (self.folder / "stopped.json").exists()
+
+    @property
     def left_teacher(self):
         """The file in which the source's teacher is kept, None for a job without one."""
         return self.source and self.source / "teacher_last"
@@ -184,7 +189,7 @@ def refuse_other_configurations(jobs):
     problems = []
     for job in jobs:
         stored = job.folder / "cfg.yaml"
-        if not job.done or not stored.is_file():
+        if not (job.done or job.stopped) or not stored.is_file():
             continue
         before = flat(yaml.safe_load(stored.read_text(encoding="utf-8")) or {})
         now = flat(job.tree)
@@ -194,7 +199,8 @@ def refuse_other_configurations(jobs):
             if not key.startswith((*PLACES, "EXPERIMENT.")) and before.get(key, now[key]) != now[key]
         ]
         if differ:
-            problems.append(f"{job.folder} is a finished run of another configuration: {'; '.join(differ[:4])}")
+            kind = "finished" if job.done else "stopped"
+            problems.append(f"{job.folder} is a {kind} run of another configuration: {'; '.join(differ[:4])}")
     if problems:
         more = [f"... and {len(problems) - 5} more"] if len(problems) > 5 else []
         way_out = "give the suite another name, another --output, or move those folders away"

@@ -97,7 +97,7 @@ def run_job(job, processes, *, device=None, threads=None, at_once=1):
     """Train one job; None when all is well, else the reason in words. Its job.json says the same."""
     job.folder.mkdir(parents=True, exist_ok=True)
     with open(job.folder.parent / f"seed_{job.seed}.lock", "w") as lock, _held(lock, processes):
-        if job.done or processes.stopping:  # whoever held the lock has finished it
+        if job.done or job.stopped or processes.stopping:  # whoever held the lock has ended it
             return None
         started = time.time()
         note(job, status="running", device=device, at_once=at_once, reason=None)

@@ -6,6 +6,7 @@
     trials: 0                   # optional; tuning trials that each method was given, printed with the table
     notes: ["..."]              # optional; printed below the table
     images: "my photographs"    # optional; what the tables call images that are the user's own (npz, folder)
+    against: [simkd]            # optional; the arms that the others are compared with (else vanilla, KD and SimKD)
     common: {SOLVER.EPOCHS: 6}  # optional; keys for every arm
     pairs: [res32x4_res8x4]     # optional; {pair} in an arm's cfg stands for each of them; or a mapping name: keys
     arms:
@@ -26,7 +27,19 @@ from atsc_plugin.engine.run_files import read_yaml
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.shipped import config_file
 
-KEYS = {"name", "seeds", "teacher_seeds", "trials", "unequal_trials", "notes", "images", "common", "pairs", "arms"}
+KEYS = {
+    "name",
+    "seeds",
+    "teacher_seeds",
+    "trials",
+    "unequal_trials",
+    "notes",
+    "images",
+    "against",
+    "common",
+    "pairs",
+    "arms",
+}
 ARM_KEYS = {"cfg", "set", "stretch", "pairs", "trials", "adapted_by"}
 LEGAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -60,6 +73,7 @@ class Suite:
     common: dict = field(default_factory=dict)
     notes: list = field(default_factory=list)
     images: str | None = None
+    against: list = field(default_factory=list)
 
 
 def read_suite(path):
@@ -89,9 +103,12 @@ def read_suite(path):
     images = content.get("images")
     if not isinstance(images, str | None):
         problems.append(f"images: got {images!r}, expected a few words")
+    against = content.get("against") or []
+    if not isinstance(against, list) or not all(isinstance(arm, str) and arm in arms for arm in against):
+        problems.append(f"against: got {against!r}, expected a list of arms, of {', '.join(arms)}")
     if problems:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
-    return Suite(str(path), name, seeds, arms, pairs, teacher_seeds, common, notes, images)
+    return Suite(str(path), name, seeds, arms, pairs, teacher_seeds, common, notes, images, against)
 
 
 def _content(path):
