@@ -99,8 +99,9 @@ def test_resuming_where_nothing_is_starts_from_the_beginning(here, capsys):
     assert (run_folder(here) / "result.json").is_file()
 
 
-def test_the_hosts_base_trainer_runs_every_distiller_of_ours(here, teacher_file):
-    assert train("simkd", "SOLVER.TRAINER", "base", "DISTILLER.TEACHER_CKPT", str(teacher_file)) == 0
+@pytest.mark.parametrize("method", ["simkd", "atsc"])
+def test_the_hosts_base_trainer_runs_distillers_of_ours(here, teacher_file, method):
+    assert train(method, "SOLVER.TRAINER", "base", "DISTILLER.TEACHER_CKPT", str(teacher_file)) == 0
     folder = next((here / "output" / "quickstart").glob("run*"))
     assert (folder / "seed_1" / "latest").is_file()
     assert (folder / "seed_1" / "worklog.txt").is_file()

@@ -146,7 +146,7 @@ def test_an_imagenet_teacher_comes_from_torchvisions_cache_or_a_named_file(here,
     assert main(["eval", str(next((here / "output").rglob("result.json")).parent), "--json"]) == 0
 
 
-def test_the_guard_stops_the_released_step_with_status_3_and_says_why(here, capsys, teacher_file):
+def test_the_guard_stops_the_released_atsc_step_with_status_3_and_says_why(here, capsys, teacher_file):
     """On an untrained teacher the figures mean nothing; a head start for the labels it gives itself is not needed."""
     words = ["DISTILLER.TEACHER_CKPT", str(teacher_file), "ATSC.GUARD", "stop", "ATSC.DRIFT.WEIGHT", "0.0"]
     status = main(["train", "--cfg", str(QUICK / "atsc_published.yaml"), *words, "EXPERIMENT.NAME", "g", *SMALL])

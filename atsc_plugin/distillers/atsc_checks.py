@@ -27,6 +27,11 @@ def atsc_problems(cfg):
             f"SOLVER.LR * ATSC.TEACHER.LR_SCALE * 2 * ATSC.DRIFT.WEIGHT is {product:g}; SGD with momentum "
             f"{cfg.SOLVER.MOMENTUM:g} diverges at {limit:g} and beyond. Lower ATSC.DRIFT.WEIGHT or the rate."
         )
+    if cfg.ATSC.GUARD == "stop" and cfg.SOLVER.TRAINER != "plugin":
+        problems.append(
+            f"ATSC.GUARD is stop, but SOLVER.TRAINER {cfg.SOLVER.TRAINER} asks no guard. Use SOLVER.TRAINER plugin, or "
+            "ATSC.GUARD none."
+        )
     if cfg.ATSC.UPDATE != "published":
         return problems
     if cfg.DISTILLER.TYPE == "ATSC_MULTI":

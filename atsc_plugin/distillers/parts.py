@@ -77,11 +77,15 @@ class Projector(nn.Sequential):
 
 def projector(channels_in, channels_out, factor, key):
     """A Projector whose inner width is C_t / factor; `key` is the config key that a refusal names."""
+    check_factor(channels_out, factor, key)
+    return Projector(channels_in, channels_out // factor, channels_out)
+
+
+def check_factor(channels_out, factor, key):
     if not 1 <= factor <= channels_out:
         raise ModelRefused(
             f"{key} is {factor}, but the teacher's map has {channels_out} channels; expected 1 to {channels_out}."
         )
-    return Projector(channels_in, channels_out // factor, channels_out)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ One teacher or several: of each there is a projector, and together they make an 
 teacher are called teacher and projector; those of several stand in lists under the same names.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -15,6 +16,15 @@ from atsc_plugin.errors import ModelRefused
 from atsc_plugin.host import Distiller, image_size
 
 SHARED = ", since the student predicts through the teacher's classifier"
+
+
+@contextmanager
+def _kept(refusals):
+    """A refusal goes into the list instead of ending the checks behind it."""
+    try:
+        yield
+    except ModelRefused as refusal:
+        refusals.append(str(refusal))
 
 
 @dataclass(frozen=True)
@@ -50,32 +60,32 @@ class SharedClassifier(Distiller):
         self.image_size = image_size(cfg.DATASET)
         self.ensemble, self.projectors_each = settings.ENSEMBLE, projectors
         self.student_facts = parts.student_map(student, self.image_size, f"student {cfg.DISTILLER.STUDENT}")
-        self.maps = self._teacher_maps(cfg)
+        factor = settings.PROJECTOR.FACTOR, f"{name}.PROJECTOR.FACTOR"
+        self.maps = self._teacher_maps(cfg, *factor)
         made = [
-            parts.projector(
-                self.student_facts.channels, facts.channels, settings.PROJECTOR.FACTOR, f"{name}.PROJECTOR.FACTOR"
-            )
+            parts.projector(self.student_facts.channels, facts.channels, *factor)
             for facts in self.maps
             for _ in range(projectors)
         ]
         self.projector = nn.ModuleList(made) if self.several else made[0]
         self.unused = parts.unused_parameters(student, self.student_facts.source, self.image_size)
 
-    def _teacher_maps(self, cfg):
-        """MapFacts of every teacher; all that cannot serve are refused together, by name."""
+    def _teacher_maps(self, cfg, factor, key):
+        """MapFacts of every teacher; everything that cannot serve is refused together, by name."""
         maps, refusals = [], []
         for network, name in zip(networks_of(self.teacher), self.titles(cfg), strict=True):
-            try:
+            with _kept(refusals):
                 facts = parts.teacher_map(network, self.image_size, name)
+                maps.append(facts)
                 names = f"student {cfg.DISTILLER.STUDENT}", name
-                parts.check_classes(self.student_facts, facts, *names, because=SHARED)
+                with _kept(refusals):
+                    parts.check_classes(self.student_facts, facts, *names, because=SHARED)
+                with _kept(refusals):
+                    parts.check_factor(facts.channels, factor, key)
                 if self.several:
                     check_sizes(self.student_facts, facts, *names)
-                maps.append(facts)
-            except ModelRefused as refusal:
-                refusals.append(str(refusal))
         if refusals:
-            raise ModelRefused("\n".join(refusals))
+            raise ModelRefused("\n".join(dict.fromkeys(refusals)))
         return maps
 
     def titles(self, cfg):

@@ -16,7 +16,11 @@ from atsc_plugin.engine.placement import place
 COLLAPSED = 0.5  # accuracy against theta_0's, agreement or scale below this share: the teacher is lost
 TREND_EPOCHS = 3  # falls in a row that make a trend
 TREND_FALL = 0.05  # and how much must be lost over them: less is the jitter of batch statistics
-ADVICE = "Raise ATSC.DRIFT.WEIGHT, set ATSC.DRIFT.PARAMS all, or lower ATSC.TEACHER.LR_SCALE."
+HOLD = "Raise ATSC.DRIFT.WEIGHT, set ATSC.DRIFT.PARAMS all, or "
+ADVICE = {
+    "fused": f"{HOLD}lower ATSC.TEACHER.LR_SCALE.",
+    "published": f"{HOLD}take ATSC.UPDATE fused with a lower ATSC.TEACHER.LR_SCALE.",
+}
 
 
 def feature_figures(present, start):
@@ -51,7 +55,8 @@ class TeacherMonitor:
         self.distiller, self.number, self.title = distiller, number, title
         self.guard, self.images = cfg.ATSC.GUARD, cfg.ATSC.MONITOR.IMAGES
         self.kappa_scale = cfg.ATSC.DRIFT.WEIGHT / cfg.ATSC.LOSS.FEAT_WEIGHT if cfg.ATSC.LOSS.FEAT_WEIGHT else math.inf
-        self.history = []
+        self.advice = ADVICE[cfg.ATSC.UPDATE]
+        self.history = [{"teacher_agreement": 1.0, "feature_scale": 1.0}]  # theta_0 against itself
         self.hits = self.seen = 0
 
     # ---- training batches ----
@@ -136,12 +141,14 @@ class TeacherMonitor:
         )
         share = figures["teacher_top1"] / figures["start_top1"] if figures["start_top1"] else 1.0
         if not min(share, figures["teacher_agreement"], figures["feature_scale"]) >= COLLAPSED:  # also catches nan
-            return f"{self.title} has collapsed: {told}. {ADVICE}"
+            return f"{self.title} has collapsed: {told}. {self.advice}"
         for key in ("feature_scale", "teacher_agreement"):
             recent = [entry[key] for entry in self.history[-TREND_EPOCHS - 1 :]]
             falls = [a > b for a, b in zip(recent, recent[1:], strict=False)]
             if len(falls) == TREND_EPOCHS and all(falls) and recent[0] - recent[-1] > TREND_FALL:
-                return f"{self.title} is drifting away ({key} fell {TREND_EPOCHS} epochs in a row): {told}. {ADVICE}"
+                return (
+                    f"{self.title} is drifting away ({key} fell {TREND_EPOCHS} epochs in a row): {told}. {self.advice}"
+                )
         return None
 
     def state(self):

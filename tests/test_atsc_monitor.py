@@ -133,8 +133,31 @@ def test_a_slow_fall_over_three_epochs_is_recognised_and_a_small_jitter_is_not(c
         for epoch in range(1, 5):
             warnings.append(distiller.after_epoch(epoch, loader)["warning"])
             shrink(distiller, factor)
-        assert warnings[:3] == [None] * 3
+        assert warnings[:3] == [None] * 3  # the first epoch left the teacher where it was
         assert (warnings[3] is None) if expected is None else (expected in warnings[3])
+
+
+def test_a_fall_from_the_first_epoch_on_is_recognised_in_the_third(cfg):
+    distiller = distiller_of(cfg)
+    with torch.no_grad():
+        distiller.teacher.fc.bias.zero_()
+    distiller.start.remember(distiller.teacher)
+    loader, warnings = [own_labels(distiller)], []
+    for epoch in (1, 2, 3):
+        shrink(distiller, 0.96)  # scales .96, .92, .885
+        warnings.append(distiller.after_epoch(epoch, loader)["warning"])
+    assert warnings[:2] == [None, None]
+    assert "feature_scale fell 3 epochs in a row" in warnings[2]
+
+
+def test_the_advice_names_no_key_that_the_released_step_refuses(cfg):
+    cfg.ATSC.UPDATE = "published"
+    cfg.ATSC.CLASSIFIER.PARAMS = "bias"
+    distiller = distiller_of(cfg)
+    with torch.no_grad():
+        distiller.teacher.bn.weight.zero_()
+    warning = distiller.after_epoch(1, [own_labels(distiller)])["warning"]
+    assert "take ATSC.UPDATE fused with a lower ATSC.TEACHER.LR_SCALE" in warning
 
 
 def run(cfg, guard, tmp_path, sabotage_at=2):
@@ -199,4 +222,4 @@ def test_a_resumed_run_knows_where_the_teacher_began(cfg, tmp_path):
     again.train(resume=True)
     for (name, a), (_, b) in zip(trainer.distiller.start.items(), again.distiller.start.items(), strict=True):
         assert torch.equal(a, b), name
-    assert len(again.distiller.monitors[0].history) == 6
+    assert len(again.distiller.monitors[0].history) == 7  # theta_0 and six epochs
