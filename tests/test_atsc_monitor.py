@@ -72,11 +72,13 @@ def test_drift_is_relative_and_by_stage(cfg):
         distiller.teacher.conv.weight *= 1.5
     figures = distiller.after_epoch(1, [own_labels(distiller)])["figures"]
     assert figures["drift_conv"] == pytest.approx(0.5)
-    assert figures["drift_bn"] == figures["drift_fc"] == 0.0
+    assert figures["drift_bn"] == figures["drift_fc"] == figures["drift_vectors"] == 0.0
     start = dict(distiller.start.items())
     weights = [start[name] for name, _ in distiller.teacher.named_parameters()]
     whole = (0.25 * start["conv.weight"].square().sum() / sum(w.square().sum() for w in weights)) ** 0.5
     assert figures["drift"] == pytest.approx(whole.item())
+    conv, fc = (start[name].square().sum() for name in ("conv.weight", "fc.weight"))
+    assert figures["drift_kernels"] == pytest.approx((0.25 * conv / (conv + fc)).sqrt().item())
 
 
 def test_training_hits_of_the_teacher_are_counted_and_start_anew_each_epoch(cfg):

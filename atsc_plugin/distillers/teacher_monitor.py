@@ -121,13 +121,12 @@ class TeacherMonitor:
 
     @staticmethod
     def _drift(teacher, start):
-        """Relative motion of the weights, whole and by the network's own stages."""
-        names = [name for name, _ in teacher.named_parameters()]
-        stages = dict.fromkeys(name.partition(".")[0] for name in names)
-        each = {
-            f"drift_{stage}": relative_motion(teacher, start, {n for n in names if n.partition(".")[0] == stage})
-            for stage in stages
-        }
+        """Relative motion of the weights: whole, by kind (kernels; BN scales, shifts and biases), by stage."""
+        groups = {"kernels": set(), "vectors": set()}
+        for name, weight in teacher.named_parameters():
+            groups["kernels" if weight.dim() > 1 else "vectors"].add(name)
+            groups.setdefault(name.partition(".")[0], set()).add(name)
+        each = {f"drift_{group}": relative_motion(teacher, start, names) for group, names in groups.items() if names}
         return {"drift": relative_motion(teacher, start), **each}
 
     # ---- the guard ----
