@@ -100,6 +100,13 @@ def test_other_test_images_and_another_choice_of_epoch_make_tables_of_their_own(
     assert [[run.name for run in table.runs] for table in tables_of(tmp_path)] == [["a"], ["b"], ["c"]]
 
 
+def test_an_older_run_that_recorded_no_test_images_stays_beside_those_that_did(tmp_path):
+    make_run(tmp_path, "a", 1, 50.0)
+    make_run(tmp_path, "b", 1, 60.0, test_data="digits100-test-100")
+    (table,) = tables_of(tmp_path)
+    assert [run.name for run in table.runs] == ["a", "b"]
+
+
 def test_other_augmentation_is_a_row_of_its_own(tmp_path):
     for seed, flip in ((1, "auto"), (2, "none")):
         make_run(tmp_path, f"{flip}/kd", seed, 50.0, cfg={"DATASET": {"TYPE": "digits100", "FLIP": flip}})

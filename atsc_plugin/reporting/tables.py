@@ -46,12 +46,16 @@ class Table:
         return f"{', '.join(self.teachers)} -> {self.student}" if self.teachers else self.student
 
 
-def data_of(run):
-    """Which images a run saw (recorded identities, or the keys of DATASET) and which chose its best epoch."""
+def data_of(run, known):
+    """Which images a run saw (recorded identities, or the keys of DATASET) and which chose its best epoch.
+
+    `known`: the test images of those training images where only one set of them is recorded; older runs named none.
+    """
     result = run.result or {}
     dataset = result.get("dataset", run.cfg.get("DATASET.TYPE", "?"))
     if result.get("data"):
-        return (dataset, *(result.get(name) for name in ("data", "image_size", "test_data", "selected_on")))
+        training = dataset, result["data"], result.get("image_size")
+        return (*training, result.get("test_data") or known.get(training), result.get("selected_on"))
     keys = {name: value for name, value in run.cfg.items() if name.startswith("DATASET.") and name not in PLACES}
     if dataset in ("npz", "folder"):
         keys["DATASET.ROOT"] = run.cfg.get("DATASET.ROOT")
@@ -99,20 +103,31 @@ def _lengths(runs):
     return {which: statistics.mode(lengths) for which, lengths in found.items()}
 
 
-def _table_key(run, lengths):
+def _test_images(runs):
+    """{training images: the test images recorded with them}, where that is one set."""
+    found = {}
+    for run in runs:
+        if run.result.get("test_data"):
+            training = tuple(run.result.get(name) for name in ("dataset", "data", "image_size"))
+            found.setdefault(training, set()).add(run.result["test_data"])
+    return {training: test.pop() for training, test in found.items() if len(test) == 1}
+
+
+def _table_key(run, lengths, known):
     suite = _comparison(run)
     who = suite or " + ".join(teachers_of(run))
-    return (data_of(run), run.cfg.get("DISTILLER.STUDENT") or run.result["student"], lengths.get(suite, _schedule(run)),
-            who, run.suite, _recipe(run) if teachers_of(run) and not suite else None)  # fmt: skip
+    student = run.cfg.get("DISTILLER.STUDENT") or run.result["student"]
+    recipe = _recipe(run) if teachers_of(run) and not suite else None
+    return (data_of(run, known), student, lengths.get(suite, _schedule(run)), who, run.suite, recipe)
 
 
 def build_tables(runs):
     """(tables, runs that have no place in one: nothing finished beside them)."""
     groups, lost = {}, []
     finished = [run for run in runs if run.result]
-    lengths = _lengths(finished)
+    lengths, known = _lengths(finished), _test_images(finished)
     for run in finished:
-        groups.setdefault(_table_key(run, lengths), []).append(run)
+        groups.setdefault(_table_key(run, lengths, known), []).append(run)
     for run in runs:
         if not run.result:
             groups.get(_home(run, groups), lost).append(run)
