@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "atsc_plugin"
 # Lowest first. A room is a module or a folder; the longest match decides.
 FLOORS = [
-    ["errors", "files", "seeds", "shipped", "key_table"],
+    ["errors", "files", "seeds", "shipped", "key_table", "collapse"],
     [
         "minidistiller",
         "data",

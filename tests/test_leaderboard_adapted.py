@@ -8,6 +8,7 @@ import yaml
 from test_leaderboard import ROOT, SMALL
 
 from atsc_plugin.__main__ import main
+from atsc_plugin.reporting import provenance
 from atsc_plugin.reporting.runs import read_runs
 from atsc_plugin.reporting.tables import build_tables
 
@@ -43,6 +44,8 @@ def test_a_run_starts_from_the_teacher_that_the_other_run_of_its_seed_and_teache
     after = next(row for row in table.rows if row.label == "after")
     assert {run.teacher_id for run in after.runs} == {"seed 1", "seed 2"}  # paired with the other rows' teachers
     assert table.row_of("SIMKD").label == "simkd"
+    again = "python tools/leaderboard.py --suite suite.yaml --arms atsc after --output ./again"
+    assert provenance.facts(after)["again"] == again
 
 
 def test_without_the_run_that_leaves_the_teacher_nothing_starts(suite, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from run_folders import RESULT, make_run
 from atsc_plugin import report
 from atsc_plugin.__main__ import main
 from atsc_plugin.reporting import cells, kept, published, tables
-from atsc_plugin.reporting.runs import Run
+from atsc_plugin.reporting.runs import Run, read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,12 +69,21 @@ def test_a_failed_run_is_named_and_takes_the_verdict_away(suite):
 
 
 def test_a_collapsed_run_counts_and_is_named(suite):
-    log = [{"epoch": 1, "top1": 9.0}, {"epoch": 2, "top1": 1.0, "guard": "the teacher has collapsed: ..."}]
+    alive = {"teacher_top1": 80.0, "start_top1": 90.0, "teacher_agreement": 0.9, "feature_scale": 0.6}
+    log = [{"epoch": 1, "top1": 9.0, **alive}, {"epoch": 2, "top1": 1.0, **alive, "feature_scale": 0.4}]
     make_run(suite, "atsc", 1, 1.0, "ATSC", log=log)
     make_run(suite, "atsc", 2, 71.0, "ATSC")
     (table,) = tables_of(suite)
     assert row(table, "ATSC").spread("top1_last").mean == 36.0
     assert "collapsed: ATSC seed 1 in epoch 2 (counted: 1.00)" in cells.troubles(table)
+
+
+@pytest.mark.parametrize(("agreement", "epoch"), [(0.6, None), (0.4, 1), (math.nan, 1)])
+def test_one_lost_teacher_of_several_makes_a_collapse(tmp_path, agreement, epoch):
+    names = {"teacher_top1": 80.0, "start_top1": 90.0, "teacher_agreement": 0.9, "feature_scale": 0.9}
+    line = {f"t{number}_{name}": value for number in (1, 2) for name, value in names.items()}
+    folder = make_run(tmp_path, "atsc", 1, 1.0, "ATSC", log=[{"epoch": 1, **line, "t2_teacher_agreement": agreement}])
+    assert read_run(folder).collapsed == epoch
 
 
 def test_a_stopped_run_is_missing_with_its_reason(suite):

@@ -8,12 +8,12 @@ import math
 
 import torch
 
+from atsc_plugin.collapse import collapsed
 from atsc_plugin.distillers.drift import relative_motion
 from atsc_plugin.distillers.parts import pool
 from atsc_plugin.engine.agreement import on_the_first, sum_of
 from atsc_plugin.engine.placement import place
 
-COLLAPSED = 0.5  # accuracy against theta_0's, agreement or scale below this share: the teacher is lost
 TREND_EPOCHS = 3  # falls in a row that make a trend
 TREND_FALL = 0.05  # and how much must be lost over them: less is the jitter of batch statistics
 HOLD = "Raise ATSC.DRIFT.WEIGHT, set ATSC.DRIFT.PARAMS all, or "
@@ -138,8 +138,7 @@ class TeacherMonitor:
             f"start {figures['teacher_agreement']:.2f}, feature scale {figures['feature_scale']:.2f}, "
             f"kappa {figures['kappa']:.3g}"
         )
-        share = figures["teacher_top1"] / figures["start_top1"] if figures["start_top1"] else 1.0
-        if not min(share, figures["teacher_agreement"], figures["feature_scale"]) >= COLLAPSED:  # also catches nan
+        if collapsed(figures):
             return f"{self.title} has collapsed: {told}. {self.advice}"
         for key in ("feature_scale", "teacher_agreement"):
             recent = [entry[key] for entry in self.history[-TREND_EPOCHS - 1 :]]

@@ -21,7 +21,7 @@ def html(tables, skipped, lost, folder, plots=(), hint=None):
     body = ["<h1>Leaderboard</h1>", "<p class=soft>A click on a column's head sorts by it.</p>"]
     body += [_paragraph(hint)] if hint else []
     for number, (table, heading) in enumerate(zip(tables, cells.headings(tables), strict=True)):
-        body += _section(table, heading, folder, [plot for plot in plots if plot.table == number])
+        body += _section(table, heading, folder, [plot for plot in plots if plot.table == number], f"t{number + 1}r")
     leftovers = text.leftovers(tables, skipped, lost)
     body += ["<h2>Not in the tables</h2>", _list(leftovers)] if leftovers else []
     return (
@@ -34,13 +34,14 @@ def html(tables, skipped, lost, folder, plots=(), hint=None):
     )
 
 
-def _section(table, heading, folder, plots):
+def _section(table, heading, folder, plots, place):
+    """`place` begins the addresses of the table's rows on the page."""
     told = [f"<h2>{escape(heading)}</h2>"]
     trial = cells.overrides(table)
     told += [_paragraph(f"A trial, not the suite: {trial}.")] if trial else []
     troubles = cells.troubles(table)
     told += [_list(troubles, "warn")] if troubles else []
-    told += [_table(*grid.accuracy(table)), _list(cells.notes(table))]
+    told += [_headline(table, place), _list(cells.notes(table))]
     columns, rows = grid.tests(table)
     if rows:
         told += ["<h3>Differences and their tests</h3>", _table(columns, rows), _list([grid.TEST_NOTE])]
@@ -50,7 +51,16 @@ def _section(table, heading, folder, plots):
         told += ["<h3>Plots</h3>", f'<div class="plots">{"".join(figures)}</div>']
     published = _published(table)
     told += ["<h3>Published figures</h3>", published] if published else []
-    return [*told, "<h3>Where the rows come from</h3>", _provenance(table, folder)]
+    return [*told, "<h3>Where the rows come from</h3>", _provenance(table, folder, place)]
+
+
+def _headline(table, place):
+    """The accuracies; a row's name leads to its logs and configurations."""
+    columns, rows = grid.accuracy(table)
+    cells_of = [[(escape(text), number) for text, number in row] for row in rows]
+    for number, row in enumerate(cells_of):
+        row[0] = (f'<a href="#{place}{number}">{row[0][0]}</a>', row[0][1])
+    return _grid(columns, cells_of)
 
 
 def _paragraph(words):
@@ -97,11 +107,11 @@ def _published(table):
     return _table(["method", "published", "source", "note"], rows) if rows else ""
 
 
-def _provenance(table, folder):
+def _provenance(table, folder, place):
     """Every row with links to its logs and configurations, and the command that makes it again."""
     names = ("config", "seeds", "commit", "host", "device", "torch")
     rows = []
-    for row in table.rows:
+    for number, row in enumerate(table.rows):
         facts = provenance.facts(row)
         config = f"{facts['config']} {facts['keys set']}".strip()
         links = [
@@ -111,7 +121,7 @@ def _provenance(table, folder):
         ]
         rows.append(
             [
-                (escape(row.label), None),
+                (f'<span id="{place}{number}">{escape(row.label)}</span>', None),
                 ("<br>".join(links), None),
                 (escape(config), None),
                 *((escape(facts[name]), None) for name in names[1:]),

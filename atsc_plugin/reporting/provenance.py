@@ -33,8 +33,22 @@ def _named_config(run):
 
 
 def again(row):
-    """A command that trains the row's first run anew, elsewhere; other seeds by EXPERIMENT.SEED."""
+    """A command that trains the row's first run anew, elsewhere; other seeds by EXPERIMENT.SEED.
+
+    A run that starts from what another one left is made by the suite, which makes that other one first.
+    """
     run = row.first
+    if run.job.get("adapted_by"):
+        words = [
+            "--suite",
+            run.job["suite_file"],
+            "--arms",
+            run.job["adapted_by"],
+            run.job["arm"],
+            "--output",
+            "./again",
+        ]
+        return f"python tools/leaderboard.py {shlex.join(words)}"
     config = shlex.quote(shown(run.folder / "cfg.yaml"))
     return f"python tools/train.py --cfg {config} LOG.PREFIX ./again EXPERIMENT.SEED {run.seed}"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from atsc_plugin.collapse import collapsed, figures_of
 from atsc_plugin.engine.run_files import read_json
 from atsc_plugin.errors import PluginError
 
@@ -69,11 +70,8 @@ class Run:
 
     @property
     def collapsed(self):
-        """Epoch in which the guard first spoke of a collapse, None if it never did."""
-        for line in self.log:
-            if "collapsed" in str(line.get("guard", "")):
-                return line["epoch"]
-        return None
+        """The first epoch after which a teacher was lost, by the logged figures, whatever the guard was told."""
+        return next((line["epoch"] for line in self.log if any(map(collapsed, figures_of(line)))), None)
 
     @property
     def trouble(self):
