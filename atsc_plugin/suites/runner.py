@@ -69,7 +69,7 @@ class Runner:
         self.failures = []
         self.ended, self.active, self.lock = 0, {}, threading.Lock()
         self.pending = {job.folder for job in jobs}
-        self.started, self.before = time.monotonic(), sum(job.epochs_done() for job in jobs)
+        self.pace = Pace(jobs)
 
     def device_of(self, slot):
         return self.devices[slot % len(self.devices)] if self.devices else None
@@ -80,7 +80,7 @@ class Runner:
         workers = []
         try:
             lacking = prepare_teachers(all_jobs, self.jobs, self.processes, self.device_of(0))
-            self.started = time.monotonic()
+            self.pace = Pace(self.jobs)
             work = queue.SimpleQueue()
             for job in self.jobs:
                 why = lacking.get(teacher_key(job)) if job.teacher else None
@@ -146,11 +146,20 @@ class Runner:
         print(f"[{self.ended}/{len(self.jobs)}] {job.title}: {said}{self._left()}", flush=True)
 
     def _left(self):
-        """The time left by the epochs done since the start; nothing while there are none."""
-        failed = {id(job) for job, _ in self.failures}
+        return "" if self.ended == len(self.jobs) else self.pace.left([job for job, _ in self.failures])
+
+
+class Pace:
+    """The time left of some jobs, by the epochs done since the start; nothing while there are none."""
+
+    def __init__(self, jobs):
+        self.jobs, self.started, self.before = jobs, time.monotonic(), sum(job.epochs_done() for job in jobs)
+
+    def left(self, failed):
+        failed = {id(job) for job in failed}
         done = sum(job.epochs_done() for job in self.jobs) - self.before
         left = sum(job.epochs - job.epochs_done() for job in self.jobs if id(job) not in failed)
-        if done <= 0 or self.ended == len(self.jobs):
+        if done <= 0:
             return ""
         minutes = (time.monotonic() - self.started) / done * left / 60
         return f"; about {minutes:.0f} min left" if minutes < 120 else f"; about {minutes / 60:.1f} h left"

@@ -81,7 +81,7 @@ class Cluster:
             return []
         with self.executor.batch():
             handles = [self.executor.submit(call) for call in calls]
-        failures, left = [], dict(enumerate(handles))
+        failures, left, pace = [], dict(enumerate(handles)), runner.Pace(jobs)
         print(f"submitted {len(handles)}: {', '.join(str(handle.job_id) for handle in handles[:5])} ...", flush=True)
         try:
             while left:
@@ -91,6 +91,7 @@ class Cluster:
                         reason = _outcome(handle)
                         failures += [(jobs[number], reason)] if reason else []
                         said = f"FAILED ({reason})" if reason else "ok"
+                        said += pace.left([job for job, _ in failures]) if left and not calls[number].teacher else ""
                         print(f"[{len(calls) - len(left)}/{len(calls)}] {jobs[number].title}: {said}", flush=True)
                 time.sleep(0.2 if self.executor.cluster != "slurm" else 20)
         except KeyboardInterrupt:
