@@ -135,6 +135,13 @@ def test_an_arm_of_another_length_stands_beside_the_others_of_its_suite(tmp_path
     assert (whole.epochs, trial.epochs, set(row(whole, "atsc (120 epochs)").differences)) == (100, 1, {"KD", "SimKD"})
 
 
+def test_where_the_images_lie_makes_no_trial(tmp_path):
+    for seed, words in ((1, ["DATASET.ROOT", "here.npz"]), (2, ["DATASET.ROOT", "there.npz"])):
+        make_run(tmp_path, "kd", seed, 60.0, job={"suite": "s", "arm": "kd", "overrides": words})
+    (table,) = tables_of(tmp_path)
+    assert (cells.overrides(table), len(table.runs)) == ("", 2)
+
+
 def test_a_row_may_be_named_to_compare_with(suite, capsys):
     assert main(["report", str(suite), "--against", "vanilla"]) == 0
     assert "minus KD" not in capsys.readouterr().out

@@ -53,6 +53,12 @@ def stretch_of(run):
     return run.job.get("stretch", 1)
 
 
+def trial_of(run):
+    """((key, value), ...) of the runner's command line that may change results: such a run is a trial of its suite."""
+    words = run.job.get("overrides") or []
+    return tuple(pair for pair in zip(words[::2], words[1::2], strict=False) if not pair[0].startswith(FREE))
+
+
 def method_of(run):
     return run.result["method"] if run.result else run.cfg.get("DISTILLER.TYPE", run.job.get("arm", run.name))
 

@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import dataclass, field
 
-from atsc_plugin.reporting.rows import PLACES, rows_of, stretch_of
+from atsc_plugin.reporting.rows import PLACES, rows_of, stretch_of, trial_of
 
 RECIPE = ("EPOCHS", "BATCH_SIZE", "LR", "LR_DECAY_STAGES", "LR_DECAY_RATE", "WEIGHT_DECAY")
 ORDER = ("NONE", "PROJECTED_VANILLA", "KD", "PROJECTED_KD", "DKD", "REVIEWKD", "SIMKD", "ATSC")
@@ -91,7 +91,7 @@ def _schedule(run):
 
 def _comparison(run):
     """What a suite itself compares: its arms on a pair, under the keys of a trial; None outside of one."""
-    return run.suite and (run.suite, run.job.get("pair"), tuple(run.job.get("overrides") or ()))
+    return run.suite and (run.suite, run.job.get("pair"), trial_of(run))
 
 
 def _lengths(runs):
