@@ -3,6 +3,7 @@
 import statistics
 
 from atsc_plugin.reporting import published
+from atsc_plugin.reporting.rows import trial_of
 
 TOYS = {
     "digits100": "digits100 is a toy of composed handwritten digits: it shows that things work and how fast they "
@@ -103,8 +104,8 @@ def headings(tables):
 
 def overrides(table):
     """Keys given at the suite runner's command line: such a table is a trial of the suite, not the suite."""
-    words = next((run.job["overrides"] for run in table.runs if run.job.get("overrides")), [])
-    return ", ".join(f"{key} {value}" for key, value in zip(words[::2], words[1::2], strict=False))
+    pairs = next((trial_of(run) for run in table.runs if trial_of(run)), ())
+    return ", ".join(f"{key} {value}" for key, value in pairs)
 
 
 def troubles(table):
