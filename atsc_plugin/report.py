@@ -75,9 +75,10 @@ def gather(folders, against=None):
         raise PluginError(
             f"No result.json under {', '.join(map(str, folders))}; expected finished runs (train writes it last).{told}"
         )
-    labels = {row.label for table in made for row in table.rows}
-    if unknown := [name for name in against or () if name not in labels]:
-        raise PluginError(f"--against {', '.join(unknown)}: no such row; expected of {', '.join(sorted(labels))}.")
+    rows = [row for table in made for row in table.rows]
+    if unknown := [name for name in against or () if not any(name in row.names for row in rows)]:
+        labels = ", ".join(sorted({row.label for row in rows}))
+        raise PluginError(f"--against {', '.join(unknown)}: no such row; expected of {labels}.")
     comparisons.compare(made, against)
     for table in made:
         for row in table.rows:

@@ -135,6 +135,14 @@ def test_an_arm_of_another_length_stands_beside_the_others_of_its_suite(tmp_path
     assert (whole.epochs, trial.epochs, set(row(whole, "atsc (120 epochs)").differences)) == (100, 1, {"KD", "SimKD"})
 
 
+def test_an_arms_name_is_enough_where_the_row_is_called_more_than_that(tmp_path):
+    make_run(tmp_path, "long", 1, 60.0, "SIMKD", epochs=12, job={"suite": "s", "arm": "long", "stretch": 2})
+    make_run(tmp_path, "other", 1, 50.0, "SIMKD", job={"suite": "s", "arm": "other"})
+    (table,) = report.gather([tmp_path], ["long"])[0]
+    assert [line.label for line in table.rows] == ["long (x2 epochs)", "other"]
+    assert row(table, "other").differences["long"].last.mean == -10.0
+
+
 def test_where_the_images_lie_makes_no_trial(tmp_path):
     for seed, words in ((1, ["DATASET.ROOT", "here.npz"]), (2, ["DATASET.ROOT", "there.npz"])):
         make_run(tmp_path, "kd", seed, 60.0, job={"suite": "s", "arm": "kd", "overrides": words})

@@ -31,6 +31,10 @@ class Row:
     def first(self) -> Run:
         return (self.runs or self.missing or self.unfinished)[0]
 
+    @property
+    def names(self):
+        return (self.label, self.first.job.get("arm", self.label))
+
     def figures(self, name):
         return [run.result[name] for run in self.runs]
 

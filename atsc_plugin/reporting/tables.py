@@ -38,8 +38,9 @@ class Table:
         plain = [row for row in rows if row.plain]
         return plain[0] if plain else (rows[0] if len(rows) == 1 else None)
 
-    def row_called(self, label):
-        return next((row for row in self.rows if row.label == label), None)
+    def row_called(self, name):
+        """By its label, or by its arm's name where the label says more than that."""
+        return next((row for row in self.rows if name in row.names), None)
 
     @property
     def pair_text(self):
