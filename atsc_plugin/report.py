@@ -13,7 +13,7 @@ EXAMPLES = """examples:
   report output/quickstart
   report output/leaderboard_quick --out output/page
   report output/leaderboard_quick --collect docs/results/quick
-  report docs/results/quick --readme README.md
+  report docs/results/cifar10_small docs/results/quick --readme README.md
   report docs/results/multi_quick --against simkd_1_teacher atsc_1_teacher
 """
 

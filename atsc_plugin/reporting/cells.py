@@ -112,11 +112,12 @@ def troubles(table):
     """Collapsed, failed, stopped and unfinished runs, by name."""
     told = []
     for row in table.rows:
-        told += [
-            f"collapsed: {row.label} seed {run.seed} in epoch {run.collapsed} (counted: {run.result['top1_last']:.2f})"
+        lost = [
+            f"seed {run.seed} in epoch {run.collapsed} (counted: {run.result['top1_last']:.2f})"
             for run in row.runs
             if run.collapsed
         ]
+        told += [f"collapsed: {row.label} {', '.join(lost)}"] if lost else []
         told += [f"{row.label} seed {run.seed} {run.trouble}" for run in row.missing]
     return told
 

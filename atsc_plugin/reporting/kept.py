@@ -5,7 +5,7 @@ from pathlib import Path
 
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import write_text
-from atsc_plugin.reporting import cells, markdown
+from atsc_plugin.reporting import cells, grid, markdown
 
 FILES = ("result.json", "cfg.yaml", "log.jsonl", "about.json", "job.json", "stopped.json")
 BEGIN, END = "<!-- results: written by tools/report.py --readme -->", "<!-- end of results -->"
@@ -31,7 +31,7 @@ def readme_block(tables):
     lines = [BEGIN, ""]
     for table, heading in zip(tables, cells.headings(tables), strict=True):
         lines += [f"**{markdown.escaped(heading)}**", "", *markdown.front(table)]
-    return "\n".join([*lines, END])
+    return "\n".join([*lines, f"Seconds of training, median over the runs. {grid.TEST_NOTE}", END])
 
 
 def put_into(path, tables, check=False):

@@ -34,13 +34,7 @@ def block(table):
 
 def front(table):
     """The short table for a front page, with the same troubles and notes."""
-    return [
-        *_table(*grid.short(table)),
-        "",
-        f"Seconds of training, median over the runs. {grid.TEST_NOTE}",
-        "",
-        *_below(table),
-    ]
+    return [*_table(*grid.short(table)), "", *_below(table)]
 
 
 def _below(table):
