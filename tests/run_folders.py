@@ -4,6 +4,8 @@ import json
 
 import yaml
 
+from atsc_plugin import report
+
 RESULT = {
     "method": "KD", "teacher": "resnet20", "student": "resnet8", "dataset": "digits100", "data": "digits100-5000",
     "image_size": 32, "classes": 100, "seed": 1, "epochs": 6, "top1_last": 70.0, "top1_best": 71.0, "top5_last": 90.0,
@@ -36,3 +38,11 @@ def make_run(root, arm, seed, top1, method="KD", *, best=None, cfg=None, job=Non
     if top1 is not None:
         (folder / "result.json").write_text(json.dumps(result))
     return folder
+
+
+def tables_of(root):
+    return report.gather([root])[0]
+
+
+def row(table, label):
+    return next(row for row in table.rows if row.label == label)

@@ -28,6 +28,9 @@ LEFT_OUT = (
     "TEACHER.CACHE",
 )  # overrides that do not belong into a run's name: places, seeds, lengths, logging
 
+# Where and on what a run is made: neither a trial's name nor the comparison of two configurations knows these.
+PLACES = ("LOG.", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD", "EXPERIMENT.DEVICE", "TEACHER.CACHE")
+
 
 def experiment_name(cfg, overrides=()):
     """EXPERIMENT.NAME, or the tag, plus the overrides that change the method; legal on every file system."""
@@ -157,3 +160,11 @@ def read_tree(path, advice=""):
     if content is not None and not isinstance(content, dict):
         raise PluginError(f"Config file {path} holds a {type(content).__name__}; expected nested keys such as SOLVER:.")
     return content or {}
+
+
+def flat(tree, prefix=""):
+    """{dotted name: value} of a nested tree."""
+    found = {}
+    for step, value in tree.items():
+        found |= flat(value, f"{prefix}{step}.") if isinstance(value, dict) else {f"{prefix}{step}": value}
+    return found

@@ -32,17 +32,25 @@ def compare(tables, against=None):
     """
     found = {}
     for table in tables:
-        table.references = list(against or REFERENCES.values())
-        for reference in against or REFERENCES:
-            other = table.row_called(reference) if against else table.row_of(reference)
+        others = _references(table, against)
+        table.references = list(others)
+        for title, other in others.items():
             for row in table.rows:
-                compared = other and row is not other and row.runs and other.runs and _compare(row, other)
+                compared = row is not other and row.runs and other.runs and _compare(row, other)
                 if compared:
-                    title = reference if against else REFERENCES[reference]
                     row.differences[title] = compared
                     found.setdefault((table.data, table.suite, row.label, title), []).append((row, other))
     for (_, _, _, title), members in found.items():
         _correct(title, members)
+
+
+def _references(table, against):
+    """{title: row} of what the rows of a table are compared with, in order."""
+    if against:
+        found = {name: table.row_called(name) for name in against}
+    else:
+        found = {title: table.row_of(method) for method, title in REFERENCES.items()}
+    return {title: row for title, row in found.items() if row}
 
 
 def _compare(row, other):

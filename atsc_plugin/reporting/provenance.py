@@ -39,16 +39,8 @@ def again(row):
     """
     run = row.first
     if run.job.get("adapted_by"):
-        words = [
-            "--suite",
-            run.job["suite_file"],
-            "--arms",
-            run.job["adapted_by"],
-            run.job["arm"],
-            "--output",
-            "./again",
-        ]
-        return f"python tools/leaderboard.py {shlex.join(words)}"
+        suite, arms = shlex.quote(run.job["suite_file"]), shlex.join([run.job["adapted_by"], run.job["arm"]])
+        return f"python tools/leaderboard.py --suite {suite} --arms {arms} --output ./again"
     config = shlex.quote(shown(run.folder / "cfg.yaml"))
     return f"python tools/train.py --cfg {config} LOG.PREFIX ./again EXPERIMENT.SEED {run.seed}"
 

@@ -6,12 +6,13 @@ What differs otherwise gets a row of its own, named after the difference.
 import statistics
 from dataclasses import dataclass, field
 
+from atsc_plugin.engine.run_files import PLACES
 from atsc_plugin.reporting.runs import Run
 from atsc_plugin.reporting.statistics import spread
 
+LOADING = ("DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD", "DATASET.TEST.BATCH_SIZE")
 # Keys that may differ between the runs of one row: places, seeds, names.
-PLACES = ("DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD", "DATASET.TEST.BATCH_SIZE")
-FREE = ("EXPERIMENT.", "LOG.", *PLACES, "DISTILLER.TEACHER_CKPT", "TEACHER.SEED", "TEACHER.CACHE",
+FREE = ("EXPERIMENT.", "LOG.", *LOADING, "DISTILLER.TEACHER_CKPT", "TEACHER.SEED", "TEACHER.CACHE",
         "TEACHER.TRAIN_IF_MISSING")  # fmt: skip
 
 
@@ -58,9 +59,9 @@ def stretch_of(run):
 
 
 def trial_of(run):
-    """((key, value), ...) of the runner's command line that may change results: such a run is a trial of its suite."""
+    """((key, value), ...) of the runner's command line, but for places: such a run is a trial of its suite."""
     words = run.job.get("overrides") or []
-    return tuple(pair for pair in zip(words[::2], words[1::2], strict=False) if not pair[0].startswith(FREE))
+    return tuple(pair for pair in zip(words[::2], words[1::2], strict=False) if not pair[0].startswith(PLACES))
 
 
 def method_of(run):

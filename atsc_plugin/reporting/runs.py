@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from atsc_plugin.collapse import collapsed, figures_of
-from atsc_plugin.engine.run_files import read_json
+from atsc_plugin.engine.run_files import flat, read_json
 from atsc_plugin.errors import PluginError
 
 NUMBERS = ("epochs", "top1_last", "top1_best", "seconds", "images_per_second", "params_deployed", "params_trained")
@@ -88,14 +88,6 @@ class Run:
     def counts_as_missing(self):
         """A failed or stopped run was meant to be in the table; one that is only unfinished may still come."""
         return self.result is None and self.trouble != "unfinished"
-
-
-def flat(tree, prefix=""):
-    """{dotted name: value} of a nested tree."""
-    found = {}
-    for step, value in tree.items():
-        found |= flat(value, f"{prefix}{step}.") if isinstance(value, dict) else {f"{prefix}{step}": value}
-    return found
 
 
 def read_runs(folders):

@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import dataclass, field
 
-from atsc_plugin.reporting.rows import PLACES, rows_of, stretch_of, trial_of
+from atsc_plugin.reporting.rows import LOADING, rows_of, stretch_of, trial_of
 
 RECIPE = ("EPOCHS", "BATCH_SIZE", "LR", "LR_DECAY_STAGES", "LR_DECAY_RATE", "WEIGHT_DECAY")
 ORDER = ("NONE", "PROJECTED_VANILLA", "KD", "PROJECTED_KD", "DKD", "REVIEWKD", "SIMKD", "ATSC")
@@ -57,7 +57,7 @@ def data_of(run, known):
     if result.get("data"):
         training = dataset, result["data"], result.get("image_size")
         return (*training, result.get("test_data") or known.get(training), result.get("selected_on"))
-    keys = {name: value for name, value in run.cfg.items() if name.startswith("DATASET.") and name not in PLACES}
+    keys = {name: value for name, value in run.cfg.items() if name.startswith("DATASET.") and name not in LOADING}
     if dataset in ("npz", "folder"):
         keys["DATASET.ROOT"] = run.cfg.get("DATASET.ROOT")
     return (dataset, ", ".join(f"{name}={value}" for name, value in sorted(keys.items())), None)

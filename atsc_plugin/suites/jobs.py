@@ -12,12 +12,9 @@ from pathlib import Path
 
 import yaml
 
-from atsc_plugin.engine.run_files import read_json, read_tree
+from atsc_plugin.engine.run_files import PLACES, flat, read_json, read_tree
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.files import write_text
-
-# Where and on what a run is made: neither the name nor the comparison of two configurations knows these.
-PLACES = ("LOG.", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD", "EXPERIMENT.DEVICE", "TEACHER.CACHE")
 
 
 @dataclass(frozen=True)
@@ -205,14 +202,6 @@ def refuse_other_configurations(jobs):
         more = [f"... and {len(problems) - 5} more"] if len(problems) > 5 else []
         way_out = "give the suite another name, another --output, or move those folders away"
         raise ConfigError([*problems[:5], *more, way_out])
-
-
-def flat(tree, prefix=""):
-    """{dotted name: value} of a nested tree."""
-    found = {}
-    for step, value in tree.items():
-        found |= flat(value, f"{prefix}{step}.") if isinstance(value, dict) else {f"{prefix}{step}": value}
-    return found
 
 
 def note(job, **changes):

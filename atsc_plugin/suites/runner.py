@@ -12,9 +12,10 @@ import sys
 import threading
 import time
 
+from atsc_plugin.engine.run_files import flat
 from atsc_plugin.errors import PluginError
 from atsc_plugin.suites import launch
-from atsc_plugin.suites.jobs import flat, note
+from atsc_plugin.suites.jobs import note
 
 HEARTBEAT = 30.0  # seconds between two lines about what is running
 
