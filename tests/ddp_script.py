@@ -41,6 +41,7 @@ CASES = {
     "plain_atsc": ("ATSC", ["ATSC.TEACHER.LR_SCALE", 0.5]),
     "accumulated": ("ATSC", ["SOLVER.ACCUMULATE", 2]),
     "warming": ("ATSC", ["ATSC.TEACHER.WARMUP_EPOCHS", 1]),
+    "settling": ("ATSC", ["ATSC.TEACHER.LAST_EPOCH", 1]),
     "normal": ("ATSC", []),
 }
 

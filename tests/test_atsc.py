@@ -195,14 +195,13 @@ def test_a_teachers_rate_and_decay_through_its_gradients_make_the_steps_of_a_gro
         torch.testing.assert_close(got[name], tensor, rtol=1e-9, atol=1e-12, msg=name)
 
 
-def test_a_teacher_that_warms_up_is_simkds_and_moves_afterwards(cfg):
-    cfg.merge_from_list(["ATSC.TEACHER.WARMUP_EPOCHS", 2])
-    distiller = tiny_atsc(cfg)
-    before = copy.deepcopy(distiller.teacher.state_dict())
+def stepper(distiller):
+    """step(epoch): one step of SGD with momentum and decay; names of what it changed of the teacher's state."""
     optimizer = torch.optim.SGD(distiller.get_learnable_parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
     images, target = double_batch()
 
     def step(epoch):
+        before = copy.deepcopy(distiller.teacher.state_dict())
         optimizer.zero_grad()
         sum(distiller(image=images, target=target, epoch=epoch)[1].values()).backward()
         optimizer.step()
@@ -210,11 +209,33 @@ def test_a_teacher_that_warms_up_is_simkds_and_moves_afterwards(cfg):
             name for name, tensor in distiller.teacher.state_dict().items() if not torch.equal(tensor, before[name])
         }
 
+    return step
+
+
+MOVING = {"conv.weight", "bn.weight", "bn.running_mean", "fc.weight", "fc.bias"}
+
+
+def test_a_teacher_that_warms_up_is_simkds_and_moves_afterwards(cfg):
+    cfg.merge_from_list(["ATSC.TEACHER.WARMUP_EPOCHS", 2])
+    distiller = tiny_atsc(cfg)
+    step = stepper(distiller)
     assert step(1) == step(2) == set()
     assert not distiller.teacher.training
     assert all(p.requires_grad for p in distiller.teacher_parameters())
-    assert {"conv.weight", "bn.weight", "bn.running_mean", "fc.weight", "fc.bias"} <= step(3)
+    assert step(3) >= MOVING
     assert distiller.teacher.training
+
+
+def test_a_teacher_past_its_last_epoch_is_held_still_in_spite_of_momentum_and_decay(cfg):
+    cfg.merge_from_list(["ATSC.TEACHER.WARMUP_EPOCHS", 1, "ATSC.TEACHER.LAST_EPOCH", 2])
+    distiller = tiny_atsc(cfg)
+    step = stepper(distiller)
+    assert step(1) == set()
+    assert step(2) >= MOVING
+    student = distiller.student.conv.weight.clone()
+    assert step(3) == step(4) == set()
+    assert not distiller.teacher.training
+    assert not torch.equal(distiller.student.conv.weight, student)
 
 
 def make_one_step(distiller):

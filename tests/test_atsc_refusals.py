@@ -44,6 +44,7 @@ def test_classes_that_differ_and_a_factor_beyond_the_channels_are_told_together(
         (["ATSC.PROJECTOR.FACTOR", "0"], ["ATSC.PROJECTOR.FACTOR"]),
         (["ATSC.DRIFT.PARAMS", "some"], ["ATSC.DRIFT.PARAMS", "kernels"]),
         (["ATSC.DRIFT.WEIGHT", "38.0"], ["is 3.8; SGD with momentum 0.9 diverges at 3.8"]),  # .05 * 2 * 38
+        (["ATSC.TEACHER.WARMUP_EPOCHS", "2", "ATSC.TEACHER.LAST_EPOCH", "2"], ["LAST_EPOCH is 2", "would never learn"]),
         (["ATSC.GUARD", "stop", "SOLVER.TRAINER", "base"], ["ATSC.GUARD is stop", "asks no guard"]),
     ],
 )

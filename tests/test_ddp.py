@@ -23,7 +23,7 @@ from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import CFG
 
 HERE = Path(__file__).resolve().parent
-CASES = ["vanilla", "plain_atsc", "accumulated", "warming", "normal"]
+CASES = ["vanilla", "plain_atsc", "accumulated", "warming", "settling", "normal"]
 CPU = torch.device("cpu")
 
 
@@ -51,7 +51,7 @@ def both(tmp_path_factory):
     return ends, two, done.stdout
 
 
-@pytest.mark.parametrize("case", ["vanilla", "plain_atsc", "accumulated", "warming"])
+@pytest.mark.parametrize("case", ["vanilla", "plain_atsc", "accumulated", "warming", "settling"])
 def test_two_ddp_ranks_end_where_one_process_with_the_same_global_batch_ends_without_bn(both, case):
     ends = both[0]
     first, second, one = ends[case, 0, 2], ends[case, 1, 2], ends[case, 0, 1]
@@ -99,9 +99,10 @@ def test_ddp_leaves_theta_0_alone_and_only_the_first_rank_writes_and_speaks(both
     assert json.loads((two / "normal" / "run" / "about.json").read_text())["world_size"] == 2
 
 
-def test_ddp_looks_for_resting_parameters_only_where_the_first_batch_has_some(both):
+def test_ddp_looks_for_resting_parameters_only_where_some_rest_at_the_start_or_later(both):
     ends = both[0]
     assert ends["warming", 0, 2]["looks_for_unused"] is True
+    assert ends["settling", 0, 2]["looks_for_unused"] is True
     assert ends["normal", 0, 2]["looks_for_unused"] is False
 
 

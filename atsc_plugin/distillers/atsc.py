@@ -1,5 +1,7 @@
 """ATSC: the teacher keeps learning beside the student, and the student predicts through the teacher's classifier."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -60,7 +62,8 @@ class ATSC(SharedClassifier):
         self.drift_names = [drift_parameters(network, node.DRIFT.PARAMS) for network in networks]
         titles = self.titles(cfg) if len(networks) > 1 else ["the teacher"]
         self.monitors = [TeacherMonitor(self, cfg, number, title) for number, title in enumerate(titles)]
-        self.warming_up = False
+        self.held_still = False
+        self.rests_later = node.TEACHER.LAST_EPOCH > 0  # for DDP, which has to look for what gets no gradient
         self.rate_hooks, self.teacher_rate = [], {}
         self.prepare_parameters(cfg)
 
@@ -111,16 +114,17 @@ class ATSC(SharedClassifier):
         return self
 
     def _set_teacher_mode(self):
-        """Batch statistics while the teacher learns; its own while it warms up, is evaluated or has its BN frozen."""
-        self.teacher.train(self.training and not self.warming_up)
+        """Batch statistics while the teacher learns; its own while it is held, is evaluated or has its BN frozen."""
+        self.teacher.train(self.training and not self.held_still)
         if self.node.TEACHER.BN == "frozen":
             for layer in self._batch_norms():
                 layer.eval()
 
     def _enter_epoch(self, epoch):
-        warming_up = epoch is not None and epoch <= self.node.TEACHER.WARMUP_EPOCHS
-        if warming_up != self.warming_up:
-            self.warming_up = warming_up
+        first, last = self.node.TEACHER.WARMUP_EPOCHS + 1, self.node.TEACHER.LAST_EPOCH or math.inf
+        held_still = epoch is not None and not first <= epoch <= last
+        if held_still != self.held_still:
+            self.held_still = held_still
             self._set_teacher_mode()
 
     # ---- the step ----
@@ -145,7 +149,7 @@ class ATSC(SharedClassifier):
 
     def teacher_side(self, branch, image, target):
         """(F_t, the teacher's logits, its own losses by name) of one teacher."""
-        moves = not self.warming_up and self.node.TEACHER.LR_SCALE > 0
+        moves = not self.held_still and self.node.TEACHER.LR_SCALE > 0
         with torch.set_grad_enabled(moves):  # rate 0: no graph and no gradient, hence neither decay nor momentum
             _, teacher_map = branch.facts.source(branch.teacher, image)
             logits = full(branch.classifier(pool(teacher_map).detach()))

@@ -5,6 +5,7 @@ NOT_IN_THE_RELEASED_STEP = {
     "ATSC.TEACHER.LR_SCALE": 1.0,
     "ATSC.TEACHER.WEIGHT_DECAY": -1.0,
     "ATSC.TEACHER.WARMUP_EPOCHS": 0,
+    "ATSC.TEACHER.LAST_EPOCH": 0,
     "ATSC.TEACHER.BN": "batch",
     "ATSC.CLASSIFIER.PARAMS": "bias",
     "ATSC.LOSS.TRUNK_CE_WEIGHT": 0.0,
@@ -26,6 +27,12 @@ def atsc_problems(cfg):
         problems.append(
             f"SOLVER.LR * ATSC.TEACHER.LR_SCALE * 2 * ATSC.DRIFT.WEIGHT is {product:g}; SGD with momentum "
             f"{cfg.SOLVER.MOMENTUM:g} diverges at {limit:g} and beyond. Lower ATSC.DRIFT.WEIGHT or the rate."
+        )
+    warmup, last = cfg.ATSC.TEACHER.WARMUP_EPOCHS, cfg.ATSC.TEACHER.LAST_EPOCH
+    if 0 < last <= warmup:
+        problems.append(
+            f"ATSC.TEACHER.LAST_EPOCH is {last} and WARMUP_EPOCHS {warmup}, so the teacher would never learn. Raise "
+            "LAST_EPOCH, or use 0 (to the end); for a frozen teacher use DISTILLER.TYPE SIMKD."
         )
     if cfg.ATSC.GUARD == "stop" and cfg.SOLVER.TRAINER != "plugin":
         problems.append(

@@ -179,7 +179,8 @@ def wrapped(distiller, inputs):
     """The distiller in DDP, through whose forward it must be called; itself where there is one rank.
 
     theta_0 (buffers that no checkpoint has) is neither broadcast nor reduced. What may rest, such as a teacher that
-    warms up, keeps its place: DDP looks for it in every step, which is paid for only where the first batch shows it.
+    warms up, keeps its place: DDP looks for it in every step, which is paid for only where the first batch shows it or
+    the distiller says that something `rests_later`.
     """
     if world() == 1:
         return distiller
@@ -187,7 +188,7 @@ def wrapped(distiller, inputs):
     ignored = [name for name, _ in distiller.named_buffers() if name not in stored]
     ddp = nn.parallel.DistributedDataParallel
     ddp._set_params_and_buffers_to_ignore_for_model(distiller, ignored)
-    rests = bool(resting(distiller, inputs))
+    rests = getattr(distiller, "rests_later", False) or bool(resting(distiller, inputs))
     kept = [buffer.clone() for buffer in distiller.buffers()]
     module = ddp(distiller, **{_buffers_key(ddp): False}, find_unused_parameters=rests)
     for buffer, own in zip(distiller.buffers(), kept, strict=True):

@@ -70,6 +70,12 @@ KEYS = (
     Key("ATSC.TEACHER.WEIGHT_DECAY", -1.0, "the teacher's weight decay; negative: SOLVER.WEIGHT_DECAY"),
     Key("ATSC.TEACHER.WARMUP_EPOCHS", 0, "epochs at the start with the teacher held still, as in SimKD", minimum=0),
     Key(
+        "ATSC.TEACHER.LAST_EPOCH",
+        0,
+        "the last epoch in which the teacher learns, held still from then on, at SimKD's cost; 0: to the end (ours)",
+        minimum=0,
+    ),
+    Key(
         "ATSC.TEACHER.BN",
         "batch",
         "batch: statistics of the batch, as released; affine_frozen: the same with scales and shifts held; "
