@@ -117,6 +117,20 @@ def test_there_is_a_plot_of_everything_that_was_logged_and_of_nothing_else(runs)
     assert [plot.kind for plot in plots.draw([other])] == ["size", "cost"]  # it logged no epoch
 
 
+@pytest.mark.parametrize("label", ["kd", "simkd_after_trunk_ce_slow_feat_10", "m" * 60])
+def test_the_legend_stays_inside_the_picture_however_long_the_names(label):
+    plots = pytest.importorskip("atsc_plugin.reporting.plots")
+    pytest.importorskip("matplotlib")
+    figure, axes = plots._figure("epoch", "top-1")
+    for height in range(5):
+        axes.plot([1, 2], [height, height], label=plots._plain(label))
+    figure = plots._with_legend(figure, axes, 5)
+    figure.draw_without_rendering()
+    box = figure.legends[-1].get_window_extent()
+    assert (len(figure.legends), 0 <= box.x0 <= box.x1 <= figure.bbox.width) == (1, True)
+    assert box.y1 < axes.get_window_extent().y0  # below the axes
+
+
 def test_a_band_is_mean_and_spread_over_the_seeds_that_reached_the_epoch(runs):
     plots = pytest.importorskip("atsc_plugin.reporting.plots")
     (table,) = report.gather([runs])[0]

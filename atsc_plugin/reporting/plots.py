@@ -140,9 +140,15 @@ def _points(rows, looks, of, label):
 def _with_legend(figure, axes, drawn):
     if not drawn:
         return None
-    figure.set_size_inches(WIDTH, HEIGHT + 0.17 * math.ceil(drawn / 2))
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, labelcolor=INK, handlelength=2.6,
-                  columnspacing=1.5, labelspacing=0.3, borderaxespad=0.1)  # fmt: skip
+    for columns in (2, 1):  # long names want a line each
+        legend = figure.legend(
+            loc="outside lower center", ncols=columns, frameon=False, fontsize=8, labelcolor=INK, handlelength=2.6,
+            columnspacing=1.5, labelspacing=0.3, borderaxespad=0.1,
+        )  # fmt: skip
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
+    figure.set_size_inches(WIDTH, HEIGHT + 0.17 * math.ceil(drawn / columns))
     return figure
 
 
