@@ -1,51 +1,28 @@
 """COTEACH: three terms written out, who is moved by which, a scratch teacher of its own stream, a shared stem."""
 
-import json
-
 import pytest
 import torch
 from contract import fill, image, load_contract
-from runs import assert_a_continued_run_is_the_whole_one
-from small_runs import QUICK, run_folder, train
-from test_trainer import log_of, tiny_loader, without_times
+from small_coteach import coteach_config, losses_of, tiny_coteach
+from small_runs import QUICK
+from test_trainer import tiny_loader
 from tiny import TinyNet, batch
 from tiny_stages import TinyStages
 
 import atsc_plugin
-from atsc_plugin import host
-from atsc_plugin.__main__ import main
 from atsc_plugin.config import load_cfg
 from atsc_plugin.distillers.coteach import COTEACH, logits_distance
 from atsc_plugin.distillers.stages import attention, attention_distance
 from atsc_plugin.engine.evaluate import evaluate
-from atsc_plugin.engine.precision import keep_logits_full, precision_of
-from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import ConfigError, ModelRefused
-from atsc_plugin.host import CFG, cifar_model_dict, distiller_dict
+from atsc_plugin.host import cifar_model_dict
 
 CONFIG = QUICK / "coteach.yaml"
 
 
 @pytest.fixture
 def cfg(tmp_path, monkeypatch):
-    atsc_plugin.register()
-    for name, net in {"tiny": TinyStages, "wide": lambda num_classes: TinyStages(num_classes, width=8)}.items():
-        monkeypatch.setitem(cifar_model_dict, name, (net, None))
-    monkeypatch.setitem(cifar_model_dict, "otherstem", (lambda num_classes: TinyStages(num_classes, stem=5), None))
-    cfg = CFG.clone()
-    cfg.merge_from_list(["DISTILLER.TYPE", "COTEACH", "DISTILLER.TEACHER", "tiny", "DISTILLER.STUDENT", "small"])
-    cfg.merge_from_list(["LOG.PREFIX", str(tmp_path), "EXPERIMENT.NAME", "run", "COTEACH.LOSS.LOGITS_WEIGHT", 0.5])
-    return cfg
-
-
-def tiny_coteach(cfg, student=None, **expert):
-    torch.manual_seed(0)
-    return COTEACH(student or TinyStages(width=2), TinyStages(**expert), cfg)
-
-
-def losses_of(distiller):
-    images, target = batch()
-    return distiller.train()(image=images, target=target)[1]
+    return coteach_config(tmp_path, monkeypatch)
 
 
 def reached(distiller, loss):
@@ -279,78 +256,3 @@ def test_mistakes_of_its_keys_are_told_together():
 def test_an_expert_of_other_classes_is_refused_by_name(cfg):
     with pytest.raises(ModelRefused, match="student small has 10 classes, expert tiny 7"):
         tiny_coteach(cfg, num_classes=7)
-
-
-# ---- whole runs ----
-
-
-def trainer(cfg, folder):
-    return PluginTrainer("run", tiny_coteach(cfg), tiny_loader(seed=5), tiny_loader(start=1), cfg, folder=folder)
-
-
-@pytest.mark.parametrize("share", [False, True])
-def test_a_resumed_run_ends_as_the_uninterrupted_one(cfg, tmp_path, share):
-    cfg.COTEACH.SHARE_STEM = share
-    assert_a_continued_run_is_the_whole_one(cfg, tmp_path, trainer)
-    assert {"scratch_top1", "scratch_train_top1"} <= log_of(tmp_path / "whole")[0].keys()
-
-
-@pytest.mark.skipif(host.NAME != "embedded", reason="mdistiller's base trainer needs a GPU")
-def test_the_hosts_base_trainer_runs_it(here, teacher_file):
-    words = ["DISTILLER.TEACHER_CKPT", str(teacher_file), "COTEACH.SCRATCH_TEACHER", "resnet14"]
-    assert train("coteach", *words, "SOLVER.TRAINER", "base") == 0
-    state = torch.load(run_folder(here) / "latest", weights_only=False)["model"]
-    assert any(name.startswith("module.scratch.") for name in state)
-
-
-def test_a_run_broken_inside_an_epoch_loses_no_count_of_its_scratch_teacher(cfg, tmp_path):
-    cfg.SOLVER.EPOCHS = 1
-    trainer(cfg, tmp_path / "whole").train()
-    broken = trainer(cfg, tmp_path / "broken")
-    cfg.LOG.CHECKPOINT_STEPS = 2  # of three steps
-    original, calls = broken.distiller.forward_train, []
-
-    def dying(**inputs):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return original(**inputs)
-
-    broken.distiller.forward_train = dying
-    with pytest.raises(KeyboardInterrupt):
-        broken.train()
-    trainer(cfg, tmp_path / "broken").train(resume=True)
-    lines = [[without_times(line) for line in log_of(tmp_path / name)] for name in ("whole", "broken")]
-    assert lines[0] == lines[1]
-
-
-@pytest.mark.parametrize("method", ["DIH", "COTEACH"])
-def test_under_bf16_the_losses_are_fp32_and_near_the_full_ones(cfg, method):
-    cfg.DISTILLER.TYPE = method
-    torch.manual_seed(0)
-    distiller = distiller_dict[method](TinyStages(width=2), TinyStages(), cfg)
-    if method == "DIH":
-        distiller.heads.trained.fill_(1)
-    full = losses_of(distiller)
-    precision = precision_of("bf16", torch.device("cpu"))
-    keep_logits_full(distiller, precision)
-    with precision.autocast():
-        half = losses_of(distiller)
-    for name, part in half.items():
-        assert part.dtype == torch.float32, name
-        assert part.item() == pytest.approx(full[name].item(), rel=0.1), name
-
-
-def test_the_quickstart_trains_its_evaluation_agrees_and_the_student_leaves_alone(here, capsys, teacher_file):
-    words = ["DISTILLER.TEACHER_CKPT", str(teacher_file), "COTEACH.SCRATCH_TEACHER", "resnet14"]
-    assert train("coteach", *words) == 0
-    folder = run_folder(here)
-    result = json.loads((folder / "result.json").read_text())
-    assert result["params_deployed"] == result["params_student"]
-    scratch = sum(p.numel() for p in cifar_model_dict["resnet14"][0](num_classes=100).parameters())
-    assert result["params_trained"] == result["params_student"] + scratch
-    assert result["teacher_top1_after"] == result["teacher_top1_before"]
-    capsys.readouterr()
-    for what in (folder, folder / "latest"):
-        assert main(["eval", str(what), "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["top1"] == result["top1_last"]
