@@ -1,7 +1,7 @@
 """leaderboard.md: the same tables as the page, for a repository."""
 
 from atsc_plugin.files import write_text
-from atsc_plugin.reporting import cells, grid, provenance, text
+from atsc_plugin.reporting import adapting, cells, grid, provenance, text
 
 
 def write(tables, skipped, lost, path, plots=()):
@@ -14,6 +14,9 @@ def lines(tables, skipped, lost, folder, plots=()):
     for number, (table, heading) in enumerate(zip(tables, cells.headings(tables), strict=True)):
         told += [f"## {escaped(heading)}", "", *block(table)]
         told += [f"![{title}]({name})" for place, title, name in plots if place == number]
+        columns, rows = adapting.table_of(table)
+        if rows:
+            told += ["", "### What the teachers did", "", *_table(columns, rows), "", adapting.NOTE]
         told += ["", "### The bill", "", *_table(*grid.bill(table)), "", grid.BILL_NOTE, ""]
         told += ["### Where the rows come from", ""]
         for row in table.rows:

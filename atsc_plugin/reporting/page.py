@@ -4,7 +4,7 @@ from html import escape
 from pathlib import Path
 
 from atsc_plugin.files import write_text
-from atsc_plugin.reporting import cells, grid, provenance, text
+from atsc_plugin.reporting import adapting, cells, grid, provenance, text
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 PROSE = {"config", "commit", "again", "note", "source", "teachers"}
@@ -45,6 +45,9 @@ def _section(table, heading, folder, plots, place):
     columns, rows = grid.tests(table)
     if rows:
         told += ["<h3>Differences and their tests</h3>", _table(columns, rows), _list([grid.TEST_NOTE])]
+    columns, rows = adapting.table_of(table)
+    if rows:
+        told += ["<h3>What the teachers did</h3>", _table(columns, rows), _list([adapting.NOTE])]
     told += ["<h3>The bill</h3>", _table(*grid.bill(table)), _list([grid.BILL_NOTE])]
     if plots:
         figures = [f"<figure><figcaption>{escape(p.title)}</figcaption>{p.svg}</figure>" for p in plots]

@@ -4,7 +4,7 @@ import csv
 import io
 
 from atsc_plugin.files import write_text
-from atsc_plugin.reporting import cells, provenance, published
+from atsc_plugin.reporting import adapting, cells, provenance, published
 
 
 def write(tables, path):
@@ -34,7 +34,7 @@ def record(table, row):
         "trials": row.first.job.get("trials", ""),
     }
     if row.runs:
-        line |= _figures(row) | _differences(row) | _beside(table, row)
+        line |= _figures(row) | _differences(row) | _teachers(row) | _beside(table, row)
     return line | {f"from_{name.replace(' ', '_')}": value for name, value in provenance.facts(row).items()}
 
 
@@ -81,6 +81,12 @@ def _differences(row):
         }
         line[f"{stem}_verdict"] = compared.verdict
     return line
+
+
+def _teachers(row):
+    """What the monitor logged of teachers that keep learning, under its own names, teacher by teacher."""
+    found = adapting.figures(row.runs)
+    return {adapting.FIGURES[name][0]: " / ".join(map(str, means)) for name, means in found.items() if means}
 
 
 def _beside(table, row):
