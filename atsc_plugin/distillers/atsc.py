@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from atsc_plugin.distillers.atsc_checks import atsc_problems
+from atsc_plugin.distillers.averaged import follow, learner_of
 from atsc_plugin.distillers.deployed import ensemble_of
 from atsc_plugin.distillers.drift import StartingPoint, drift_penalty, rescaled_gradient
-from atsc_plugin.distillers.parts import full, pool, scale_gradient
+from atsc_plugin.distillers.parts import classifier_of, full, pool, scale_gradient
 from atsc_plugin.distillers.shared_classifier import SharedClassifier
 from atsc_plugin.distillers.simkd import feature_loss, part_name
 from atsc_plugin.distillers.teacher_list import networks_of
@@ -47,6 +48,8 @@ class ATSC(SharedClassifier):
     move once a step, not twice; unused heads get no decay; CE and KD, when weighted, act on the prediction.
     Ours, off by default: TRUNK_CE lets the teacher's trunk go on learning its own task, and FEAT_PULL < 1 weakens what
     the feature loss does to the trunk without weakening what it does to the student (0: the trunk does not see it).
+    TEACHER.AVERAGE keep > 0: the theta above is a learner's, a copy of the teacher, and the teacher that is matched,
+    predicted through and kept is its average over the steps, theta_bar <- keep * theta_bar + (1 - keep) * theta.
     UPDATE "published" is the released step to rounding; see PublishedATSC.
     """
 
@@ -56,6 +59,9 @@ class ATSC(SharedClassifier):
         node = cfg.ATSC
         super().__init__(student, teacher, cfg, node, "ATSC")
         self.node, self.weights = node, node.LOSS
+        # A batch in parts is as many calls, between which the learner stays: together they keep AVERAGE.
+        self.keep = node.TEACHER.AVERAGE ** (1 / cfg.SOLVER.ACCUMULATE)
+        self.learner = learner_of(self.teacher) if node.TEACHER.AVERAGE > 0 else None
         networks = networks_of(self.teacher)
         starts = [StartingPoint(network) for network in networks]
         self.start = nn.ModuleList(starts) if self.several else starts[0]
@@ -71,8 +77,8 @@ class ATSC(SharedClassifier):
         """Freeze what does not learn, and give the teacher its own rate through its gradients."""
         self.freeze_unused()
         if self.node.CLASSIFIER.PARAMS == "bias":
-            for branch in self.branches():
-                branch.classifier.weight.requires_grad_(False)
+            for network in networks_of(self.learning):
+                classifier_of(network).weight.requires_grad_(False)
         if self.node.TEACHER.BN != "batch":
             for layer in self._batch_norms():
                 layer.requires_grad_(False)
@@ -85,12 +91,17 @@ class ATSC(SharedClassifier):
             ]
             self.teacher_rate = {"lr_scale": scale, "weight_decay": decay}
 
+    @property
+    def learning(self):
+        """What goes on learning, with the gradients and the modes of training: the teacher, or the learner."""
+        return self.teacher if self.learner is None else self.learner
+
     def _batch_norms(self):
-        return [layer for layer in self.teacher.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+        return [layer for layer in self.learning.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
     def teacher_parameters(self):
         """What of the teachers learns."""
-        return [p for p in self.teacher.parameters() if p.requires_grad]
+        return [p for p in self.learning.parameters() if p.requires_grad]
 
     def get_learnable_parameters(self):
         return self.student_parameters() + self.teacher_parameters()
@@ -115,7 +126,7 @@ class ATSC(SharedClassifier):
 
     def _set_teacher_mode(self):
         """Batch statistics while the teacher learns; its own while it is held, is evaluated or has its BN frozen."""
-        self.teacher.train(self.training and not self.held_still)
+        self.learning.train(self.training and not self.held_still)
         if self.node.TEACHER.BN == "frozen":
             for layer in self._batch_norms():
                 layer.eval()
@@ -131,6 +142,8 @@ class ATSC(SharedClassifier):
 
     def forward_train(self, image, target, epoch=None, **kwargs):
         self._enter_epoch(epoch)
+        if self.learner is not None:
+            follow(self.teacher, self.learner, self.keep)
         branches = self.branches()
         sides = [self.teacher_side(branch, image, target) for branch in branches]
         _, feature_map = self.student_map(image)
@@ -149,22 +162,28 @@ class ATSC(SharedClassifier):
 
     def teacher_side(self, branch, image, target):
         """(F_t, the teacher's logits, its own losses by name) of one teacher."""
+        network = networks_of(self.learning)[branch.number]
+        classifier = classifier_of(network)
         moves = not self.held_still and self.node.TEACHER.LR_SCALE > 0
         with torch.set_grad_enabled(moves):  # rate 0: no graph and no gradient, hence neither decay nor momentum
-            _, teacher_map = branch.facts.source(branch.teacher, image)
-            logits = full(branch.classifier(pool(teacher_map).detach()))
+            _, teacher_map = branch.facts.source(network, image)
+            logits = full(classifier(pool(teacher_map).detach()))
             losses = {
                 "loss_drift": self.drift_loss(branch.number),
                 "loss_teacher_ce": self.weights.TEACHER_CE_WEIGHT * F.cross_entropy(logits, target),
             }
             if self.weights.TRUNK_CE_WEIGHT > 0:
-                own = through_frozen(branch.classifier, pool(teacher_map))
+                own = through_frozen(classifier, pool(teacher_map))
                 losses["loss_trunk_ce"] = self.weights.TRUNK_CE_WEIGHT * F.cross_entropy(own, target)
+        if self.learner is not None:
+            with torch.no_grad():
+                _, teacher_map = branch.facts.source(branch.teacher, image)
+                logits = full(branch.classifier(pool(teacher_map)))
         return teacher_map, logits, losses
 
     def drift_loss(self, number=0):
         """DRIFT * sum ||theta - theta_0||^2 over one teacher's held weights that can move."""
-        present = dict(networks_of(self.teacher)[number].named_parameters())
+        present = dict(networks_of(self.learning)[number].named_parameters())
         start = dict(self.starts()[number].items())
         names = [name for name in self.drift_names[number] if present[name].requires_grad]
         return drift_penalty([present[n] for n in names], [start[n] for n in names], self.node.DRIFT.WEIGHT)

@@ -6,6 +6,7 @@ NOT_IN_THE_RELEASED_STEP = {
     "ATSC.TEACHER.WEIGHT_DECAY": -1.0,
     "ATSC.TEACHER.WARMUP_EPOCHS": 0,
     "ATSC.TEACHER.LAST_EPOCH": 0,
+    "ATSC.TEACHER.AVERAGE": 0.0,
     "ATSC.TEACHER.BN": "batch",
     "ATSC.CLASSIFIER.PARAMS": "bias",
     "ATSC.LOSS.TRUNK_CE_WEIGHT": 0.0,
@@ -34,6 +35,7 @@ def atsc_problems(cfg):
             f"ATSC.TEACHER.LAST_EPOCH is {last} and WARMUP_EPOCHS {warmup}, so the teacher would never learn. Raise "
             "LAST_EPOCH, or use 0 (to the end); for a frozen teacher use DISTILLER.TYPE SIMKD."
         )
+    problems += average_problems(cfg.ATSC)
     if cfg.ATSC.GUARD == "stop" and cfg.SOLVER.TRAINER != "plugin":
         problems.append(
             f"ATSC.GUARD is stop, but SOLVER.TRAINER {cfg.SOLVER.TRAINER} asks no guard. Use SOLVER.TRAINER plugin, or "
@@ -54,4 +56,21 @@ def atsc_problems(cfg):
             value = value[step]
         if value != neutral:
             problems.append(f"{key} is {value}; the released step has no such thing. Use {neutral}, or UPDATE fused.")
+    return problems
+
+
+def average_problems(node):
+    """What is wrong with a teacher that is an average: the feature loss meets the average, which learns nothing."""
+    keep = node.TEACHER.AVERAGE
+    if keep == 0:
+        return []
+    problems = []
+    if not keep < 1:
+        problems.append(f"ATSC.TEACHER.AVERAGE is {keep:g}; expected below 1, e.g. .99, or 0 for no average.")
+    if node.LOSS.FEAT_PULL != 0 or node.LOSS.TRUNK_CE_WEIGHT == 0:
+        problems.append(
+            f"ATSC.TEACHER.AVERAGE is {keep:g} with LOSS.FEAT_PULL {node.LOSS.FEAT_PULL:g} and TRUNK_CE_WEIGHT "
+            f"{node.LOSS.TRUNK_CE_WEIGHT:g}, but the student is matched with the average, so the feature loss cannot "
+            "move what learns. Use ATSC.LOSS.FEAT_PULL 0.0 and ATSC.LOSS.TRUNK_CE_WEIGHT 1.0."
+        )
     return problems

@@ -44,9 +44,10 @@ def _maps(distiller):
     """(name of a network as `networks_of` has it, what is known of its map) where the distiller reads maps."""
     if hasattr(distiller, "student_facts"):
         yield "student", distiller.student_facts
-    several = isinstance(getattr(distiller, "teacher", None), nn.ModuleList)
-    for number, facts in enumerate(getattr(distiller, "maps", ())):
-        yield f"teacher.{number}" if several else "teacher", facts
+    for name in ("teacher", "learner"):
+        network = getattr(distiller, name, None)
+        for number, facts in enumerate(getattr(distiller, "maps", ()) if network is not None else ()):
+            yield f"{name}.{number}" if isinstance(network, nn.ModuleList) else name, facts
 
 
 @contextmanager

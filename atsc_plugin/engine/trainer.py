@@ -204,8 +204,8 @@ class PluginTrainer:
         return each if isinstance(teacher, torch.nn.ModuleList) else each[0]
 
     def _teacher_is_trained(self):
-        teacher = {id(p) for p in self.distiller.teacher.parameters()}
-        return any(id(p) in teacher for p in self.step.parameters())
+        moving = {id(p) for p in getattr(self.distiller, "learning", self.distiller.teacher).parameters()}
+        return any(id(p) in moving for p in self.step.parameters())
 
     def _result(self):
         teacher_after = self.teacher_before

@@ -76,6 +76,13 @@ KEYS = (
         minimum=0,
     ),
     Key(
+        "ATSC.TEACHER.AVERAGE",
+        0.0,
+        "the teacher is the average over the steps of a copy that learns, of itself it keeps this share a step "
+        "(.99); it needs FEAT_PULL 0 and a TRUNK_CE_WEIGHT; 0: the teacher learns itself (ours)",
+        minimum=0.0,
+    ),
+    Key(
         "ATSC.TEACHER.BN",
         "batch",
         "batch: statistics of the batch, as released; affine_frozen: the same with scales and shifts held; "
