@@ -42,6 +42,10 @@ CASES = {
     "accumulated": ("ATSC", ["SOLVER.ACCUMULATE", 2]),
     "warming": ("ATSC", ["ATSC.TEACHER.WARMUP_EPOCHS", 1]),
     "settling": ("ATSC", ["ATSC.TEACHER.LAST_EPOCH", 1]),
+    "averaged": (
+        "ATSC",
+        ["ATSC.TEACHER.AVERAGE", 0.9, "ATSC.LOSS.FEAT_PULL", 0.0, "ATSC.LOSS.TRUNK_CE_WEIGHT", 1.0],
+    ),
     "normal": ("ATSC", []),
 }
 

@@ -23,7 +23,7 @@ from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import CFG
 
 HERE = Path(__file__).resolve().parent
-CASES = ["vanilla", "plain_atsc", "accumulated", "warming", "settling", "normal"]
+CASES = ["vanilla", "plain_atsc", "accumulated", "warming", "settling", "averaged", "normal"]
 CPU = torch.device("cpu")
 
 
@@ -51,7 +51,7 @@ def both(tmp_path_factory):
     return ends, two, done.stdout
 
 
-@pytest.mark.parametrize("case", ["vanilla", "plain_atsc", "accumulated", "warming", "settling"])
+@pytest.mark.parametrize("case", ["vanilla", "plain_atsc", "accumulated", "warming", "settling", "averaged"])
 def test_two_ddp_ranks_end_where_one_process_with_the_same_global_batch_ends_without_bn(both, case):
     ends = both[0]
     first, second, one = ends[case, 0, 2], ends[case, 1, 2], ends[case, 0, 1]

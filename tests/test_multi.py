@@ -1,6 +1,7 @@
 """Several teachers: where each gradient goes, how they are handed over, and that a list of one is the single method."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -46,9 +47,7 @@ def steps(distiller, epochs=(1, 1, 2, 2)):
 
 def assert_same_run(single, several):
     (state, seen), (listed, again) = steps(single), steps(several)
-    names = {name: name.replace("teacher.0.", "teacher.").replace("projector.0.", "projector.", 1) for name in listed}
-    own = {name: names[name] if name.startswith("teacher") else name for name in listed}
-    own |= {name: f"projector.{name.removeprefix('projector.0.')}" for name in listed if name.startswith("projector")}
+    own = {name: re.sub(r"^(teacher|learner|projector)\.0\.", r"\1.", name) for name in listed}
     assert set(own.values()) == set(state)
     for name, tensor in listed.items():
         assert torch.equal(tensor, state[own[name]]), name
@@ -62,6 +61,7 @@ KNOBS = [
     ["ATSC.TEACHER.LR_SCALE", 0.3, "ATSC.TEACHER.WEIGHT_DECAY", 0.2],
     ["ATSC.TEACHER.WARMUP_EPOCHS", 1],
     ["ATSC.TEACHER.LAST_EPOCH", 1],
+    ["ATSC.TEACHER.AVERAGE", 0.9, "ATSC.LOSS.FEAT_PULL", 0.0, "ATSC.LOSS.TRUNK_CE_WEIGHT", 0.5],
     ["ATSC.TEACHER.BN", "frozen"],
     ["ATSC.TEACHER.BN", "affine_frozen", "ATSC.CLASSIFIER.PARAMS", "bias", "ATSC.DRIFT.PARAMS", "kernels"],
     ["ATSC.LOSS.CE_WEIGHT", 0.5, "ATSC.LOSS.KD_WEIGHT", 0.5],

@@ -58,10 +58,14 @@ def killed_at(trainer, place, resume=False):
     return False
 
 
-@pytest.mark.parametrize("update", ["fused", "published"])
-def test_a_run_killed_again_and_again_ends_as_the_whole_one(cfg, tmp_path, update):
+AVERAGED = ["ATSC.TEACHER.AVERAGE", 0.9, "ATSC.LOSS.FEAT_PULL", 0.0, "ATSC.LOSS.TRUNK_CE_WEIGHT", 1.0]
+
+
+@pytest.mark.parametrize(("update", "keys"), [("fused", []), ("fused", AVERAGED), ("published", [])])
+def test_a_run_killed_again_and_again_ends_as_the_whole_one(cfg, tmp_path, update, keys):
     """24 images in batches of 8 are 3 steps an epoch; a state after every step; each life is seven actions long."""
     cfg.LOG.CHECKPOINT_STEPS = 1
+    cfg.merge_from_list(keys)
     whole = trainer_of(cfg, tmp_path / "whole", update)
     whole.train()
     lives, alive = 0, True
