@@ -11,7 +11,7 @@ from small_runs import QUICK, ROOT, SMALL, refused, run_folder, train
 from atsc_plugin.__main__ import main
 
 
-@pytest.mark.parametrize("method", ["vanilla", "kd", "dkd", "reviewkd", "simkd"])
+@pytest.mark.parametrize("method", ["vanilla", "kd", "dkd", "reviewkd", "simkd", "atsc_average"])
 def test_a_quickstart_method_trains_and_its_evaluation_agrees_to_the_last_digit(here, capsys, teacher_file, method):
     assert train(method, "DISTILLER.TEACHER_CKPT", str(teacher_file)) == 0
     folder = run_folder(here)

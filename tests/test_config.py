@@ -55,9 +55,11 @@ def test_a_config_lies_where_its_content_says(path):
     dataset, method, *_ = path.relative_to(ROOT / "configs").with_suffix("").parts
     cfg = load_cfg(path)
     names = {"NONE": "vanilla"}
-    own, variant = method.removesuffix("_published"), cfg.EXPERIMENT.TAG.split(",")[0]
+    own, variant = method.removesuffix("_published").removesuffix("_average"), cfg.EXPERIMENT.TAG.split(",")[0]
     assert names.get(cfg.DISTILLER.TYPE, cfg.DISTILLER.TYPE.lower()) == own
-    assert variant == (f"{own}_published" if "_published" in path.stem else own)
+    kind = next((kind for kind in ("_published", "_average") if kind in path.stem), "")
+    assert variant == own + kind
+    assert (cfg.ATSC.TEACHER.AVERAGE > 0) == (kind == "_average")
     assert (cfg.ATSC.UPDATE == "published") == ("_published" in path.stem)
     assert ("digits100" if dataset == "quickstart" else dataset) == cfg.DATASET.TYPE
 
