@@ -5,7 +5,6 @@ A failure is kept and the rest goes on. Ctrl-C and SIGTERM end the runs and lose
 
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -62,12 +61,12 @@ def prepare_teachers(jobs, waiting, processes, device):
 
 
 class Runner:
-    """A queue of jobs and one worker a slot; a slot has a device of its own where devices were named."""
+    """A line of jobs and one worker a slot; a slot has a device of its own where devices were named."""
 
     def __init__(self, jobs, at_once, devices=()):
         self.jobs, self.at_once, self.devices = jobs, at_once, list(devices)
         self.processes = launch.Processes()
-        self.failures = []
+        self.failures, self.waiting = [], []
         self.ended, self.active, self.lock = 0, {}, threading.Lock()
         self.pending = {job.folder for job in jobs}
         self.pace = Pace(jobs)
@@ -82,11 +81,10 @@ class Runner:
         try:
             lacking = prepare_teachers(all_jobs, self.jobs, self.processes, self.device_of(0))
             self.pace = Pace(self.jobs)
-            work = queue.SimpleQueue()
             for job in self.jobs:
                 why = lacking.get(teacher_key(job)) if job.teacher else None
-                self._finish(job, why, 0) if why else work.put(job)
-            workers = [threading.Thread(target=self._work, args=(work, slot)) for slot in range(self.at_once)]
+                self._finish(job, why, 0) if why else self.waiting.append(job)
+            workers = [threading.Thread(target=self._work, args=(slot,)) for slot in range(self.at_once)]
             for worker in workers:
                 worker.start()
             self._watch(workers)
@@ -112,17 +110,25 @@ class Runner:
                     )
                 print(f"[{self.ended}/{len(self.jobs)}] {now}{self._left()}", flush=True)
 
-    def _work(self, work, slot):
-        threads = max(1, (os.cpu_count() or 1) // self.at_once)
-        while not self.processes.stopping:
-            try:
-                job = work.get_nowait()
-            except queue.Empty:
-                return
-            with self.lock:
+    def _next(self, slot):
+        """The first waiting job whose source, if it has one, has ended: no slot stands idle beside jobs that could run.
+
+        None where no such job is left now; sources come earlier in the line, so some other slot is at them.
+        """
+        with self.lock:
+            job = next((job for job in self.waiting if job.source not in self.pending), None)
+            if job is not None:
+                self.waiting.remove(job)
                 self.active[slot] = job
-            while job.source in self.pending and not self.processes.stopping:
-                time.sleep(0.2)  # a source comes earlier in the queue, so some other slot is at it
+        return job
+
+    def _work(self, slot):
+        threads = max(1, (os.cpu_count() or 1) // self.at_once)
+        while self.waiting and not self.processes.stopping:
+            job = self._next(slot)
+            if job is None:
+                time.sleep(0.2)
+                continue
             began = time.monotonic()
             try:
                 reason = launch.run_job(
