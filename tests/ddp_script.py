@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 import torch  # noqa: E402
+from small_atsc import AVERAGED  # noqa: E402
 from tiny import TinyNet  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -42,10 +43,7 @@ CASES = {
     "accumulated": ("ATSC", ["SOLVER.ACCUMULATE", 2]),
     "warming": ("ATSC", ["ATSC.TEACHER.WARMUP_EPOCHS", 1]),
     "settling": ("ATSC", ["ATSC.TEACHER.LAST_EPOCH", 1]),
-    "averaged": (
-        "ATSC",
-        ["ATSC.TEACHER.AVERAGE", 0.9, "ATSC.LOSS.FEAT_PULL", 0.0, "ATSC.LOSS.TRUNK_CE_WEIGHT", 1.0],
-    ),
+    "averaged": ("ATSC", AVERAGED),
     "normal": ("ATSC", []),
 }
 

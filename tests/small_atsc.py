@@ -10,6 +10,7 @@ from atsc_plugin.host import CFG, cifar_model_dict
 
 RELEASED = ["ATSC.UPDATE", "published", "ATSC.DRIFT.WEIGHT", 1.0, "ATSC.DRIFT.PARAMS", "kernels",
             "ATSC.CLASSIFIER.PARAMS", "bias", "SOLVER.TRAINER", "plugin"]  # fmt: skip
+AVERAGED = ["ATSC.TEACHER.AVERAGE", 0.9, "ATSC.LOSS.FEAT_PULL", 0.0, "ATSC.LOSS.TRUNK_CE_WEIGHT", 1.0]
 
 
 def atsc_config():

@@ -4,15 +4,13 @@ import copy
 
 import pytest
 import torch
-from small_atsc import atsc_config, double_batch, trainer_of
+from small_atsc import AVERAGED, atsc_config, double_batch, trainer_of
 from tiny import TinyNet
 
 from atsc_plugin.distillers.atsc_published import make_atsc
 from atsc_plugin.distillers.averaged import follow
 from atsc_plugin.distillers.parts import pool
 from atsc_plugin.errors import ConfigError
-
-AVERAGED = ["ATSC.TEACHER.AVERAGE", 0.9, "ATSC.LOSS.FEAT_PULL", 0.0, "ATSC.LOSS.TRUNK_CE_WEIGHT", 1.0]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from runs import assert_the_same_run, config, trainer_of
+from small_atsc import AVERAGED
 from test_trainer import log_of, tiny_loader
 from torch.utils.data import DataLoader, Dataset
 
@@ -56,9 +57,6 @@ def killed_at(trainer, place, resume=False):
         except Killed:
             return True
     return False
-
-
-AVERAGED = ["ATSC.TEACHER.AVERAGE", 0.9, "ATSC.LOSS.FEAT_PULL", 0.0, "ATSC.LOSS.TRUNK_CE_WEIGHT", 1.0]
 
 
 @pytest.mark.parametrize(("update", "keys"), [("fused", []), ("fused", AVERAGED), ("published", [])])

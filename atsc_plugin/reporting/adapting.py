@@ -1,7 +1,8 @@
 """What the teachers did meanwhile: the monitor's figures of the last epoch, for rows whose teachers keep learning."""
 
-import re
 import statistics
+
+from atsc_plugin.reporting.runs import of_teachers
 
 # column: (name in log.jsonl, how it is written); the drifts are shares of the start's norm
 FIGURES = {
@@ -49,10 +50,6 @@ def last_of(run):
 
 
 def _by_teacher(lines, logged):
-    """One teacher's figure has the plain name, that of several t1_, t2_, ..."""
-    values = {}
-    for line in lines:
-        for name, value in line.items():
-            if re.fullmatch(rf"(t\d+_)?{logged}", name) and isinstance(value, int | float):
-                values.setdefault(name, []).append(value)
-    return [statistics.mean(values[name]) for name in sorted(values, key=lambda name: (len(name), name))]
+    """The figure's mean over the lines that have it, for each teacher."""
+    each = [found for line in lines if (found := of_teachers(line, logged))]
+    return [statistics.mean(values) for values in zip(*each, strict=True)]

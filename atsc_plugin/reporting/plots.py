@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from atsc_plugin.reporting import cells
+from atsc_plugin.reporting.runs import of_teachers
 from atsc_plugin.reporting.statistics import spread
 
 INK = "#1a1b1c"  # stands for the text colour of the page
@@ -115,12 +116,10 @@ def _curves(rows, looks, field, label):
 
 def _by_epoch(row, field):
     """{epoch: the figure of every run that logged it}; several teachers (t1_drift, t2_drift, ...) give their mean."""
-    of_one = re.compile(rf"t\d+_{field}")
     points = {}
     for run in row.runs:
         for line in run.log:
-            logged = [line[field]] if field in line else [line[name] for name in line if of_one.fullmatch(name)]
-            values = [value for value in logged if isinstance(value, (int, float)) and math.isfinite(value)]
+            values = [value for value in of_teachers(line, field) if math.isfinite(value)]
             if values:
                 points.setdefault(line["epoch"], []).append(sum(values) / len(values))
     return dict(sorted(points.items()))

@@ -6,6 +6,7 @@ suite runner). Nothing that cannot be read ends a report: it is listed with its 
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +89,12 @@ class Run:
     def counts_as_missing(self):
         """A failed or stopped run was meant to be in the table; one that is only unfinished may still come."""
         return self.result is None and self.trouble != "unfinished"
+
+
+def of_teachers(line, name):
+    """A figure of one line of log.jsonl, teacher by teacher: a single one has the plain name, several t1_, t2_, ..."""
+    found = [line[name]] if name in line else [line[key] for key in line if re.fullmatch(rf"t\d+_{name}", key)]
+    return [value for value in found if isinstance(value, int | float)]
 
 
 def read_runs(folders):
