@@ -152,6 +152,7 @@ def test_the_teachers_accuracy_is_measured_again_after_the_run(cfg):
     ("change", "told"),
     [
         (["ATSC.TEACHER.AVERAGE", 1.0], "AVERAGE is 1; expected below 1"),
+        (["ATSC.TEACHER.LR_SCALE", 0.0], "there is nothing to average"),
         (["ATSC.LOSS.FEAT_PULL", 1.0], "the feature loss cannot move what learns"),
         (["ATSC.LOSS.TRUNK_CE_WEIGHT", 0.0], "the feature loss cannot move what learns"),
     ],

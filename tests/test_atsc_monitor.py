@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 from tiny import TinyNet, batch
+from torch.utils.data import DataLoader, TensorDataset
 
 import atsc_plugin
+from atsc_plugin.data.sample import drawn
 from atsc_plugin.distillers.atsc_published import make_atsc
 from atsc_plugin.distillers.teacher_monitor import feature_figures
 from atsc_plugin.engine import checkpoint
@@ -99,6 +101,17 @@ def test_no_more_images_are_watched_than_asked_for(cfg):
     )
 
 
+def test_the_images_watched_are_drawn_from_all_since_files_lie_class_by_class(cfg):
+    cfg.ATSC.MONITOR.IMAGES = 10
+    distiller = distiller_of(cfg)
+    images, target = own_labels(distiller)
+    target[:20] = (target[:20] + 1) % 10  # the first half is wrong
+    loader = DataLoader(TensorDataset(images, target), batch_size=4)
+    right = sum(number >= 20 for number in drawn(40, 10).tolist())
+    assert 0 < right < 10
+    assert distiller.after_epoch(1, loader)["figures"]["start_top1"] == pytest.approx(10.0 * right)
+
+
 def test_a_collapse_is_recognised_in_the_epoch_it_happens_with_figures_and_advice(cfg):
     distiller = distiller_of(cfg)
     loader = [own_labels(distiller)]
@@ -150,6 +163,33 @@ def test_a_fall_from_the_first_epoch_on_is_recognised_in_the_third(cfg):
         warnings.append(distiller.after_epoch(epoch, loader)["warning"])
     assert warnings[:2] == [None, None]
     assert "feature_scale fell 3 epochs in a row" in warnings[2]
+
+
+def falling(distiller, factor, epochs):
+    """The warnings of epochs that each leave the map's scale at so much of the one before."""
+    with torch.no_grad():
+        distiller.teacher.fc.bias.zero_()
+    distiller.start.remember(distiller.teacher)
+    loader, warnings = [own_labels(distiller)], []
+    for epoch in range(1, epochs + 1):
+        shrink(distiller, factor)
+        warnings.append(distiller.after_epoch(epoch, loader)["warning"])
+    return warnings
+
+
+def test_a_fall_too_slow_for_three_epochs_is_recognised_in_the_fourth(cfg):
+    """Scales .985, .970, .956 and .941: .044 are lost after three epochs, .059 after four."""
+    *before, fourth = falling(distiller_of(cfg), 0.985, 4)
+    assert before == [None] * 3
+    assert "feature_scale fell 4 epochs in a row" in fourth
+
+
+def test_a_teacher_that_the_feature_loss_does_not_pull_may_move_away_but_not_be_lost(cfg):
+    """Scales .8, .64, .512 and .41: a trend from the third epoch on, lost below one half."""
+    cfg.ATSC.LOSS.FEAT_PULL = 0.0
+    *before, fourth = falling(distiller_of(cfg), 0.8, 4)
+    assert before == [None] * 3
+    assert "has collapsed" in fourth
 
 
 def test_the_advice_names_no_key_that_the_released_step_refuses(cfg):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from runs import Before, config, trainer_of
+from small_atsc import AVERAGED
 from test_trainer import log_of
 from tiny import TinyNet, batch
 
@@ -113,6 +114,22 @@ def test_a_step_left_out_moves_no_weight_no_momentum_and_no_running_statistic(cf
     assert not torch.equal(distiller.state_dict()["student.bn.running_mean"], before["student.bn.running_mean"])
 
 
+def test_a_step_left_out_leaves_an_averaged_teacher_where_it_was(cfg, tmp_path):
+    """It follows its learner in the forward pass, weights and statistics, before anything is known to be bad."""
+    cfg.SOLVER.NONFINITE = "skip"
+    cfg.merge_from_list([*AVERAGED, "ATSC.DRIFT.WEIGHT", 0.0])
+    distiller = trainer_of(cfg, tmp_path / "run").distiller
+    step, (images, target) = Step(distiller, cfg), batch()
+    distiller.train()
+    assert step({"image": images, "target": target, "epoch": 1})[1] is not None
+    before = {name: tensor.clone() for name, tensor in distiller.state_dict().items()}
+    assert step({"image": images * math.nan, "target": target, "epoch": 1})[1] is None
+    for name, tensor in distiller.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert step({"image": images, "target": target, "epoch": 1})[1] is not None
+    assert not torch.equal(distiller.state_dict()["teacher.conv.weight"], before["teacher.conv.weight"])
+
+
 def test_an_epoch_of_nothing_but_bad_steps_ends_the_run(cfg, tmp_path):
     cfg.SOLVER.NONFINITE = "skip"
     trainer = trainer_of(cfg, tmp_path / "run")
@@ -177,5 +194,5 @@ def test_buffers_that_are_not_stored_are_not_copied_every_step():
     """theta_0 of ATSC is such a buffer: as large as the teacher, and constant."""
     network = TinyNet()
     network.register_buffer("start", torch.zeros(1000), persistent=False)
-    sizes = sorted(buffer.numel() for buffer in SkippedSteps(network).buffers)
+    sizes = sorted(buffer.numel() for buffer in SkippedSteps(network).moving)
     assert sizes == [1, 4, 4]  # batches seen, mean, variance

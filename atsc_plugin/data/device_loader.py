@@ -69,8 +69,7 @@ class DeviceLoader:
     def batches_from(self, first):
         """The pass without its first `first` batches, which are neither gathered nor cropped; the rest is the same."""
         if self.seed is None:
-            for index in torch.arange(len(self.labels), device=self.pixels.device).split(self.batch_size)[first:]:
-                yield self._normalised(self.images[index]), self.labels[index]
+            yield from self.in_order(torch.arange(len(self.labels))[first * self.batch_size :])
             return
         epoch, self.epoch = self.epoch, self.epoch + 1
         order, (tops, lefts), flips = self._drawn(epoch)
@@ -80,6 +79,11 @@ class DeviceLoader:
             if self.flip:
                 images = mirror(images, flips[mine])
             yield self._normalised(images), self.labels[order[mine]], order[mine]
+
+    def in_order(self, index):
+        """Evaluation batches of the images `index`, as they are."""
+        for part in index.to(self.pixels.device).split(self.batch_size):
+            yield self._normalised(self.images[part]), self.labels[part]
 
     def _drawn(self, epoch):
         """Order, windows and flips of an epoch, drawn on the CPU so that a seed means the same on every device."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atsc_plugin.distillers.atsc_checks import atsc_problems
+from atsc_plugin.distillers.atsc_checks import atsc_problems, refuse_replica, refuse_without_bias
 from atsc_plugin.distillers.averaged import follow, learner_of
 from atsc_plugin.distillers.deployed import ensemble_of
 from atsc_plugin.distillers.drift import StartingPoint, drift_penalty, rescaled_gradient
@@ -26,7 +26,8 @@ def softened_divergence(logits, wanted, temperature):
 
 def through_frozen(classifier, pooled):
     """C_t(pooled) without a gradient for C_t: what the student's own losses see of the shared classifier."""
-    return full(F.linear(pooled, classifier.weight.detach(), classifier.bias.detach()))
+    held = [None if tensor is None else tensor.detach() for tensor in (classifier.weight, classifier.bias)]
+    return full(F.linear(pooled, *held))
 
 
 def drift_parameters(teacher, which):
@@ -62,11 +63,12 @@ class ATSC(SharedClassifier):
         # A batch in parts is as many calls, between which the learner stays: together they keep AVERAGE.
         self.keep = node.TEACHER.AVERAGE ** (1 / cfg.SOLVER.ACCUMULATE)
         self.learner = learner_of(self.teacher) if node.TEACHER.AVERAGE > 0 else None
-        networks = networks_of(self.teacher)
+        networks, titles = networks_of(self.teacher), self.titles(cfg)
+        refuse_without_bias([classifier_of(network) for network in networks], titles, node)
         starts = [StartingPoint(network) for network in networks]
         self.start = nn.ModuleList(starts) if self.several else starts[0]
         self.drift_names = [drift_parameters(network, node.DRIFT.PARAMS) for network in networks]
-        titles = self.titles(cfg) if len(networks) > 1 else ["the teacher"]
+        titles = titles if len(networks) > 1 else ["the teacher"]
         self.monitors = [TeacherMonitor(self, cfg, number, title) for number, title in enumerate(titles)]
         self.held_still = False
         self.rests_later = node.TEACHER.LAST_EPOCH > 0  # for DDP, which has to look for what gets no gradient
@@ -141,6 +143,7 @@ class ATSC(SharedClassifier):
     # ---- the step ----
 
     def forward_train(self, image, target, epoch=None, **kwargs):
+        refuse_replica(self)
         self._enter_epoch(epoch)
         if self.learner is not None:
             follow(self.teacher, self.learner, self.keep)
@@ -199,6 +202,10 @@ class ATSC(SharedClassifier):
         return losses
 
     # ---- what our trainer asks for beyond the host's contract ----
+
+    def moved_without_gradient(self):
+        """The weights of an averaged teacher, which a step left out must not move either."""
+        return [] if self.learner is None else list(self.teacher.parameters())
 
     def starts(self):
         """theta_0 of every teacher."""

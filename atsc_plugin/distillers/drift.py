@@ -36,7 +36,8 @@ class StartingPoint(nn.Module):
     @contextmanager
     def in_place_of(self, network):
         """The network as it was, for the length of a block; storage is exchanged, nothing is copied."""
-        pairs = [(tensor, dict(_state(network))[name]) for name, tensor in self.items()]
+        state = dict(_state(network))
+        pairs = [(tensor, state[name]) for name, tensor in self.items()]
         _exchange(pairs)
         try:
             yield network

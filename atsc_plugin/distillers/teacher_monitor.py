@@ -2,6 +2,7 @@
 
 Measured on a fixed set of evaluation images, against the teacher as it was (theta_0): its accuracy, how often it still
 predicts what theta_0 predicts, the size of its features and how far they moved. Accuracy alone misses a shrinking map.
+A trend is told only where the feature loss pulls the teacher: one that learns its own task alone moves away rightly.
 """
 
 import math
@@ -9,13 +10,14 @@ import math
 import torch
 
 from atsc_plugin.collapse import collapsed
+from atsc_plugin.data.sample import sample
 from atsc_plugin.distillers.drift import relative_motion
 from atsc_plugin.distillers.parts import pool
 from atsc_plugin.engine.agreement import on_the_first, sum_of
 from atsc_plugin.engine.placement import place
 
 TREND_EPOCHS = 3  # falls in a row that make a trend
-TREND_FALL = 0.05  # and how much must be lost over them: less is the jitter of batch statistics
+TREND_FALL = 0.05  # and how much must be lost since the last rise: less is the jitter of batch statistics
 HOLD = "Raise ATSC.DRIFT.WEIGHT, set ATSC.DRIFT.PARAMS all, or "
 ADVICE = {
     "fused": f"{HOLD}lower ATSC.TEACHER.LR_SCALE.",
@@ -30,6 +32,14 @@ def feature_figures(present, start):
         "feature_motion": ((present - start).norm() / start.norm()).item(),
         "start_variance": start.var().item(),
     }
+
+
+def fall(values):
+    """(how many steps the last values fell in a row, how much they lost in them)"""
+    first = last = len(values) - 1
+    while first > 0 and values[first - 1] > values[first]:
+        first -= 1
+    return last - first, values[first] - values[last]
 
 
 def together(reports):
@@ -55,7 +65,7 @@ class TeacherMonitor:
         self.distiller, self.number, self.title = distiller, number, title
         self.guard, self.images = cfg.ATSC.GUARD, cfg.ATSC.MONITOR.IMAGES
         self.kappa_scale = cfg.ATSC.DRIFT.WEIGHT / cfg.ATSC.LOSS.FEAT_WEIGHT if cfg.ATSC.LOSS.FEAT_WEIGHT else math.inf
-        self.advice = ADVICE[cfg.ATSC.UPDATE]
+        self.advice, self.pulled = ADVICE[cfg.ATSC.UPDATE], cfg.ATSC.LOSS.FEAT_PULL > 0
         self.history = [{"teacher_agreement": 1.0, "feature_scale": 1.0}]  # theta_0 against itself
         self.hits = self.seen = 0
 
@@ -87,7 +97,7 @@ class TeacherMonitor:
         was_training = self.distiller.training
         self.distiller.eval()
         sums, count = {}, 0
-        for batch in loader:
+        for batch in sample(loader, self.images):
             image, target = self._some(batch, self.images - count, teacher)
             present_logits, present = self._look(branch, image)
             with start.in_place_of(teacher):
@@ -140,13 +150,10 @@ class TeacherMonitor:
         )
         if collapsed(figures):
             return f"{self.title} has collapsed: {told}. {self.advice}"
-        for key in ("feature_scale", "teacher_agreement"):
-            recent = [entry[key] for entry in self.history[-TREND_EPOCHS - 1 :]]
-            falls = [a > b for a, b in zip(recent, recent[1:], strict=False)]
-            if len(falls) == TREND_EPOCHS and all(falls) and recent[0] - recent[-1] > TREND_FALL:
-                return (
-                    f"{self.title} is drifting away ({key} fell {TREND_EPOCHS} epochs in a row): {told}. {self.advice}"
-                )
+        for key in ("feature_scale", "teacher_agreement") if self.pulled else ():
+            falls, lost = fall([entry[key] for entry in self.history])
+            if falls >= TREND_EPOCHS and lost > TREND_FALL:
+                return f"{self.title} is drifting away ({key} fell {falls} epochs in a row): {told}. {self.advice}"
         return None
 
     def state(self):

@@ -26,20 +26,22 @@ def gradients(parameters):
 class SkippedSteps:
     """Leaves a step out when a loss part or a gradient of it is not finite: no weight and no running statistic moves.
 
-    Costs a copy of the buffers and a wait for the device in every step. Over several ranks all skip when one must.
+    Costs a copy of the buffers (and of `moved_without_gradient()`, weights that a distiller moves in its forward pass)
+    and a wait for the device in every step. Over several ranks all skip when one must.
     """
 
     def __init__(self, distiller):
         stored = distiller.state_dict(keep_vars=True)
-        self.buffers = [buffer for name, buffer in distiller.named_buffers() if name in stored]
+        self.moving = [buffer for name, buffer in distiller.named_buffers() if name in stored]
+        self.moving += getattr(distiller, "moved_without_gradient", list)()
         self.reason = None
 
     def remember(self):
         """Before the forward pass: what it may change."""
-        self.kept = [buffer.clone() for buffer in self.buffers]
+        self.kept = [tensor.detach().clone() for tensor in self.moving]
 
     def refuse(self, losses, parameters):
-        """After the backward pass: True when the step must not be made; the buffers are then as they were."""
+        """After the backward pass: True for a step not to be made; what its forward pass moved is then as it was."""
         parts = [torch.isfinite(part.detach()) for part in losses.values()]
         good = torch.stack([*parts, all_finite(gradients(parameters)).to(parts[0].device)]).int()
         distributed.total(good, least=True)
@@ -47,6 +49,7 @@ class SkippedSteps:
         bad = [name for name, fine in zip(names, good.tolist(), strict=True) if not fine]
         if bad:
             self.reason = f"{bad[0]} was not finite"
-            for buffer, before in zip(self.buffers, self.kept, strict=True):
-                buffer.copy_(before)
+            with torch.no_grad():
+                for tensor, before in zip(self.moving, self.kept, strict=True):
+                    tensor.copy_(before)
         return bool(bad)

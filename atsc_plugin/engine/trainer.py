@@ -3,8 +3,9 @@
 It takes the host's five arguments, so that a host's own script can build it; `build` adds what only it knows (a test
 split beside the validation split, facts for the cards). A distiller needs no more than the host's contract. It may
 offer `param_groups(cfg)` for its own rates, `second_loss(image, target)` for a second step a batch, `after_epoch(epoch,
-loader)` for figures and a verdict, `run_state()` and `load_run_state(state)` for what a resumed run needs beside the
-weights (every rank calls both), `deployed()` and `unused_modules()` for what leaves the run.
+loader)` for figures and a verdict, `moved_without_gradient()` for weights that its forward pass moves, `run_state()`
+and `load_run_state(state)` for what a resumed run needs beside the weights (every rank calls both), `deployed()` and
+`unused_modules()` for what leaves the run.
 """
 
 import shlex
