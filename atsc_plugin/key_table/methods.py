@@ -86,7 +86,7 @@ KEYS = (
         "ATSC.TEACHER.BN",
         "batch",
         "batch: statistics of the batch, as released; affine_frozen: the same with scales and shifts held; "
-        "frozen: the teacher's own statistics too, without which a large rate can blow up",
+        "frozen: the teacher's own statistics too (a large rate can then blow up)",
         choices=("batch", "affine_frozen", "frozen"),
     ),
     Key(
