@@ -114,9 +114,13 @@ def test_teachers_are_crossed_with_seeds_or_the_table_says_given_this_teacher(su
             make_run(root / f"t{teacher}", "simkd", seed, 50.0 + seed + 10 * teacher, "SIMKD", cfg=cfg)
     (table,) = tables_of(root)
     compared = row(table, "SIMKD").differences["KD"]
-    assert (compared.last.n, compared.last.mean) == (6, 17.0)  # 11, 12, 13, 21, 22, 23
-    assert (compared.seeds, compared.verdict) == (3, "no verdict: 3 seeds < 5")
+    half = 4.302652729911275 / 3**0.5  # t(.975, 2), spread 1
+    assert (compared.last.n, compared.last.mean) == (3, 17.0)  # 11, 12, 13 and 21, 22, 23: the seeds have 16, 17, 18
+    assert (compared.last.low, compared.last.high) == pytest.approx((17 - half, 17 + half))
+    assert compared.verdict == "no verdict: 3 seeds < 5"
     assert "2 teachers crossed" in cells.teachers_note(table)
+    told = "Top-1 behind each teacher (seed 1 / seed 2): KD 50.00 / 50.00, SIMKD 62.00 / 72.00."
+    assert told in cells.notes(table)
 
 
 def test_half_written_and_foreign_folders_are_listed_and_skipped(suite, capsys):

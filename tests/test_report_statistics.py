@@ -76,8 +76,8 @@ def test_holm_steps_down_from_the_smallest():
     ],
 )
 def test_a_verdict_needs_five_pairs_and_every_run(found, p, missing, said):
-    assert verdict(found, p, missing, seeds=found.n) == said
+    assert verdict(found, p, missing) == said
 
 
 def test_two_teachers_do_not_make_five_seeds_of_three():
-    assert verdict(Difference(3.0, 6, 2.0, 4.0, 0.001, 0.001), 0.001, (), seeds=3) == "no verdict: 3 seeds < 5"
+    assert verdict(Difference(3.0, 3, 2.0, 4.0, 0.001, 0.001), 0.001, ()) == "no verdict: 3 seeds < 5"

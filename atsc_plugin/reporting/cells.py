@@ -133,10 +133,30 @@ def teachers_note(table):
     units = [found for found in crossed.values() if all(teacher for teacher, _ in found)]
     seeds_of = [{s for t, s in found if t == teacher} for found in units for teacher in teachers]
     if all(found == seeds_of[0] and found for found in seeds_of):
-        return f"{len(teachers)} teachers crossed with the student seeds; paired by teacher and seed."
+        return (
+            f"{len(teachers)} teachers crossed with the student seeds: n counts the runs; differences are means over "
+            "these teachers, paired by student seed, and hold for them alone."
+        )
     if all(len({t for t, s in found if s == seed}) == 1 for found in units for _, seed in found):
         return "A teacher of its own for every student seed: spread is over teachers and students together."
     return f"{len(teachers)} teachers, not crossed with the student seeds in every row: read the rows with care."
+
+
+def by_teacher(table):
+    """Each row's mean behind each teacher, where there are several."""
+    teachers = sorted({run.teacher_id for run in table.runs} - {None})
+    if len(teachers) < 2:
+        return None
+    means = {
+        row.label: [[run.result["top1_last"] for run in row.runs if run.teacher_id == one] for one in teachers]
+        for row in table.rows
+    }
+    told = [
+        f"{label} {' / '.join(f'{statistics.fmean(found):.2f}' for found in figures)}"
+        for label, figures in means.items()
+        if all(figures)
+    ]
+    return f"Top-1 behind each teacher ({' / '.join(teachers)}): {', '.join(told)}." if told else None
 
 
 def notes(table):
@@ -145,7 +165,7 @@ def notes(table):
     splits = sorted({run.result["selected_on"] for run in table.runs})
     chosen = " / ".join(SPLITS.get(split, split) for split in splits)
     told.append(f"Top-1 in percent on the test split. Best epoch chosen on {chosen}.")
-    told += [note for note in [teachers_note(table), tuning(table), beside_others(table)] if note]
+    told += [note for note in [teachers_note(table), by_teacher(table), tuning(table), beside_others(table)] if note]
     told += next((run.job["notes"] for run in table.runs if run.job.get("notes")), [])
     if any(row.published for row in table.rows):
         told.append(published.RULE)

@@ -3,6 +3,7 @@
 References are vanilla, KD and SimKD by their methods, or rows by their labels where a suite has others.
 """
 
+import statistics
 from dataclasses import dataclass, replace
 
 from atsc_plugin.reporting.statistics import VERDICT_FROM, Difference, difference, holm, verdict
@@ -12,14 +13,10 @@ REFERENCES = {"NONE": "vanilla", "KD": "KD", "SIMKD": "SimKD"}
 
 @dataclass(frozen=True)
 class Compared:
-    """A row against one reference: the primary comparison (last epoch) and the one of the best epochs.
-
-    `seeds`: student seeds that both have; with several teachers there are more pairs than that.
-    """
+    """A row against one reference: the primary comparison (last epoch) and the one of the best epochs."""
 
     last: Difference
     best: Difference
-    seeds: int
     p_holm: float | None = None
     family: int = 1  # pairs of networks in Holm's correction
     verdict: str = ""
@@ -54,38 +51,37 @@ def _references(table, against):
 
 
 def _compare(row, other):
-    units = sorted(_by_unit(row, other, "top1_last").keys() & _by_unit(other, row, "top1_last").keys(), key=str)
-    if not units:
+    alone = any(run.teacher_id is None for run in (*row.runs, *other.runs))
+    units = {_unit(run, alone) for run in row.runs} & {_unit(run, alone) for run in other.runs}
+    seeds = sorted({seed for _, seed in units}, key=str)
+    if not seeds:
         return None
 
     def of(name):
-        ours, theirs = _by_unit(row, other, name), _by_unit(other, row, name)
-        return difference([ours[unit] for unit in units], [theirs[unit] for unit in units])
+        return difference(*(_means([run for run in one.runs if _unit(run, alone) in units], seeds, name)
+                            for one in (row, other)))  # fmt: skip
 
-    return Compared(of("top1_last"), of("top1_best"), len({_seed(unit) for unit in units}))
-
-
-def _seed(unit):
-    return unit[1] if isinstance(unit, tuple) else unit
+    return Compared(of("top1_last"), of("top1_best"))
 
 
-def _by_unit(row, other, name):
-    """{(teacher, seed): figure}; by seed alone where either side has no teacher, the mean over the other's teachers."""
-    alone = any(run.teacher_id is None for run in (*row.runs, *other.runs))
-    values = {}
-    for run in row.runs:
-        values.setdefault(run.seed if alone else (run.teacher_id, run.seed), []).append(run.result[name])
-    return {unit: sum(figures) / len(figures) for unit, figures in values.items()}
+def _unit(run, alone):
+    """What makes a pair: the teacher and the student's seed; the seed alone where one side has no teacher."""
+    return None if alone else run.teacher_id, run.seed
+
+
+def _means(runs, seeds, name):
+    """A figure for each student seed, the mean over its teachers: runs of one seed begin alike, see the images in one
+    order, and are not counted as independent of each other."""
+    return [statistics.fmean(run.result[name] for run in runs if run.seed == seed) for seed in seeds]
 
 
 def _correct(title, members):
     """Holm and the verdicts of one comparison over its tables; one with too few runs is not tested at all."""
     found = [row.differences[title].last for row, _ in members]
-    seeds = [row.differences[title].seeds for row, _ in members]
-    tested = [k for k, one in enumerate(found) if one.p is not None and seeds[k] >= VERDICT_FROM]
+    tested = [k for k, one in enumerate(found) if one.p is not None and one.n >= VERDICT_FROM]
     adjusted = dict(zip(tested, holm([found[k].p for k in tested]), strict=True))
     for place, (row, other) in enumerate(members):
         p, missing = adjusted.get(place), [*row.missing, *other.missing]
         compared = row.differences[title]
-        said = verdict(compared.last, p, missing, compared.seeds)
+        said = verdict(compared.last, p, missing)
         row.differences[title] = replace(compared, p_holm=p, family=max(1, len(tested)), verdict=said)

@@ -118,7 +118,7 @@ def _provenance(table, folder, place):
         facts = provenance.facts(row)
         config = f"{facts['config']} {facts['keys set']}".strip()
         links = [
-            f"seed {escape(str(seed))}: "
+            f"seed {escape(seed)}: "
             + " ".join(f'<a href="{escape(address)}">{_short(name)}</a>' for name, address in there.items())
             for seed, there in provenance.files(row, folder)
         ]

@@ -59,11 +59,11 @@ def link(path, page_folder):
 
 
 def files(row, page_folder):
-    """[(seed, {name: link})] of what a row's runs left that a reader may want to open."""
+    """[(what the row calls a run, {name: link})] of what its runs left that a reader may want to open."""
     found = []
     for run in (*row.runs, *row.missing):
         there = [
             name for name in ("log.jsonl", "cfg.yaml", "result.json", "about.json") if (run.folder / name).is_file()
         ]
-        found.append((run.seed, {name: link(run.folder / name, page_folder) for name in there}))
+        found.append((row.called(run), {name: link(run.folder / name, page_folder) for name in there}))
     return found

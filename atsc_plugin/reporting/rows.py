@@ -36,6 +36,11 @@ class Row:
     def names(self):
         return (self.label, self.first.job.get("arm", self.label))
 
+    def called(self, run):
+        """A run's seed, behind its teacher where the row has several."""
+        several = len({one.teacher_id for one in self.runs}) > 1
+        return f"teacher {run.teacher_id}, {run.seed}" if several else str(run.seed)
+
     def figures(self, name):
         return [run.result[name] for run in self.runs]
 

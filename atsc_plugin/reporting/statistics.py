@@ -1,8 +1,8 @@
 """The statistics of the tables: mean and spread, paired differences with an interval, Holm's correction.
 
-Fixed beforehand: the primary test is Student's t on differences paired by seed (two-sided), Holm over the pairs of
-networks that the same comparison is made on, Welch's t (unpaired) as a check. Below VERDICT_FROM pairs there is no
-verdict.
+Fixed beforehand: the primary test is Student's t on differences paired by student seed (two-sided), Holm over the pairs
+of networks that the same comparison is made on, Welch's t (unpaired) as a check. Below VERDICT_FROM pairs there is no
+verdict. Several teachers of one seed are averaged first.
 """
 
 import math
@@ -82,12 +82,12 @@ def holm(p_values):
     return adjusted
 
 
-def verdict(found, p_adjusted, missing, seeds):
+def verdict(found, p_adjusted, missing):
     """What may be said of a difference, in words; `missing` names runs that ought to be there and are not."""
     if missing:
         return f"no verdict: {len(missing)} run{'s' if len(missing) > 1 else ''} missing"
-    if seeds < VERDICT_FROM:
-        return f"no verdict: {seeds} seed{'s' if seeds > 1 else ''} < {VERDICT_FROM}"
+    if found.n < VERDICT_FROM:
+        return f"no verdict: {found.n} seed{'s' if found.n > 1 else ''} < {VERDICT_FROM}"
     if p_adjusted is None:
         return "no verdict: no spread"
     if p_adjusted >= LEVEL:
