@@ -27,6 +27,8 @@ def load(path):
         module = _empty(card)
     except KeyError as error:
         raise PluginError(f"{path}.json lacks or does not know {error}; expected a card written by a run.") from error
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise PluginError(f"{path}.json is no card ({error}); expected one written by a run.") from error
     tensors = load_tensors(f"{path}.safetensors")
     try:
         module.load_state_dict(tensors)

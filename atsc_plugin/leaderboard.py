@@ -68,7 +68,8 @@ def run(args):
     if any(job.done for job in jobs):
         from atsc_plugin import report
 
-        there = {job.arm for job in jobs if job.done}
+        whole = jobs_of.expand(suite, args.output, overrides=jobs_of.parse_overrides(args.opts))
+        there = {job.arm for job in whole if job.done}  # the page is of all that lies there, not of this call's arms
         against = [arm for arm in suite.against if arm in there]
         words = [str(folder), "--out", str(folder / "page"), *(["--against", *against] if against else [])]
         report.run(report.parser().parse_args(words))

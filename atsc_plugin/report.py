@@ -56,7 +56,8 @@ def run(args):
 
         same = kept.put_into(args.readme, tables, args.check)
         if args.check and not same:
-            print(f"{args.readme} differs; run: report {' '.join(args.folders)} --readme {args.readme}")
+            against = f" --against {' '.join(args.against)}" if args.against else ""
+            print(f"{args.readme} differs; run: report {' '.join(args.folders)}{against} --readme {args.readme}")
             return 1
     if args.out:
         _write(tables, skipped, lost, Path(args.out))

@@ -1,5 +1,7 @@
 """The student that leaves a run: its heads, their ensemble, and the way to the files and back."""
 
+import json
+
 import pytest
 import torch
 from tiny import TinyNet, batch
@@ -82,4 +84,14 @@ def test_a_card_whose_head_points_to_a_classifier_that_is_not_there_is_told(tmp_
     card["heads"][0]["classifier"] = 7
     checkpoint.save_tensors(tensors_of(module, ["fc"]), tmp_path / "d", card)
     with pytest.raises(PluginError, match="lacks or does not know 7"):
+        deploy.load(tmp_path / "d")
+
+
+@pytest.mark.parametrize("change", [{"heads": None}, {"unused": ["no.such.layer"]}, {"classes": "ten"}, None])
+def test_a_card_of_the_wrong_shape_is_told(tmp_path, change):
+    module = several_heads()
+    card = {"dataset": "cifar100", "student": "resnet8", "classes": 10, "unused": ["fc"], **module.facts()}
+    checkpoint.save_tensors(tensors_of(module, ["fc"]), tmp_path / "d", card)
+    (tmp_path / "d.json").write_text(json.dumps([] if change is None else {**card, **change}))
+    with pytest.raises(PluginError, match="d.json is no card .*expected one written by a run"):
         deploy.load(tmp_path / "d")

@@ -1,6 +1,7 @@
 """Exports: the same predictions in every format, no file that was not compared, and mistakes that cost no file."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,16 @@ def test_an_export_that_does_not_agree_leaves_the_old_file_and_no_other(tmp_path
         checked.export(module, card, tmp_path / "x.onnx", "onnx", pixels)
     assert (tmp_path / "x.onnx").read_text() == "old"
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", "a.safetensors", "x.onnx"}
+
+
+@pytest.mark.parametrize(("bad", "told"), [("student", "Its training diverged"), ("file", "The reloaded file gives")])
+def test_logits_that_are_not_finite_never_agree(tmp_path, bad, told, pixels):
+    write_student(tmp_path / "a")
+    module, card = students.load(tmp_path / "a")
+    if bad == "student":
+        next(module.parameters()).data.fill_(math.nan)
+    with torch.no_grad(), pytest.raises(PluginError, match=told):
+        checked.compare(module, lambda part: np.full((len(part), card["classes"]), math.nan), pixels, card, False)
 
 
 def test_a_small_difference_with_equal_top1_is_refused_when_it_exceeds_the_tolerance(pixels):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from run_folders import make_run
 
 from atsc_plugin.__main__ import main
-from atsc_plugin.errors import PluginError
+from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.suites import jobs, launch
 from atsc_plugin.suites.suite_file import read_suite
 
@@ -91,6 +92,37 @@ def test_a_run_that_its_guard_stopped_has_ended_and_is_not_gone_on_with(suite, c
     changed = suite(seeds=[1], arms={"lost": {"cfg": RELEASED, "set": {**settings, "ATSC.DRIFT.WEIGHT": 1.0}}})
     assert main(["leaderboard", "--suite", changed, "--dry-run"]) == 2
     assert "is a stopped run of another configuration: ATSC.DRIFT.WEIGHT was 0.0, asked 1.0" in capsys.readouterr().err
+
+
+def test_a_key_that_left_the_suite_makes_another_configuration(suite, capsys):
+    """The run has LAST_EPOCH 1, the arm no word of it any more: the default is 0."""
+    atsc = str(ROOT / "configs/quickstart/atsc.yaml")
+    arm = {"cfg": atsc, "set": {"ATSC.TEACHER.LAST_EPOCH": 1}}
+    folder = Path("output/s/arm/seed_1")
+    path = suite(seeds=[1], arms={"arm": arm})
+    (job,) = jobs.expand(read_suite(path), "output", seeds=[1])
+    folder.mkdir(parents=True)
+    (folder / "cfg.yaml").write_text(yaml.safe_dump(job.tree))
+    (folder / "result.json").write_text("{}")
+    jobs.refuse_other_configurations([job])
+    (job,) = jobs.expand(read_suite(suite(seeds=[1], arms={"arm": {"cfg": atsc}})), "output", seeds=[1])
+    with pytest.raises(ConfigError, match="ATSC.TEACHER.LAST_EPOCH was 1, asked 0"):
+        jobs.refuse_other_configurations([job])
+
+
+def test_an_arm_of_equal_cost_without_stages_of_its_own_stretches_the_hosts(suite):
+    Path("bare.yaml").write_text(yaml.safe_dump({"EXPERIMENT": {"TAG": "bare"}, "DISTILLER": {"TYPE": "NONE"}}))
+    path = suite(arms={"long": {"cfg": str(Path("bare.yaml").resolve()), "stretch": 2}}, common={})
+    (job,) = jobs.expand(read_suite(path), "o", seeds=[1])
+    assert (job.tree["SOLVER"]["EPOCHS"], job.tree["SOLVER"]["LR_DECAY_STAGES"]) == (480, [300, 360, 420])
+
+
+def test_the_page_after_a_call_for_some_arms_keeps_the_suites_references(suite):
+    path = suite(seeds=[1], arms={"good": {"cfg": VANILLA}, "kd": {"cfg": KD}}, against=["good"])
+    for job, method in zip(jobs.expand(read_suite(path), "output", seeds=[1]), ("NONE", "KD"), strict=True):
+        make_run(Path("output/s"), job.arm, 1, 50.0, method, cfg=job.tree, job=job.facts, dataset="digits100")
+    assert main(["leaderboard", "--suite", path, "--arms", "kd"]) == 0
+    assert "minus good" in Path("output/s/page/leaderboard.md").read_text()
 
 
 def test_a_trial_lies_in_a_folder_of_its_own_and_stretch_holds_for_it_too(suite):

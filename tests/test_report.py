@@ -230,6 +230,32 @@ def test_runs_are_collected_for_a_repository_and_reported_from_there(suite, tmp_
     assert len(tables_of(tmp_path / "kept")[0].runs) == 15
 
 
+def test_two_runs_that_would_be_kept_in_one_place_are_refused_and_nothing_is_kept(tmp_path, capsys):
+    for suite in ("one", "other"):
+        make_run(tmp_path / suite, "kd", 1, 50.0, job={"suite": suite, "arm": "kd"})
+    assert main(["report", str(tmp_path), "--collect", str(tmp_path / "kept")]) == 2
+    assert "would both be kept in" in capsys.readouterr().err
+    assert not (tmp_path / "kept").exists()
+
+
+def test_the_only_simkd_of_the_tables_length_is_the_reference_though_the_suite_sets_its_keys(tmp_path):
+    """An arm of equal cost stands beside it, a third as long again: 2 epochs of a whole are 0.83 of another."""
+    changed = {"suite": "s", "pair": "p", "set": {"SIMKD.PROJECTOR.FACTOR": 4}}
+    make_run(tmp_path, "kd", 1, 50.0, job={"suite": "s", "pair": "p", "arm": "kd"})
+    make_run(tmp_path, "simkd", 1, 60.0, "SIMKD", job={**changed, "arm": "simkd"})
+    make_run(tmp_path, "long", 1, 70.0, "SIMKD", epochs=2, job={**changed, "arm": "long", "stretch": 2.4})
+    (table,) = tables_of(tmp_path)
+    assert table.references == ["KD", "SimKD"]
+    assert row(table, "kd").differences["SimKD"].last.mean == -10.0
+    assert "long (x2.4 epochs) (0.83 epochs)" in {one.label for one in table.rows}
+
+
+def test_one_teacher_is_known_in_a_run_of_several_by_its_file(tmp_path):
+    files = {"TYPE": "KD", "TEACHER_CKPT": "", "TEACHER_CKPTS": ["a/first.pth", "a/second.pth"]}
+    folder = make_run(tmp_path, "several", 1, 50.0, cfg={"DISTILLER": files})
+    assert read_run(folder).teacher_id == "file first.pth"
+
+
 def test_a_page_gets_the_table_between_its_marks_and_is_checked(suite, capsys):
     page = suite / "README.md"
     page.write_text("no marks")
@@ -237,7 +263,8 @@ def test_a_page_gets_the_table_between_its_marks_and_is_checked(suite, capsys):
     assert kept.BEGIN in capsys.readouterr().err
     page.write_text(f"before\n{kept.BEGIN}\nold\n{kept.END}\nafter\n")
     words = ["report", str(suite), "--readme", str(page)]
-    assert main([*words, "--check"]) == 1
+    assert main([*words, "--against", "KD", "--check"]) == 1
+    assert f"run: report {suite} --against KD --readme {page}" in capsys.readouterr().out
     assert "old" in page.read_text()
     assert main(words) == 0
     assert "| SIMKD | 5 | 53.00 ± 17.39 |" in page.read_text()

@@ -7,7 +7,7 @@ from atsc_plugin.errors import PluginError
 
 EXAMPLE = """example:
   adapted output/quickstart/atsc,res20,res8/seed_1 --out adapted.pth
-  train --cfg configs/quickstart/simkd.yaml DISTILLER.TEACHER_CKPT adapted.pth
+  train --cfg configs/quickstart/simkd.yaml DISTILLER.TEACHER_CKPT adapted.pth EXPERIMENT.NAME after
 tells a better teacher from teaching while it adapts: a student from scratch has the first and not the second.
 """
 METHODS = ("ATSC", "ATSC_MULTI")

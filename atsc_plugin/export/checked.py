@@ -79,9 +79,11 @@ def compare(module, predict, pixels, card, preprocess):
         got = predict(np.ascontiguousarray(part) if preprocess else images)
         if got.shape != wanted.shape:
             raise PluginError(f"The reloaded file gives logits of shape {got.shape}; expected {wanted.shape}.")
+        if not np.isfinite(wanted).all():
+            raise PluginError("The student gives logits that are not finite; expected numbers. Its training diverged.")
+        if not np.isfinite(got).all():
+            raise PluginError("The reloaded file gives logits that are not finite; expected the student's, which are.")
         difference = max(difference, float(np.abs(got - wanted).max(initial=0)))
         largest = max(largest, float(np.abs(wanted).max(initial=0)))
         same += int((got.argmax(1) == wanted.argmax(1)).sum())
-    if not np.isfinite(largest):
-        raise PluginError("The student gives logits that are not finite; expected numbers. Its training diverged.")
     return Agreement(len(pixels), difference, same, largest)

@@ -113,7 +113,7 @@ def troubles(table):
     told = []
     for row in table.rows:
         lost = [
-            f"seed {run.seed} in epoch {run.collapsed} (counted: {run.result['top1_last']:.2f})"
+            f"{row.called(run)} in epoch {run.collapsed} (counted: {run.result['top1_last']:.2f})"
             for run in row.runs
             if run.collapsed
         ]

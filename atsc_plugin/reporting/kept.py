@@ -14,14 +14,21 @@ PLACE = re.compile(r"/[^\s\"']*/(?=(?:atsc_plugin|tools)/\w+\.py\b)")  # of a ch
 
 def collect(runs, folder):
     """Copy the text files of every run to folder/NAME/seed_K, without the path of the checkout; how many runs."""
+    places = {}
     for run in runs:
         place = Path(folder) / run.name / run.folder.name
-        if place.resolve() == run.folder.resolve():
+        if place in places:
+            raise PluginError(
+                f"{run.folder} and {places[place]} would both be kept in {place}; collect one suite a folder."
+            )
+        places[place] = run.folder
+    for place, source in places.items():
+        if place.resolve() == source.resolve():
             raise PluginError(f"{place} is the run itself; collect into another folder.")
         place.mkdir(parents=True, exist_ok=True)
         for name in FILES:
-            if (run.folder / name).is_file():
-                text = (run.folder / name).read_text(encoding="utf-8")
+            if (source / name).is_file():
+                text = (source / name).read_text(encoding="utf-8")
                 write_text(PLACE.sub("", text), place / name)
     return len(runs)
 

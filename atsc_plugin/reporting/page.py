@@ -118,9 +118,9 @@ def _provenance(table, folder, place):
         facts = provenance.facts(row)
         config = f"{facts['config']} {facts['keys set']}".strip()
         links = [
-            f"seed {escape(seed)}: "
+            f"{escape(title)}: "
             + " ".join(f'<a href="{escape(address)}">{_short(name)}</a>' for name, address in there.items())
-            for seed, there in provenance.files(row, folder)
+            for title, there in provenance.files(row, folder)
         ]
         rows.append(
             [

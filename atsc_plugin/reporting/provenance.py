@@ -40,7 +40,9 @@ def again(row):
     run = row.first
     if run.job.get("adapted_by"):
         suite, arms = shlex.quote(run.job["suite_file"]), shlex.join([run.job["adapted_by"], run.job["arm"]])
-        return f"python tools/leaderboard.py --suite {suite} --arms {arms} --output ./again"
+        pair = f" --pairs {shlex.quote(run.job['pair'])}" if run.job.get("pair") else ""
+        words = shlex.join(run.job.get("overrides") or [])
+        return f"python tools/leaderboard.py --suite {suite} --arms {arms}{pair} --output ./again {words}".rstrip()
     config = shlex.quote(shown(run.folder / "cfg.yaml"))
     return f"python tools/train.py --cfg {config} LOG.PREFIX ./again EXPERIMENT.SEED {run.seed}"
 

@@ -36,10 +36,13 @@ class Row:
     def names(self):
         return (self.label, self.first.job.get("arm", self.label))
 
+    @property
+    def crossed(self):
+        return len({run.teacher_id for run in self.runs}) > 1
+
     def called(self, run):
-        """A run's seed, behind its teacher where the row has several."""
-        several = len({one.teacher_id for one in self.runs}) > 1
-        return f"teacher {run.teacher_id}, {run.seed}" if several else str(run.seed)
+        """A run by its seed, behind its teacher where the row has several."""
+        return f"teacher {run.teacher_id}, seed {run.seed}" if self.crossed else f"seed {run.seed}"
 
     def figures(self, name):
         return [run.result[name] for run in self.runs]

@@ -66,7 +66,8 @@ class Run:
         if self.result and self.result.get("teacher") is None:
             return None
         adapted = self.job.get("adapted_by")  # the same teacher as its source's, which adapted it further
-        given = self.job.get("teacher_file") if adapted else self.cfg.get("DISTILLER.TEACHER_CKPT")
+        files = self.cfg.get("DISTILLER.TEACHER_CKPTS") or [self.cfg.get("DISTILLER.TEACHER_CKPT")]
+        given = self.job.get("teacher_file") if adapted else files[0]  # several teachers go by their first
         return f"file {Path(str(given)).name}" if given else f"seed {self.cfg.get('TEACHER.SEED', 1)}"
 
     @property

@@ -51,7 +51,9 @@ def _figures(row):
         found = row.spread(f"top1_{name}")
         line |= {f"top1_{name}_mean": found.mean, f"top1_{name}_std": found.std}
         line[f"top1_{name}_by_seed"] = " ".join(
-            f"{row.called(run).replace(' ', '_')}:{run.result[f'top1_{name}']:.4f}" for run in row.runs
+            (f"{run.teacher_id.replace(' ', '_')}/" if row.crossed else "")
+            + f"{run.seed}:{run.result[f'top1_{name}']:.4f}"
+            for run in row.runs
         )
     return line | {
         "teacher_before": cells.accuracies(row.runs, "teacher_top1_before"),

@@ -33,10 +33,11 @@ class Table:
         return own if own and self.data[0] in ("npz", "folder") else self.data[0]
 
     def row_of(self, method):
-        """The row that stands for a method as a reference: its plain one, or the only one there is."""
+        """The row that stands for a method as a reference: its plain one, or the only one of the table's length."""
         rows = [row for row in self.rows if row.method == method and row.runs]
         plain = [row for row in rows if row.plain]
-        return plain[0] if plain else (rows[0] if len(rows) == 1 else None)
+        own = [row for row in rows if stretch_of(row.first) == 1] if len(rows) > 1 else rows
+        return plain[0] if plain else (own[0] if len(own) == 1 else None)
 
     def row_called(self, name):
         """By its label, or by its arm's name where the label says more than that."""
@@ -87,7 +88,7 @@ def _recipe(run):
 def _schedule(run):
     epochs = run.result["epochs"] if run.result else run.cfg.get("SOLVER.EPOCHS", 0)
     length = epochs / stretch_of(run)
-    return int(length) if length == int(length) else length
+    return int(length) if length == int(length) else round(length, 2)
 
 
 def _comparison(run):

@@ -15,6 +15,7 @@ import yaml
 from atsc_plugin.engine.run_files import PLACES, flat, read_json, read_tree
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.files import write_text
+from atsc_plugin.keys import KEYS
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ def _tree(suite, arm, pair, last):
     if arm.stretch != 1:
         solver = tree.setdefault("SOLVER", {})
         solver["EPOCHS"] = max(1, round(solver.get("EPOCHS", 240) * arm.stretch))
-        solver["LR_DECAY_STAGES"] = [round(stage * arm.stretch) for stage in solver.get("LR_DECAY_STAGES", [])]
+        stages = solver.get("LR_DECAY_STAGES", [150, 180, 210])  # the host's, as its 240 epochs
+        solver["LR_DECAY_STAGES"] = [round(stage * arm.stretch) for stage in stages]
     return tree
 
 
@@ -188,13 +190,7 @@ def refuse_other_configurations(jobs):
         stored = job.folder / "cfg.yaml"
         if not (job.done or job.stopped) or not stored.is_file():
             continue
-        before = flat(yaml.safe_load(stored.read_text(encoding="utf-8")) or {})
-        now = flat(job.tree)
-        differ = [
-            f"{key} was {before[key]}, asked {now[key]}"
-            for key in sorted(now)
-            if not key.startswith((*PLACES, "EXPERIMENT.")) and before.get(key, now[key]) != now[key]
-        ]
+        differ = _changes(job, flat(yaml.safe_load(stored.read_text(encoding="utf-8")) or {}))
         if differ:
             kind = "finished" if job.done else "stopped"
             problems.append(f"{job.folder} is a {kind} run of another configuration: {'; '.join(differ[:4])}")
@@ -202,6 +198,25 @@ def refuse_other_configurations(jobs):
         more = [f"... and {len(problems) - 5} more"] if len(problems) > 5 else []
         way_out = "give the suite another name, another --output, or move those folders away"
         raise ConfigError([*problems[:5], *more, way_out])
+
+
+def _changes(job, before):
+    """What a job asks otherwise than a run's configuration says; a key of ours that one lacks has its default."""
+    now, defaults = flat(job.tree), {key.name: key.default for key in KEYS}
+    told = []
+    for key in sorted(now.keys() | (before.keys() & defaults.keys())):
+        was = before.get(key, defaults.get(key, now.get(key)))
+        asked = now.get(key, defaults.get(key, was))
+        if was != asked and not key.startswith((*PLACES, "EXPERIMENT.")) and not _runners_own(key, job, now):
+            told.append(f"{key} was {was}, asked {asked}")
+    return told
+
+
+def _runners_own(key, job, now):
+    """The file that a source left is filled in by the runner; what network a deployed student is, by its card."""
+    if job.source:
+        return key == "DISTILLER.TEACHER_CKPT"
+    return key == "DISTILLER.TEACHER" and bool(now.get("DISTILLER.TEACHER_CKPT"))
 
 
 def note(job, **changes):
