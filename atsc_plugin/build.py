@@ -44,7 +44,9 @@ def data_of(cfg, device):
     facts = LoaderFacts(cfg.SOLVER.BATCH_SIZE, cfg.DATASET.TEST.BATCH_SIZE, device, cfg.EXPERIMENT.SEED, *ranks)
     if name in OWN_DATASETS:
         return memory_data(cfg.DATASET, facts, size)
-    found = host_images.loaders(host.get_dataset(cfg), cfg.DATASET, facts, cfg.SOLVER.TRAINER)
+    found = host.get_dataset(cfg)
+    host_images.check(found, cfg.DATASET, size, cfg.DISTILLER.TYPE)
+    found = host_images.loaders(found, cfg.DATASET, facts, cfg.SOLVER.TRAINER)
     train, val, test, images, classes, names = found
     mean, std = host.NORMALISATION[name]
     named = names if len(names) == classes else []

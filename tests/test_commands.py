@@ -37,8 +37,10 @@ def test_a_missing_teacher_is_trained_once_said_aloud_and_found_again(here, caps
     assert "(trained here before)" in capsys.readouterr().out
     assert train("kd", *words, "TEACHER.LR", "0.01", name="third") == 0  # another recipe is another teacher
     assert len(list((here / "output" / "teachers").glob("*.pth"))) == 2
+    assert train("kd", *words, "DATASET.PADDING", "2", name="fourth") == 0  # and so is one that saw other images
+    assert len(list((here / "output" / "teachers").glob("*.pth"))) == 3
     results = [json.loads(path.read_text()) for path in (here / "output").rglob("result.json")]
-    assert len(results) == 3  # none of them a teacher's
+    assert len(results) == 4  # none of them a teacher's
     about = json.loads((run_folder(here, "second") / "about.json").read_text())
     assert str(cached[0].name) in about["teacher_from"]
 

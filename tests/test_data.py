@@ -97,6 +97,8 @@ def test_the_normalisation_of_the_config_wins():
         ({"train_images": np.zeros((20, 32, 32, 3))}, "float64 (20, 32, 32, 3); expected uint8"),
         ({"train_images": np.zeros((20, 3, 32, 32), np.uint8)}, "expected uint8 N x H x W x 3"),
         ({"train_labels": np.zeros(20)}, "expected integers"),
+        ({"val_images": np.zeros((4, 32, 32, 3), np.uint8)}, "lacks val_labels; it has"),
+        ({"test_images": np.zeros((0, 32, 32, 3), np.uint8), "test_labels": np.zeros(0, int)}, "N > 0"),
         ({"train_labels": np.zeros(19, int)}, "one for each of the 20 images"),
         ({"test_labels": np.array([0, 1, -3, 2, 9, 0, 0, 0]), "class_names": np.array(list("abcd"))},
          "2 test labels lie outside 0..3 (first: -3 at 2, 9 at 4)"),
@@ -111,7 +113,8 @@ def test_a_wrong_npz_is_told(changes, told):
 def test_an_npz_that_would_run_code_or_is_none_is_refused(tmp_path):
     np.savez("objects.npz", train_images=np.array([{"a": 1}], dtype=object))
     (tmp_path / "text.npz").write_text("hello")
-    for path in ("objects.npz", "text.npz", "absent.npz"):
+    np.save("bare.npy", np.zeros(3))
+    for path in ("objects.npz", "text.npz", "absent.npz", "bare.npy"):
         with pytest.raises(PluginError, match="cannot be read as .npz"):
             data("npz", path)
 

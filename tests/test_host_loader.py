@@ -1,5 +1,6 @@
 """A host's data set on the device, or through workers that stay: which way is taken; the law stays the same."""
 
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from atsc_plugin.data import host_images
-from atsc_plugin.data.sharing import RankBatches, WorkerLoader
+from atsc_plugin.data.sharing import RankBatches, SeededImages, WorkerLoader
 from atsc_plugin.data.splits import LoaderFacts, validation_indices, with_validation_loader
 from atsc_plugin.errors import PluginError
 
@@ -96,6 +97,25 @@ def test_the_key_decides_and_a_device_loader_that_cannot_be_is_refused():
 def epoch_of(loader, epoch, first=0):
     loader.set_epoch(epoch)
     return list(loader.batches_from(first))
+
+
+def test_keys_that_a_hosts_own_loaders_do_not_follow_are_refused():
+    host_images.check(found(), node(share=0.1), 32, "KD")
+    with pytest.raises(PluginError, match="IMAGE_SIZE is 64, but the host's cifar100 has images of 32 pixels"):
+        host_images.check(found(), node(), 64, "KD")
+    with pytest.raises(PluginError, match="VAL_SPLIT is 0.1, but CRD's memory"):
+        host_images.check(found(), node(share=0.1), 32, "CRD")
+
+
+def test_what_a_worker_draws_from_numpy_and_from_python_follows_from_the_seed_too():
+    class Drawing:
+        def __getitem__(self, index):
+            return float(torch.rand(())), np.random.rand(), random.random()
+
+    images = SeededImages(Drawing(), seed=3)
+    first, other = images[(1, 5)], images[(1, 6)]
+    assert images[(1, 5)] == first
+    assert all(a != b for a, b in zip(first, other, strict=True))
 
 
 def test_a_worker_loader_draws_the_same_whoever_draws_it_and_can_start_inside_an_epoch():

@@ -110,6 +110,10 @@ def test_the_command_that_goes_on_is_the_one_that_began_with_resume_in_place_of_
     assert continuing_words(["tools/train.py", "--resume", "--cfg", "a"])[1:] == [
         "tools/train.py", "--resume", "--cfg", "a"
     ]  # fmt: skip
+    assert continuing_words(["tools/teachers.py", "--cfg", "a"])[1:] == ["tools/teachers.py", "--cfg", "a"]
+    assert continuing_words(["/x/atsc_plugin/__main__.py", "prepare", "--cfg", "a"])[2:] == [
+        "atsc_plugin", "prepare", "--cfg", "a"
+    ]  # fmt: skip
 
 
 # ---- one process a directory ----

@@ -24,12 +24,13 @@ def read_npz(root):
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:  # an .npy is a bare array
         raise PluginError(
             f"DATASET.ROOT {path} cannot be read as .npz ({_first_line(error)}); expected a file with arrays "
             "train_images, train_labels, test_images, test_labels (numbers only, no pickled objects)."
         ) from error
-    needed = [f"{split}_{kind}" for split in ("train", "test") for kind in ("images", "labels")]
+    splits = [split for split in SPLITS if split != "val" or {"val_images", "val_labels"} & arrays.keys()]
+    needed = [f"{split}_{kind}" for split in splits for kind in ("images", "labels")]
     missing = [name for name in needed if name not in arrays]
     if missing:
         raise PluginError(f"{path} lacks {', '.join(missing)}; it has {', '.join(sorted(arrays)) or 'nothing'}.")
@@ -41,8 +42,9 @@ def read_npz(root):
 
 
 def _check_shape(path, name, images, labels):
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise PluginError(f"{path}: {name}_images is {images.dtype} {images.shape}; expected uint8 N x H x W x 3.")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
+        got = f"{images.dtype} {images.shape}"
+        raise PluginError(f"{path}: {name}_images is {got}; expected uint8 N x H x W x 3, N > 0.")
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (len(images),):
         raise PluginError(
             f"{path}: {name}_labels is {labels.dtype} {labels.shape}; expected integers, one for each of the "

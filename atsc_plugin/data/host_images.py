@@ -1,6 +1,7 @@
 """A host's data set on the device: its images where they can be had whole, its transforms where they are understood."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,6 +31,21 @@ def loaders(found, node, facts, trainer):
     if ours and (node.LOADER == "auto" or facts.world > 1):
         train = WorkerLoader(train, facts)
     return train, val, test, images, classes, names
+
+
+def check(found, node, size, method):
+    """Refuse keys that a host's own loaders do not follow: all that is built on them would believe them."""
+    side = found[1].dataset[0][0].shape[-1]
+    if side != size:
+        raise PluginError(
+            f"DATASET.IMAGE_SIZE is {size}, but the host's {node.TYPE} has images of {side} pixels and does not resize "
+            "them; leave DATASET.IMAGE_SIZE out, or name the size that is there."
+        )
+    if method == "CRD" and node.VAL_SPLIT:
+        raise PluginError(
+            f"DATASET.VAL_SPLIT is {node.VAL_SPLIT}, but CRD's memory counts the images of the whole training split and "
+            "would take negatives from those cut off; use 0.0."
+        )
 
 
 def why_not(train, test, device):
@@ -88,4 +104,8 @@ def on_device(train, test, share, facts):
 def _free_bytes(device):
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")  # what the page cache holds can be had: without it the answer would hang on luck
+    for line in meminfo.read_text().splitlines() if meminfo.is_file() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

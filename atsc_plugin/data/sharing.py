@@ -5,6 +5,9 @@ gradients is the gradient of the whole. Of a last batch that the ranks do not di
 there are ranks, others each epoch) is left out; one rank leaves out nothing.
 """
 
+import random
+
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -54,7 +57,10 @@ class SeededImages(torch.utils.data.Dataset):
 
     def __getitem__(self, pair):
         epoch, index = pair
-        torch.manual_seed(stream(self.seed, "augment", epoch, index))
+        drawn = stream(self.seed, "augment", epoch, index)
+        torch.manual_seed(drawn)  # a host's transforms may draw from any of the three, and CRD's negatives from numpy's
+        random.seed(drawn)
+        np.random.seed(drawn % 2**32)
         return self.dataset[index]
 
 

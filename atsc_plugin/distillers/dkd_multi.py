@@ -30,5 +30,5 @@ class DKDMulti(FrozenTeachers):
         ]
         return logits, {
             "loss_ce": node.CE_WEIGHT * F.cross_entropy(logits, target),
-            "loss_kd": min(epoch / node.WARMUP, 1.0) * torch.stack(each).mean(),
+            "loss_kd": min(epoch / max(node.WARMUP, 1), 1.0) * torch.stack(each).mean(),
         }

@@ -12,11 +12,13 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 from atsc_plugin.engine import distributed
 from atsc_plugin.engine.agreement import Agreement
 
 ASKED_BY = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+WITHOUT_RESUME = ("teachers", "prepare", "heads")
 
 
 class StopAsked(BaseException):
@@ -112,11 +114,16 @@ def launched_by():
 
 
 def continuing_words(argv, launcher=()):
-    """The words of the command line that goes on with the run that `argv` started, by `launcher` (torchrun ...)."""
+    """The words of the command line that goes on with the run that `argv` started, by `launcher` (torchrun ...).
+
+    Commands that train a teacher on their way have no --resume: the same words find what is there.
+    """
     script, *words = argv
     words = [word for word in words if word not in ("--overwrite", "--resume")]
     module = script.endswith(os.path.join("atsc_plugin", "__main__.py"))
     python = launcher or (["python"] if module else [sys.executable])
     start = [*python, "-m", "atsc_plugin"] if module else [*python, script]
+    if (words[0] if module and words else Path(script).stem) in WITHOUT_RESUME:
+        return [*start, *words]
     place = 1 if words[:1] == ["train"] else 0
     return [*start, *words[:place], "--resume", *words[place:]]

@@ -39,8 +39,20 @@ class Processes:
                 if self.stopping:
                     process.terminate()
                 return process.wait()
+            except BaseException:  # an interrupt while this very thread waits: nobody else would end the process
+                self._end_one(process)
+                raise
             finally:
                 self.running.discard(process)
+
+    @staticmethod
+    def _end_one(process, patience=15.0):
+        process.terminate()
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
     def end(self, patience=15.0):
         """Ask every subprocess to end, then make it: checkpoints appear whole, so nothing finished is lost."""
@@ -89,8 +101,10 @@ def teacher_log(job):
 
 def train_teacher(job, processes, device=None):
     """Train the teacher a job lacks; None when it is there, else the reason in words."""
-    status = processes.run(prepare_words(job), log=teacher_log(job), device=device)
-    return f"its teacher: {last_words(teacher_log(job))}" if status else None
+    log = teacher_log(job)
+    begun = _length(log)
+    status = processes.run(prepare_words(job), log=log, device=device)
+    return f"its teacher: {last_words(log, begun)}" if status else None
 
 
 def run_job(job, processes, *, device=None, threads=None, at_once=1):
@@ -99,13 +113,13 @@ def run_job(job, processes, *, device=None, threads=None, at_once=1):
     with open(job.folder.parent / f"seed_{job.seed}.lock", "w") as lock, _held(lock, processes):
         if job.done or job.stopped or processes.stopping:  # whoever held the lock has ended it
             return None
-        started = time.time()
+        started, begun = time.time(), _length(job.log)
         note(job, status="running", device=device, at_once=at_once, reason=None)
         status = _keep_teacher(job, processes)
         if status == 0:
             words = train_words(job, device)
             status = processes.run(words, log=job.log, device=device, threads=threads, keep=(lock.fileno(),))
-        reason = None if status == 0 and job.done else reason_of(job, status)
+        reason = None if status == 0 and job.done else reason_of(job, status, begun)
         state = "done" if reason is None else "interrupted" if processes.stopping else "failed"
         note(job, status=state, reason=reason, minutes=round((time.time() - started) / 60, 2))
     return reason
@@ -131,19 +145,24 @@ def _held(lock, processes):
     yield
 
 
-def reason_of(job, status):
-    """Why a run did not finish: what it said last."""
+def _length(log):
+    """Bytes of a log: it is written on by every attempt, and an earlier one's error is not this one's."""
+    return log.stat().st_size if log.exists() else 0
+
+
+def reason_of(job, status, begun=0):
+    """Why a run did not finish: what it said last, behind the first `begun` bytes of its log."""
     stopped = read_json(job.folder, "stopped.json")
     if stopped:
         return f"stopped in epoch {stopped.get('epoch')}: {stopped.get('reason')}"
     if status < 0:
         return f"{SIGNALLED} {-status}"
-    return f"status {status}: {last_words(job.log)}"
+    return f"status {status}: {last_words(job.log, begun)}"
 
 
-def last_words(log):
-    """The last error in a log, else its last line."""
-    lines = [line.strip() for line in Path(log).read_text(encoding="utf-8", errors="replace").splitlines()]
+def last_words(log, begun=0):
+    """The last error in a log from byte `begun` on, else its last line."""
+    lines = [line.strip() for line in Path(log).read_bytes()[begun:].decode(errors="replace").splitlines()]
     lines = [line for line in lines if line]
     told = [line for line in lines if line.startswith(("error:", "stopped:"))] or lines
     return told[-1][:300] if told else "it said nothing"

@@ -93,7 +93,10 @@ def read_suite(path):
     problems += _key_problems("common", common)
     arms = {str(arm): _arm(str(arm), body, content, pairs, problems) for arm, body in content["arms"].items()}
     problems += [told for arm in arms.values() if arm and (told := _source_problem(arm, arms))]
-    notes = list(content.get("notes") or [])
+    notes = content.get("notes") or []
+    if not isinstance(notes, list):
+        problems.append(f"notes: got {notes!r}, expected a list of sentences")
+    notes = list(notes)
     trials = {arm.name: arm.trials for arm in arms.values() if arm}
     if len(set(trials.values())) > 1:
         if not content.get("unequal_trials"):
