@@ -19,10 +19,7 @@ from atsc_plugin.errors import PluginError
 from atsc_plugin.keys import KEYS
 
 IMAGE_KEYS = {
-    name: key.default
-    for key in KEYS
-    for name in ("MEAN", "STD", "FLIP", "PADDING")
-    if key.name == f"DATASET.{name}"
+    name: key.default for key in KEYS for name in ("MEAN", "STD", "FLIP", "PADDING") if key.name == f"DATASET.{name}"
 }
 
 

@@ -43,8 +43,8 @@ def check(found, node, size, method):
         )
     if method == "CRD" and node.VAL_SPLIT:
         raise PluginError(
-            f"DATASET.VAL_SPLIT is {node.VAL_SPLIT}, but CRD's memory counts the images of the whole training split and "
-            "would take negatives from those cut off; use 0.0."
+            f"DATASET.VAL_SPLIT is {node.VAL_SPLIT}, but CRD's memory counts the images of the whole training split, "
+            "and would take negatives from those cut off; use 0.0."
         )
 
 
