@@ -39,6 +39,7 @@ def loader(seed=None, count=36, start=0):
 
 CASES = {
     "vanilla": ("NONE", []),
+    "kd": ("KD", []),
     "plain_atsc": ("ATSC", ["ATSC.TEACHER.LR_SCALE", 0.5]),
     "accumulated": ("ATSC", ["SOLVER.ACCUMULATE", 2]),
     "warming": ("ATSC", ["ATSC.TEACHER.WARMUP_EPOCHS", 1]),

@@ -23,7 +23,7 @@ from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import CFG
 
 HERE = Path(__file__).resolve().parent
-CASES = ["vanilla", "plain_atsc", "accumulated", "warming", "settling", "averaged", "normal"]
+CASES = ["vanilla", "kd", "plain_atsc", "accumulated", "warming", "settling", "averaged", "normal"]
 CPU = torch.device("cpu")
 
 
@@ -51,7 +51,7 @@ def both(tmp_path_factory):
     return ends, two, done.stdout
 
 
-@pytest.mark.parametrize("case", ["vanilla", "plain_atsc", "accumulated", "warming", "settling", "averaged"])
+@pytest.mark.parametrize("case", ["vanilla", "kd", "plain_atsc", "accumulated", "warming", "settling", "averaged"])
 def test_two_ddp_ranks_end_where_one_process_with_the_same_global_batch_ends_without_bn(both, case):
     ends = both[0]
     first, second, one = ends[case, 0, 2], ends[case, 1, 2], ends[case, 0, 1]
@@ -104,6 +104,7 @@ def test_ddp_looks_for_resting_parameters_only_where_some_rest_at_the_start_or_l
     assert ends["warming", 0, 2]["looks_for_unused"] is True
     assert ends["settling", 0, 2]["looks_for_unused"] is True
     assert ends["normal", 0, 2]["looks_for_unused"] is False
+    assert ends["kd", 0, 2]["looks_for_unused"] is False  # its teacher has gradients left on, but nobody moves it
 
 
 def test_a_warming_teacher_moves_after_its_warm_up_under_ddp(both):

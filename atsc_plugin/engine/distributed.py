@@ -175,20 +175,23 @@ def part_of(loader):
 # ---- gradients ----
 
 
-def wrapped(distiller, inputs):
+def wrapped(distiller, inputs, moving=()):
     """The distiller in DDP, through whose forward it must be called; itself where there is one rank.
 
-    theta_0 (buffers that no checkpoint has) is neither broadcast nor reduced. What may rest, such as a teacher that
+    theta_0 (buffers that no checkpoint has) is neither broadcast nor reduced, nor is a parameter that is not among the
+    `moving` ones: the host's KD and others leave their teacher's gradients on. What may rest, such as a teacher that
     warms up, keeps its place: DDP looks for it in every step, which is paid for only where the first batch shows it or
     the distiller says that something `rests_later`.
     """
     if world() == 1:
         return distiller
     stored = distiller.state_dict(keep_vars=True)
-    ignored = [name for name, _ in distiller.named_buffers() if name not in stored]
+    moves = {id(parameter) for parameter in moving}
+    still = [name for name, parameter in distiller.named_parameters() if id(parameter) not in moves]
+    ignored = still + [name for name, _ in distiller.named_buffers() if name not in stored]
     ddp = nn.parallel.DistributedDataParallel
     ddp._set_params_and_buffers_to_ignore_for_model(distiller, ignored)
-    rests = getattr(distiller, "rests_later", False) or bool(resting(distiller, inputs))
+    rests = getattr(distiller, "rests_later", False) or bool(set(resting(distiller, inputs)) - set(still))
     kept = [buffer.clone() for buffer in distiller.buffers()]
     module = ddp(distiller, **{_buffers_key(ddp): False}, find_unused_parameters=rests)
     for buffer, own in zip(distiller.buffers(), kept, strict=True):

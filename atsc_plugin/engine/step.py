@@ -112,7 +112,7 @@ class Step:
         """(logits, losses) of each part; several ranks add their gradients up once, with the last part's."""
         if self.called is None:
             with self.precision.autocast():
-                self.called = distributed.wrapped(self.distiller, parts[0][0])
+                self.called = distributed.wrapped(self.distiller, parts[0][0], self.parameters())
         with distributed.quiet(self.called):
             results = [self._backward(part, share) for part, share in parts[:-1]]
         return [*results, self._backward(*parts[-1])]
