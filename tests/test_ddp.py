@@ -190,7 +190,7 @@ def test_resting_parameters_are_found_on_a_copy_that_leaves_the_distiller_as_it_
 def test_one_process_needs_no_ddp():
     assert (distributed.world(), distributed.rank(), distributed.first()) == (1, 0, True)
     network = TinyNet()
-    assert distributed.wrapped(network, {}) is network
+    assert distributed.wrapped(network, {}, []) is network
     assert distributed.from_first(lambda: 7) == 7
     meters = Meters(CPU)
     image, target = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)

@@ -183,6 +183,7 @@ def test_a_dry_run_lists_and_starts_nothing(suite, capsys, tmp_path):
     ("changes", "told"),
     [
         ({"arms": []}, "is no suite"),
+        ({"notes": "a sentence"}, "notes: got 'a sentence', expected a list of sentences"),
         ({"against": ["bad"]}, r"against: got \['bad'\], expected a list of arms, of good"),
         ({"arms": {"a": {"cfg": "none.yaml"}}}, "there is no config none.yaml"),
         ({"arms": {"a": {"config": "x"}}}, "arm a is"),

@@ -175,7 +175,7 @@ def part_of(loader):
 # ---- gradients ----
 
 
-def wrapped(distiller, inputs, moving=()):
+def wrapped(distiller, inputs, moving):
     """The distiller in DDP, through whose forward it must be called; itself where there is one rank.
 
     theta_0 (buffers that no checkpoint has) is neither broadcast nor reduced, nor is a parameter that is not among the

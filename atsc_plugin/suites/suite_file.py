@@ -96,6 +96,7 @@ def read_suite(path):
     notes = content.get("notes") or []
     if not isinstance(notes, list):
         problems.append(f"notes: got {notes!r}, expected a list of sentences")
+        notes = []
     notes = list(notes)
     trials = {arm.name: arm.trials for arm in arms.values() if arm}
     if len(set(trials.values())) > 1:
