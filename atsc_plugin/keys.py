@@ -10,6 +10,7 @@ from atsc_plugin.errors import PluginError
 from atsc_plugin.key_table import engine, methods, run, several, sisters, teacher
 
 KEYS = (*run.KEYS, *engine.KEYS, *teacher.KEYS, *methods.KEYS, *several.KEYS, *sisters.KEYS)
+DEFAULTS = {key.name: key.default for key in KEYS}
 
 
 def find(cfg, name):

@@ -16,11 +16,9 @@ from atsc_plugin.engine.cache import key_of, only_writer
 from atsc_plugin.engine.teacher_files import deployed_stem, untrained_head
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
-from atsc_plugin.keys import KEYS
+from atsc_plugin.keys import DEFAULTS
 
-IMAGE_KEYS = {
-    name: key.default for key in KEYS for name in ("MEAN", "STD", "FLIP", "PADDING") if key.name == f"DATASET.{name}"
-}
+IMAGE_KEYS = ("MEAN", "STD", "FLIP", "PADDING")
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def recipe(cfg, data):
         "weight_decay": node.WEIGHT_DECAY,
         "momentum": cfg.SOLVER.MOMENTUM,
         # How its images are scaled and augmented, where that is said: what is not leaves older files their names.
-        **{name: cfg.DATASET[name] for name, default in IMAGE_KEYS.items() if cfg.DATASET[name] != default},
+        **{name: cfg.DATASET[name] for name in IMAGE_KEYS if cfg.DATASET[name] != DEFAULTS[f"DATASET.{name}"]},
     }
 
 

@@ -6,7 +6,7 @@ import yaml
 
 from atsc_plugin.engine import run_files
 from atsc_plugin.errors import PluginError
-from atsc_plugin.keys import KEYS, flatten
+from atsc_plugin.keys import DEFAULTS, flatten
 
 # May change between the start and the continuation of a run: places, names, how much is logged, how long it goes on.
 FREE = (
@@ -74,8 +74,7 @@ def say_changes(folder, cfg):
 def differences(folder, cfg):
     """(key, value in the directory's cfg.yaml, value asked) of each that differs; a newer key has its default."""
     stored, asked = flatten(_stored(folder)), flatten(yaml.safe_load(cfg.dump()))
-    defaults = {key.name: key.default for key in KEYS}
-    before = {name: stored.get(name, defaults.get(name, "absent")) for name in stored.keys() | asked.keys()}
+    before = {name: stored.get(name, DEFAULTS.get(name, "absent")) for name in stored.keys() | asked.keys()}
     return [
         (name, old, asked.get(name, "absent"))
         for name, old in sorted(before.items())

@@ -56,10 +56,10 @@ def _compare(row, other):
     seeds = sorted({seed for _, seed in units}, key=str)
     if not seeds:
         return None
+    sides = [[run for run in one.runs if _unit(run, alone) in units] for one in (row, other)]
 
     def of(name):
-        return difference(*(_means([run for run in one.runs if _unit(run, alone) in units], seeds, name)
-                            for one in (row, other)))  # fmt: skip
+        return difference(*(_means(runs, seeds, name) for runs in sides))
 
     return Compared(of("top1_last"), of("top1_best"))
 

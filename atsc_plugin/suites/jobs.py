@@ -15,7 +15,7 @@ import yaml
 from atsc_plugin.engine.run_files import PLACES, flat, read_json, read_tree
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.files import write_text
-from atsc_plugin.keys import KEYS
+from atsc_plugin.keys import DEFAULTS
 
 
 @dataclass(frozen=True)
@@ -202,11 +202,10 @@ def refuse_other_configurations(jobs):
 
 def _changes(job, before):
     """What a job asks otherwise than a run's configuration says; a key of ours that one lacks has its default."""
-    now, defaults = flat(job.tree), {key.name: key.default for key in KEYS}
-    told = []
-    for key in sorted(now.keys() | (before.keys() & defaults.keys())):
-        was = before.get(key, defaults.get(key, now.get(key)))
-        asked = now.get(key, defaults.get(key, was))
+    now, told = flat(job.tree), []
+    for key in sorted(now.keys() | (before.keys() & DEFAULTS.keys())):
+        was = before.get(key, DEFAULTS.get(key, now.get(key)))
+        asked = now.get(key, DEFAULTS.get(key, was))
         if was != asked and not key.startswith((*PLACES, "EXPERIMENT.")) and not _runners_own(key, job, now):
             told.append(f"{key} was {was}, asked {asked}")
     return told

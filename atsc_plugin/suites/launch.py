@@ -40,19 +40,10 @@ class Processes:
                     process.terminate()
                 return process.wait()
             except BaseException:  # an interrupt while this very thread waits: nobody else would end the process
-                self._end_one(process)
+                self.end()
                 raise
             finally:
                 self.running.discard(process)
-
-    @staticmethod
-    def _end_one(process, patience=15.0):
-        process.terminate()
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
     def end(self, patience=15.0):
         """Ask every subprocess to end, then make it: checkpoints appear whole, so nothing finished is lost."""
@@ -60,7 +51,7 @@ class Processes:
         for process in list(self.running):
             process.terminate()
         until = time.monotonic() + patience
-        while self.running and time.monotonic() < until:
+        while any(process.poll() is None for process in list(self.running)) and time.monotonic() < until:
             time.sleep(0.1)
         for process in list(self.running):
             process.kill()
