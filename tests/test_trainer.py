@@ -157,6 +157,18 @@ def test_a_run_resumed_after_an_epoch_ends_as_the_uninterrupted_one(cfg, tmp_pat
     }
 
 
+def test_a_continuation_with_another_loader_is_told_that_digits_may_differ(cfg, tmp_path, capsys):
+    cfg.SOLVER.EPOCHS = 1
+    simkd_trainer(cfg, folder=tmp_path / "run").train()
+    cfg.SOLVER.EPOCHS = 2
+    longer = simkd_trainer(cfg, folder=tmp_path / "run")
+    longer.train_loader.__class__ = type("WorkerLoader", (DeviceLoader,), {})
+    longer.train(resume=True)
+    assert "note: loader was DeviceLoader, is WorkerLoader: the last digits may differ" in capsys.readouterr().out
+    about = json.loads((tmp_path / "run" / "about.json").read_text())
+    assert (about["loader"], about["resumed"][0]["loader"]) == ("DeviceLoader", "WorkerLoader")
+
+
 def test_a_loss_that_is_no_number_stops_the_run_by_name_and_keeps_the_last_checkpoint(cfg, tmp_path):
     trainer = simkd_trainer(cfg, folder=tmp_path / "nan")
     original = trainer.distiller.forward_train

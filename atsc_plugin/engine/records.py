@@ -101,16 +101,24 @@ def about(trainer, argv):
     return {
         "plugin": __version__,
         "host": trainer.facts.get("host"),
-        "host_version": trainer.facts.get("host_version"),
-        "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": device_name(trainer.device),
-        "world_size": distributed.world(),
+        **surroundings(trainer),
         "seed": trainer.cfg.EXPERIMENT.SEED,
         "command": " ".join(argv),
         "commit": _commit(),
         "teacher_from": trainer.facts.get("teacher_from"),
         "resumed": [],
+    }
+
+
+def surroundings(trainer):
+    """What a run's last digits hang on besides its configuration; may change where it is continued."""
+    return {
+        "host_version": trainer.facts.get("host_version"),
+        "torch": torch.__version__,
+        "device": device_name(trainer.device),
+        "world_size": distributed.world(),
+        "loader": type(trainer.train_loader).__name__,
     }
 
 

@@ -7,11 +7,9 @@ inference needs and nothing else. `latest` has besides all that an exact continu
 import sys
 import time
 
-import torch
-
 from atsc_plugin.distillers.deployed import deployed_of, tensors_of
 from atsc_plugin.engine import checkpoint, distributed, latest, run_files
-from atsc_plugin.engine.records import about, device_name
+from atsc_plugin.engine.records import about, surroundings
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import remove_parts, write_json, write_text
 
@@ -189,16 +187,11 @@ def _refuse_misfit(trainer, state, path):
 
 def _write_continuation(trainer):
     """cfg.yaml with the values that now hold, about.json with an entry for this continuation."""
-    now = {
-        "torch": torch.__version__,
-        "device": device_name(trainer.device),
-        "host_version": trainer.facts.get("host_version"),
-        "world_size": distributed.world(),
-    }
+    now = surroundings(trainer)
     facts = run_files.read_json(trainer.folder, "about.json") or about(trainer, sys.argv)
     for name, value in now.items():
-        if facts.get(name) != value:
-            print(f"note: {name} was {facts.get(name)}, is {value}: the last digits may differ from now on", flush=True)
+        if facts.get(name, value) != value:
+            print(f"note: {name} was {facts[name]}, is {value}: the last digits may differ from now on", flush=True)
     entry = {"from": trainer.saved, "command": " ".join(sys.argv), **now}
     facts["resumed"] = [*facts.get("resumed", []), entry]
     write_text(trainer.cfg.dump(), trainer.folder / "cfg.yaml")
