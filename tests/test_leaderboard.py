@@ -95,19 +95,35 @@ def test_a_run_that_its_guard_stopped_has_ended_and_is_not_gone_on_with(suite, c
 
 
 def test_a_key_that_left_the_suite_makes_another_configuration(suite, capsys):
-    """The run has LAST_EPOCH 1, the arm no word of it any more: the default is 0."""
+    """The run has LAST_EPOCH 1 and SELECT_ON test, the arm no word of them any more: the defaults are 0 and auto."""
     atsc = str(ROOT / "configs/quickstart/atsc.yaml")
-    arm = {"cfg": atsc, "set": {"ATSC.TEACHER.LAST_EPOCH": 1}}
-    folder = Path("output/s/arm/seed_1")
-    path = suite(seeds=[1], arms={"arm": arm})
-    (job,) = jobs.expand(read_suite(path), "output", seeds=[1])
-    folder.mkdir(parents=True)
-    (folder / "cfg.yaml").write_text(yaml.safe_dump(job.tree))
-    (folder / "result.json").write_text("{}")
-    jobs.refuse_other_configurations([job])
+    keys = {"ATSC.TEACHER.LAST_EPOCH": 1, "EXPERIMENT.SELECT_ON": "test"}
+    finished_run(suite(seeds=[1], arms={"arm": {"cfg": atsc, "set": keys}}))
     (job,) = jobs.expand(read_suite(suite(seeds=[1], arms={"arm": {"cfg": atsc}})), "output", seeds=[1])
-    with pytest.raises(ConfigError, match="ATSC.TEACHER.LAST_EPOCH was 1, asked 0"):
+    with pytest.raises(ConfigError, match="LAST_EPOCH was 1, asked 0; EXPERIMENT.SELECT_ON was test, asked auto"):
         jobs.refuse_other_configurations([job])
+
+
+def finished_run(path):
+    """The files of a suite's only job, as if it had run; the suite itself accepts them."""
+    (job,) = jobs.expand(read_suite(path), "output", seeds=[1])
+    jobs.write_configs([job])
+    job.folder.mkdir(parents=True)
+    (job.folder / "cfg.yaml").write_text(yaml.safe_dump(job.tree))
+    (job.folder / "result.json").write_text("{}")
+    jobs.refuse_other_configurations([job])
+
+
+def test_a_key_of_the_host_that_left_the_suite_is_noticed_unless_it_had_its_default(suite):
+    """mdistiller's own defaults: KD.TEMPERATURE 4, SOLVER.MOMENTUM .9."""
+    tree = {"EXPERIMENT": {"TAG": "kd"}, "DISTILLER": {"TYPE": "KD"}, "SOLVER": {"EPOCHS": 1}}
+    Path("kd.yaml").write_text(yaml.safe_dump(tree))
+    arm = {"cfg": str(Path("kd.yaml").resolve())}
+    finished_run(suite(seeds=[1], arms={"arm": {**arm, "set": {"KD.TEMPERATURE": 2, "SOLVER.MOMENTUM": 0.9}}}))
+    (job,) = jobs.expand(read_suite(suite(seeds=[1], arms={"arm": arm})), "output", seeds=[1])
+    with pytest.raises(ConfigError, match="another configuration: KD.TEMPERATURE was 2, asked 4\n") as refused:
+        jobs.refuse_other_configurations([job])
+    assert "MOMENTUM" not in str(refused.value)
 
 
 def test_an_arm_of_equal_cost_without_stages_of_its_own_stretches_the_hosts(suite):

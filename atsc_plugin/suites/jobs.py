@@ -17,6 +17,8 @@ from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.files import write_text
 from atsc_plugin.keys import DEFAULTS
 
+NAMES = ("EXPERIMENT.PROJECT", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.SEED")  # make no other configuration
+
 
 @dataclass(frozen=True)
 class Job:
@@ -201,14 +203,28 @@ def refuse_other_configurations(jobs):
 
 
 def _changes(job, before):
-    """What a job asks otherwise than a run's configuration says; a key of ours that one lacks has its default."""
+    """What a job asks otherwise than a run's configuration says; a key that one lacks has its default."""
     now, told = flat(job.tree), []
-    for key in sorted(now.keys() | (before.keys() & DEFAULTS.keys())):
-        was = before.get(key, DEFAULTS.get(key, now.get(key)))
-        asked = now.get(key, DEFAULTS.get(key, was))
-        if was != asked and not key.startswith((*PLACES, "EXPERIMENT.")) and not _runners_own(key, job, now):
+    defaults = DEFAULTS | _hosts_defaults(job, now)
+    for key in sorted(now.keys() | (before.keys() & defaults.keys())):
+        was = before.get(key, defaults.get(key, now.get(key)))
+        asked = now.get(key, defaults.get(key, was))
+        if was != asked and not key.startswith((*PLACES, *NAMES)) and not _runners_own(key, job, now):
             told.append(f"{key} was {was}, asked {asked}")
     return told
+
+
+def _hosts_defaults(job, now):
+    """Of those host's keys that this job's last written configuration had and that have left it since."""
+    if not job.config.is_file():
+        return {}
+    gone = flat(yaml.safe_load(job.config.read_text(encoding="utf-8")) or {}).keys() - now.keys() - DEFAULTS.keys()
+    if not gone:
+        return {}
+    from atsc_plugin.host import CFG  # seconds, as it imports torch; hence only where it is needed
+
+    host = flat(yaml.safe_load(CFG.dump()))
+    return {key: host[key] for key in gone & host.keys()}
 
 
 def _runners_own(key, job, now):
