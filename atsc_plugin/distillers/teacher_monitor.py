@@ -17,7 +17,7 @@ from atsc_plugin.engine.agreement import on_the_first, sum_of
 from atsc_plugin.engine.placement import place
 
 TREND_EPOCHS = 3  # falls in a row that make a trend
-TREND_FALL = 0.05  # and how much must be lost since the last rise: less is the jitter of batch statistics
+TREND_FALL = 0.1  # and how much must be lost since the last rise: batch statistics at the full rate jitter by .07
 HOLD = "Raise ATSC.DRIFT.WEIGHT, set ATSC.DRIFT.PARAMS all, or "
 ADVICE = {
     "fused": f"{HOLD}lower ATSC.TEACHER.LR_SCALE.",
