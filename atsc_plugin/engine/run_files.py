@@ -160,11 +160,3 @@ def read_tree(path, advice=""):
     if content is not None and not isinstance(content, dict):
         raise PluginError(f"Config file {path} holds a {type(content).__name__}; expected nested keys such as SOLVER:.")
     return content or {}
-
-
-def flat(tree, prefix=""):
-    """{dotted name: value} of a nested tree."""
-    found = {}
-    for step, value in tree.items():
-        found |= flat(value, f"{prefix}{step}.") if isinstance(value, dict) else {f"{prefix}{step}": value}
-    return found

@@ -14,8 +14,9 @@ from pathlib import Path
 import yaml
 
 from atsc_plugin.collapse import collapsed, figures_of
-from atsc_plugin.engine.run_files import flat, read_json
+from atsc_plugin.engine.run_files import read_json
 from atsc_plugin.errors import PluginError
+from atsc_plugin.keys import flatten
 
 NUMBERS = ("epochs", "top1_last", "top1_best", "seconds", "images_per_second", "params_deployed", "params_trained")
 TEXTS = ("method", "student", "dataset", "device", "host", "host_version", "selected_on")
@@ -139,7 +140,7 @@ def _read_cfg(folder):
         raise PluginError(f"cfg.yaml cannot be read: {' '.join(str(error).split())[:120]}") from error
     if tree is not None and not isinstance(tree, dict):
         raise PluginError("cfg.yaml holds no keys")
-    return flat(tree or {})
+    return flatten(tree or {})
 
 
 def _problems(result):

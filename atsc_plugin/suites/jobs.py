@@ -12,10 +12,10 @@ from pathlib import Path
 
 import yaml
 
-from atsc_plugin.engine.run_files import PLACES, flat, read_json, read_tree
+from atsc_plugin.engine.run_files import PLACES, read_json, read_tree
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.files import write_text
-from atsc_plugin.keys import DEFAULTS
+from atsc_plugin.keys import DEFAULTS, flatten
 
 NAMES = ("EXPERIMENT.PROJECT", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.SEED")  # make no other configuration
 
@@ -192,7 +192,7 @@ def refuse_other_configurations(jobs):
         stored = job.folder / "cfg.yaml"
         if not (job.done or job.stopped) or not stored.is_file():
             continue
-        differ = _changes(job, flat(yaml.safe_load(stored.read_text(encoding="utf-8")) or {}))
+        differ = _changes(job, _keys_of(stored))
         if differ:
             kind = "finished" if job.done else "stopped"
             problems.append(f"{job.folder} is a {kind} run of another configuration: {'; '.join(differ[:4])}")
@@ -202,9 +202,13 @@ def refuse_other_configurations(jobs):
         raise ConfigError([*problems[:5], *more, way_out])
 
 
+def _keys_of(path):
+    return flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+
+
 def _changes(job, before):
     """What a job asks otherwise than a run's configuration says; a key that one lacks has its default."""
-    now, told = flat(job.tree), []
+    now, told = flatten(job.tree), []
     defaults = DEFAULTS | _hosts_defaults(job, now)
     for key in sorted(now.keys() | (before.keys() & defaults.keys())):
         was = before.get(key, defaults.get(key, now.get(key)))
@@ -218,12 +222,12 @@ def _hosts_defaults(job, now):
     """Of those host's keys that this job's last written configuration had and that have left it since."""
     if not job.config.is_file():
         return {}
-    gone = flat(yaml.safe_load(job.config.read_text(encoding="utf-8")) or {}).keys() - now.keys() - DEFAULTS.keys()
+    gone = _keys_of(job.config).keys() - now.keys() - DEFAULTS.keys()
     if not gone:
         return {}
     from atsc_plugin.host import CFG  # seconds, as it imports torch; hence only where it is needed
 
-    host = flat(yaml.safe_load(CFG.dump()))
+    host = flatten(yaml.safe_load(CFG.dump()))
     return {key: host[key] for key in gone & host.keys()}
 
 

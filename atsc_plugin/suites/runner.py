@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 
-from atsc_plugin.engine.run_files import flat
 from atsc_plugin.errors import PluginError
+from atsc_plugin.keys import flatten
 from atsc_plugin.suites import launch
 from atsc_plugin.suites.jobs import note
 
@@ -41,7 +41,7 @@ def teacher_groups(jobs, waiting):
 
 def teacher_key(job):
     """What decides which teacher a job needs: its name, the images, the recipe, the files."""
-    flags = flat(job.tree)
+    flags = flatten(job.tree)
     kept = {k: v for k, v in flags.items() if k.startswith(("DATASET.", "TEACHER.", "DISTILLER.TEACHER"))}
     return json.dumps({**kept, "momentum": flags.get("SOLVER.MOMENTUM")}, sort_keys=True, default=str)
 
