@@ -9,12 +9,12 @@ from torch import nn
 
 import atsc_plugin
 from atsc_plugin.config import load_cfg
-from atsc_plugin.distillers.atsc import ATSC
-from atsc_plugin.distillers.simkd import SimKD
 from atsc_plugin.engine.meters import Meters
 from atsc_plugin.engine.step import Step, parts_of
 from atsc_plugin.errors import ConfigError
 from atsc_plugin.host import CFG, distiller_dict
+from atsc_plugin.methods.atsc import ATSC
+from atsc_plugin.methods.simkd import SimKD
 
 TINY = "configs/quickstart/atsc.yaml"
 

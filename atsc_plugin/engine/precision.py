@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from atsc_plugin.distillers.parts import full
-from atsc_plugin.distillers.teacher_list import networks_of
 from atsc_plugin.errors import PluginError
+from atsc_plugin.methods.teacher_list import networks_of
+from atsc_plugin.networks.maps import full
 
 NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -7,11 +7,11 @@ inference needs and nothing else. `latest` has besides all that an exact continu
 import sys
 import time
 
-from atsc_plugin.distillers.deployed import deployed_of, tensors_of
 from atsc_plugin.engine import checkpoint, distributed, latest, run_files
 from atsc_plugin.engine.records import about, surroundings
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import remove_parts, write_json, write_text
+from atsc_plugin.networks.deployed import deployed_of, tensors_of
 
 
 def begin(trainer, resume):
