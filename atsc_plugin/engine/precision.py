@@ -30,6 +30,13 @@ class Precision:
     def backward(self, loss):
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
+    def overflows_always(self):
+        """Whether fp16's loss scale has fallen below 1: the gradients are infinite, scaled or not. Waits for the device.
+
+        Single infinite gradients are how the scaler finds its scale: it leaves such a step out and halves the scale.
+        """
+        return self.scaler is not None and self.scaler.get_scale() < 1
+
     def move(self, optimizer, parameters, clip_norm):
         """The optimizer's step, the whole gradient cut to clip_norm where that is positive; nothing waits."""
         if self.scaler is not None and clip_norm:

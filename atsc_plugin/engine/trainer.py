@@ -24,7 +24,8 @@ from atsc_plugin.engine.placement import place_module
 from atsc_plugin.engine.random_states import seed_all
 from atsc_plugin.engine.records import NoRecords, Records, result_of, say
 from atsc_plugin.engine.signals import StopAsked, StopSignals, continuing_words, launched_by
-from atsc_plugin.engine.step import Step, learning_rate
+from atsc_plugin.engine.optim import learning_rate
+from atsc_plugin.engine.step import Step
 from atsc_plugin.engine.training_pass import TrainingPass
 from atsc_plugin.errors import Interrupted, PluginError, RunStopped
 from atsc_plugin.files import write_json
