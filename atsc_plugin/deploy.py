@@ -9,18 +9,19 @@ from pathlib import Path
 from torch import nn
 
 from atsc_plugin import host
-from atsc_plugin.engine import run_files
+from atsc_plugin.engine import run_dir
 from atsc_plugin.engine.checkpoint import load_tensors
 from atsc_plugin.errors import PluginError
 from atsc_plugin.networks.deployed import DeployedStudent, Head, drop_modules
-from atsc_plugin.networks.maps import MapSource, Projector
+from atsc_plugin.networks.maps import MapSource
+from atsc_plugin.networks.projector import Projector
 
 
 def load(path):
     """(module in eval mode, card) of `path`.safetensors and `path`.json; the ending may be given or not."""
     path = Path(path)
     path = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
-    card = run_files.read_json(path.parent, f"{path.name}.json")
+    card = run_dir.read_json(path.parent, f"{path.name}.json")
     if card is None:
         raise PluginError(f"There is no {path}.json; expected the card of a deployed student beside its tensors.")
     try:
@@ -50,4 +51,6 @@ def _empty(card):
     if not heads:
         return DeployedStudent(backbone)
     first = card["heads"][0]
-    return DeployedStudent(backbone, MapSource(first["map_place"], first["map_relu"]), heads, card["ensemble"])
+    return DeployedStudent(
+        backbone, MapSource(first["map_place"], first["map_relu"]), heads, card["ensemble"], unused=card["unused"]
+    )

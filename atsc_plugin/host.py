@@ -1,18 +1,21 @@
-"""The one door to the knowledge-distillation host: no other file names mdistiller or the embedded host.
+"""The knowledge-distillation host: no other file names mdistiller or the embedded host.
 
 One host a process, chosen at import: mdistiller where it is installed and whole, the embedded host where it is absent.
 An mdistiller that is there but does not import is an error with its cause, never a silent mixture of the two.
 `ATSC_HOST=mdistiller|embedded|auto` overrides. Everybody writes `from atsc_plugin.host import CFG, Distiller, ...`.
+What differs between mdistiller's forks is levelled here; docs/hosts.md has the table.
 """
 
 import importlib
 import importlib.util
+import inspect
 import os
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from atsc_plugin import habits
+from torch import nn
+
 from atsc_plugin.errors import HostError
 
 REAL, EMBEDDED = "mdistiller", "atsc_plugin.minidistiller"
@@ -70,11 +73,11 @@ def load(root):
                 f"{type(error).__name__}: {error}. Mend that (pip installs a missing package), or: {WAY_OUT}."
             ) from error
         for name in names:
-            if required and not hasattr(loaded, name):
+            if required and name not in vars(loaded):
                 raise HostError(
                     f"{module} has no {name}, which every mdistiller has; expected a fork of it. {WAY_OUT}."
                 )
-            surface[name] = getattr(loaded, name, None)
+            surface[name] = vars(loaded).get(name)
     return surface
 
 
@@ -101,6 +104,43 @@ def _version(root, folder):
         return "unknown"
 
 
+def _plain_distiller(base, default_cfg):
+    """A subclass of a host's Distiller that is constructed with (student, teacher, cfg), whatever a fork's wants."""
+
+    class Distiller(base):
+        def __init__(self, student, teacher, cfg=None):
+            args, keywords = _base_arguments(base, student, teacher, cfg or default_cfg)
+            super().__init__(*args, **keywords)
+            self.student, self.teacher = student, teacher  # a fork may have kept them in a list, or elsewhere
+
+        def train(self, mode=True):
+            """The teacher stays in eval mode; a fork's own train() may expect a list of teachers."""
+            nn.Module.train(self, mode)
+            self.teacher.eval()
+            return self
+
+    Distiller.__doc__ = base.__doc__
+    return Distiller
+
+
+def _base_arguments(base, student, teacher, cfg):
+    """(args, keywords) of a host's Distiller: student, teacher, and the config where it has a place for it."""
+    parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    demanded = [p for p in positional if p.default is p.empty]
+    if len(demanded) > 3 or (len(positional) < 2 and not any(p.kind is p.VAR_POSITIONAL for p in parameters)):
+        names = ", ".join(p.name for p in parameters)
+        raise HostError(
+            f"{base.__module__}.{base.__name__} is constructed with ({names}); expected (student, teacher) or "
+            "(student, teacher, cfg). ATSC_HOST=embedded runs on the embedded host instead."
+        )
+    many = len(positional) > 1 and positional[1].name.endswith("s")  # teachers, model_teachers
+    listed = [teacher] if many and not isinstance(teacher, nn.ModuleList) else teacher
+    if any(p.name == "cfg" for p in parameters):  # some have it optional, and use it
+        return (student, listed), {"cfg": cfg}
+    return ((student, listed, cfg) if len(demanded) > 2 else (student, listed)), {}
+
+
 ROOT = choose()
 NAME = "embedded" if ROOT == EMBEDDED else "mdistiller"
 _surface = load(ROOT)
@@ -108,7 +148,7 @@ FOLDER = str(_folder(ROOT))
 VERSION = _version(ROOT, FOLDER)
 
 CFG = _surface["CFG"]
-Distiller = habits.adapted(_surface["Distiller"], CFG)
+Distiller = _plain_distiller(_surface["Distiller"], CFG)
 distiller_dict = _surface["distiller_dict"]
 trainer_dict = _surface["trainer_dict"]
 dkd_loss = _surface["dkd_loss"]

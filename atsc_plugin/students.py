@@ -10,7 +10,7 @@ import torch
 from yacs.config import CfgNode
 
 from atsc_plugin import deploy, host
-from atsc_plugin.engine import run_files
+from atsc_plugin.engine import run_dir
 from atsc_plugin.errors import PluginError
 
 ENDINGS = (".safetensors", ".json")
@@ -80,7 +80,7 @@ def complete(card, stem):
     normalisation = host.NORMALISATION.get(card["dataset"], ([], []))
     card = {"mean": list(normalisation[0]), "std": list(normalisation[1]), "class_names": [], **card}
     card.setdefault("image_size", host.image_size(CfgNode({"TYPE": card["dataset"]})))
-    result = run_files.read_json(Path(stem).parent, "result.json")
+    result = run_dir.read_json(Path(stem).parent, "result.json")
     which = Path(stem).name.removeprefix("deploy_")
     if "test_top1" not in card and result is not None and f"top1_{which}" in result:
         card["test_top1"] = result[f"top1_{which}"]

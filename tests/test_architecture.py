@@ -35,7 +35,7 @@ FREE_OF_TORCH = [
     "suites.slurm",
     "leaderboard",
     "__main__",
-    "engine.run_files",
+    "engine.run_dir",
     "errors",
     "seeds",
 ]

@@ -33,18 +33,13 @@ def loaders(found, node, facts, trainer):
     return train, val, test, images, classes, names
 
 
-def check(found, node, size, method):
+def check(found, node, size):
     """Refuse keys that a host's own loaders do not follow: all that is built on them would believe them."""
     side = found[1].dataset[0][0].shape[-1]
     if side != size:
         raise PluginError(
             f"DATASET.IMAGE_SIZE is {size}, but the host's {node.TYPE} has images of {side} pixels and does not resize "
             "them; leave DATASET.IMAGE_SIZE out, or name the size that is there."
-        )
-    if method == "CRD" and node.VAL_SPLIT:
-        raise PluginError(
-            f"DATASET.VAL_SPLIT is {node.VAL_SPLIT}, but CRD's memory counts the images of the whole training split, "
-            "and would take negatives from those cut off; use 0.0."
         )
 
 

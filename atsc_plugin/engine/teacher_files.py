@@ -7,7 +7,7 @@ torch.
 import json
 from pathlib import Path
 
-from atsc_plugin.engine import run_files
+from atsc_plugin.engine import run_dir
 
 
 def deployed_stem(path):
@@ -29,7 +29,7 @@ def deployed_stem(path):
 def name_of(path):
     """The network that a deployed student is, None for a file that is none."""
     stem = deployed_stem(path)
-    return run_files.read_json(stem.parent, f"{stem.name}.json")["student"] if stem else None
+    return run_dir.read_json(stem.parent, f"{stem.name}.json")["student"] if stem else None
 
 
 def untrained_head(path):
@@ -37,15 +37,15 @@ def untrained_head(path):
     path = Path(path)
     if path.name not in ("student_latest", "student_best"):
         return False
-    card = run_files.read_json(path.parent, "deploy_last.json")
+    card = run_dir.read_json(path.parent, "deploy_last.json")
     return bool(card and card.get("heads"))
 
 
-def name_deployed(cfg, said=()):
-    """Set DISTILLER.TEACHER to what a deployed TEACHER_CKPT is; `said` are the keys somebody set by hand. Problems."""
+def name_deployed(cfg, given=()):
+    """Set DISTILLER.TEACHER to what a deployed TEACHER_CKPT is; `given` are the keys of the command line. Problems."""
     node = cfg.DISTILLER
     problems, own = [], name_of(node.TEACHER_CKPT) if node.TEACHER_CKPT else None
-    if own and "DISTILLER.TEACHER" in said and own != node.TEACHER:
+    if own and "DISTILLER.TEACHER" in given and own != node.TEACHER:
         problems.append(_contradiction("DISTILLER.TEACHER", node.TEACHER, node.TEACHER_CKPT, own))
     if own:
         node.TEACHER = own

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from atsc_plugin.collapse import collapsed, figures_of
-from atsc_plugin.engine.run_files import read_json
+from atsc_plugin.engine.run_dir import read_json
 from atsc_plugin.errors import PluginError
 from atsc_plugin.keys import flatten
 
