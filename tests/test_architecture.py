@@ -26,7 +26,7 @@ FLOORS = [
     ["config", "registration", "deploy"],
     ["teachers"],
     ["build"],
-    ["reporting", "benchmark"],
+    ["reporting", "bench"],
     ["report", "students"],
     ["export", "suites"],
     ["commands", "leaderboard", "__main__"],

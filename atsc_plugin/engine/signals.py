@@ -18,7 +18,7 @@ from atsc_plugin.engine import distributed
 from atsc_plugin.engine.agreement import Agreement
 
 ASKED_BY = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-WITHOUT_RESUME = ("teachers", "prepare", "heads")
+WITHOUT_RESUME = ("teachers", "prepare", "heads", "bench")
 
 
 class StopAsked(BaseException):
