@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from atsc_plugin import host, teachers
+from atsc_plugin import host, students, teachers
 from atsc_plugin.config import OWN_DATASETS
 from atsc_plugin.data import host_images
 from atsc_plugin.data.splits import Data, LoaderFacts, memory_data
@@ -18,7 +18,6 @@ from atsc_plugin.distillers.review_checks import review_problems
 from atsc_plugin.distillers.teacher_list import configs_by_teacher, networks_of, takes_several, teacher_names
 from atsc_plugin.engine import distributed, run_files
 from atsc_plugin.engine.placement import device_of
-from atsc_plugin.engine.teacher_files import deployed_stem
 from atsc_plugin.engine.trainer import PluginTrainer, parameter_count, unwrap
 from atsc_plugin.errors import PluginError
 from atsc_plugin.seeds import stream
@@ -62,7 +61,7 @@ def data_of_its_own(cfg, device):
 def network(cfg, role, classes, seed):
     """The student or teacher network, freshly initialised from its own random stream."""
     torch.manual_seed(stream(seed, "initialise", role))
-    if role == "TEACHER" and (stem := deployed_stem(cfg.DISTILLER.TEACHER_CKPT)):
+    if role == "TEACHER" and (stem := students.deployed_stem(cfg.DISTILLER.TEACHER_CKPT)):
         return teachers.deployed(stem, classes)  # filled already: its card and its tensors belong together
     return host.new_network(cfg.DATASET.TYPE, cfg.DISTILLER[role], classes)
 

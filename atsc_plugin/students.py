@@ -1,61 +1,71 @@
-"""Deployed students as others use them: found by run directory or file, checked, with a card that is complete.
+"""Students found, opened and rebuilt: the one module that knows in which files a student lies.
 
-`atsc_plugin.load_student(...)` is `load_student` here. Nothing has to be registered, no teacher and no data are needed,
-and no global state is changed: the draws of the process's random generator stay what they were.
+A run directory or a deploy pair (`deploy_last.safetensors` with its card `.json`) is rebuilt from the card alone; a
+checkpoint, of a whole distiller or of the bare network, needs the configuration it was made with. Nothing in a file is
+executed, no teacher is needed, and the process's random generator stays as it was. `atsc_plugin.load_student` is
+`load_student` here.
 """
 
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from yacs.config import CfgNode
 
-from atsc_plugin import deploy, host
-from atsc_plugin.engine import run_files
+from atsc_plugin import host
+from atsc_plugin.distillers.deployed import DeployedStudent, Head, deployed_of, drop_modules
+from atsc_plugin.distillers.parts import MapSource, Projector
+from atsc_plugin.engine import checkpoint, run_files
 from atsc_plugin.errors import PluginError
 
 ENDINGS = (".safetensors", ".json")
 
 
-def load_student(path, which="last"):
-    """The student of a run directory or deploy file as a module in eval mode: forward(image) gives logits.
-
-    `which` chooses the "last" or the "best" epoch of a run directory. The module's `card` says how it was made, what it
-    scored, and how its images are normalised.
-    """
-    module, module.card = load(path, which)
-    return module
+# ---- finding ----
 
 
-def load(path, which="last"):
-    """(module in eval mode, complete card)."""
-    stem = locate(path, which)
-    with torch.random.fork_rng(devices=[]):  # building the empty network draws weights that the file replaces
-        module, card = deploy.load(f"{stem}.json")
-    return module, complete(card, stem)
-
-
-def locate(path, which="last"):
-    """The deploy pair of files meant by a run directory or by either file, without the ending."""
-    if which not in ("last", "best"):
-        raise PluginError(f"which is '{which}'; expected last or best.")
+def stem_of(path, which: str = "last") -> Path:
+    """The deploy pair that a run directory or one of the pair's files stands for, without ending; there or not."""
     path = Path(path).expanduser()
     if path.is_dir():
-        stem = path / f"deploy_{which}"
-        if not Path(f"{stem}.json").is_file():
-            raise PluginError(_why_none(path, which))
+        return path / f"deploy_{which}"
+    return path.with_suffix("") if path.suffix in ENDINGS else path
+
+
+def is_deployed(path, which: str = "last") -> bool:
+    """Whether a path is a run directory or a deploy pair, whose card says all; else it is a checkpoint."""
+    return Path(path).expanduser().is_dir() or Path(f"{stem_of(path, which)}.json").is_file()
+
+
+def check_there(path) -> Path:
+    """The path, refused where nothing that could hold a student is there."""
+    place = Path(path).expanduser()
+    if not place.exists() and not is_deployed(place):
+        raise PluginError(f"There is no {path}; expected a run directory, a deploy_* file or a checkpoint.")
+    return place
+
+
+def locate(path, which: str = "last") -> Path:
+    """`stem_of` a pair that is there; an error says what the folder or file is instead."""
+    if which not in ("last", "best"):
+        raise PluginError(f"which is '{which}'; expected last or best.")
+    stem, path = stem_of(path, which), Path(path).expanduser()
+    if Path(f"{stem}.json").is_file():
         return stem
-    stem = path.with_suffix("") if path.suffix in ENDINGS else path
-    if not Path(f"{stem}.json").is_file():
-        hint = " Checkpoints other than deploy_* files are read by `export`." if path.is_file() else ""
-        raise PluginError(
-            f"There is no {stem}.json; expected a run directory, or one of the two files of a deployed student "
-            f"(deploy_last.safetensors with its card deploy_last.json).{hint}"
-        )
-    return stem
+    if path.is_dir():
+        raise PluginError(_why_none(path, which))
+    hint = " Checkpoints other than deploy_* files are read by `export`." if path.is_file() else ""
+    raise PluginError(
+        f"There is no {stem}.json; expected a run directory, or one of the two files of a deployed student "
+        f"(deploy_last.safetensors with its card deploy_last.json).{hint}"
+    )
 
 
 def _why_none(folder, which):
-    """What a person is told of a folder without deploy files: each cause has its own way out."""
+    """Why a folder has no deploy pair: each cause has its own way out."""
     seeds = sorted(place.name for place in folder.glob("seed_*") if place.is_dir())
     if seeds:
         return f"{folder} holds runs, not one run; name one of {', '.join(f'{folder / name}' for name in seeds)}."
@@ -69,7 +79,120 @@ def _why_none(folder, which):
     return f"{folder} has no finished epoch yet, so there is no student in it. Continue the run: train --resume."
 
 
-def complete(card, stem):
+# ---- opening ----
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A student ready to use: the module in eval mode (image -> logits), its card, and what it was opened from.
+
+    `card` is None for a method of somebody else that predicts otherwise than by its student: no card describes it.
+    """
+
+    module: nn.Module
+    card: dict | None
+    source: str
+
+
+def load_student(path, which: str = "last") -> nn.Module:
+    """The student of a run directory or deploy file as a module in eval mode: forward(image) gives logits.
+
+    `which` chooses the "last" or the "best" epoch of a run directory. The module's `card` says how it was made, what it
+    scored, and how its images are normalised.
+    """
+    module, module.card = load(path, which)
+    return module
+
+
+def load(path, which: str = "last") -> tuple[DeployedStudent, dict]:
+    """(module in eval mode, complete card) of a run directory or deploy pair."""
+    stem = locate(path, which)
+    card = _card(stem)
+    with torch.random.fork_rng(devices=[]):  # building the empty network draws weights that the file replaces
+        module = _empty(card, stem)
+    tensors = checkpoint.load_tensors(f"{stem}.safetensors")
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise PluginError(f"{stem}.safetensors does not fit its card: {str(error).splitlines()[-1].strip()}") from error
+    return module.eval(), complete(card, stem)
+
+
+def open_student(path, which: str = "last", cfg=None, data=None, skeleton: Callable | None = None) -> Opened:
+    """The student of anything that holds one; a checkpoint needs its configuration, its data and build.skeleton."""
+    path = check_there(path)
+    if is_deployed(path, which):
+        module, card = load(path, which)
+        return Opened(module, card, f"deployed student ({card.get('method')}, {locate(path, which).name})")
+    content = checkpoint.load(path)
+    state = content.get("model", content) if isinstance(content, dict) else content
+    plain = {name.removeprefix("module."): tensor for name, tensor in state.items()} if isinstance(state, dict) else {}
+    distiller = skeleton(cfg, data)
+    if not any(name.startswith("student.") for name in plain):
+        return _bare_network(distiller, path, cfg, data)
+    try:
+        distiller.load_state_dict(plain)
+    except RuntimeError as error:
+        raise PluginError(
+            f"{path} does not fit a {cfg.DISTILLER.TYPE} with student {cfg.DISTILLER.STUDENT} and the teachers of its "
+            f"configuration: {str(error).splitlines()[-1].strip()} Name its own configuration with --cfg."
+        ) from error
+    source = f"checkpoint of {cfg.DISTILLER.TYPE}"
+    module, unused = deployed_of(distiller.eval())
+    if not _same_prediction(distiller, module.eval(), data.image_size):
+        return Opened(_Prediction(distiller).eval(), None, source)
+    drop_modules(module.backbone, unused)
+    epoch = {"epoch": content["epoch"]} if isinstance(content.get("epoch"), int) else {}
+    return Opened(module, _new_card(module, unused, path, cfg, data) | epoch, source)
+
+
+def _bare_network(distiller, path, cfg, data):
+    """The student network alone, refused where its own head was never trained."""
+    module, _ = deployed_of(distiller)
+    if module.heads():
+        raise PluginError(
+            f"{path} holds the bare student; under {cfg.DISTILLER.TYPE} it predicts through the teacher's classifier, "
+            "and its own head was never trained. Use the run directory, its deploy_* files or `latest` instead."
+        )
+    checkpoint.load_network(module.backbone, path, cfg.DISTILLER.STUDENT, data.classes)
+    return Opened(module.eval(), _new_card(module, [], path, cfg, data), f"network {cfg.DISTILLER.STUDENT}")
+
+
+class _Prediction(nn.Module):
+    """A distiller in eval mode as image -> logits."""
+
+    def __init__(self, distiller):
+        super().__init__()
+        self.distiller = distiller
+
+    def forward(self, image):
+        return self.distiller(image=image)
+
+
+@torch.no_grad()
+def _same_prediction(distiller, module, side):
+    image = torch.linspace(-2, 2, 3 * side * side).view(1, 3, side, side)
+    return torch.allclose(distiller(image=image), module(image), equal_nan=True)
+
+
+# ---- cards ----
+
+
+def _card(stem):
+    card = run_files.read_json(stem.parent, f"{stem.name}.json")
+    if card is None:
+        raise PluginError(f"There is no {stem}.json; expected the card of a deployed student beside its tensors.")
+    return card
+
+
+def _new_card(module, unused, path, cfg, data):
+    """The card of a student that came without one."""
+    made = {"host": host.NAME, "host_version": host.VERSION, "method": cfg.DISTILLER.TYPE}
+    facts = {"student": cfg.DISTILLER.STUDENT, **data.facts(), **module.facts(), "unused": unused}
+    return complete(made | facts, path)
+
+
+def complete(card: dict, stem) -> dict:
     """The card with what the host or the run knows beside it; counts that contradict each other are refused."""
     names = card.get("class_names") or []
     if len(names) not in (0, card["classes"]):
@@ -85,3 +208,72 @@ def complete(card, stem):
     if "test_top1" not in card and result is not None and f"top1_{which}" in result:
         card["test_top1"] = result[f"top1_{which}"]
     return card
+
+
+def _empty(card, stem):
+    """The module that a card describes, its weights not yet filled."""
+    try:
+        backbone = host.models_for(card["dataset"])[card["student"]][0](num_classes=card["classes"])
+        drop_modules(backbone, card["unused"])
+        heads, classifiers = [], {}
+        for number, entry in enumerate(card["heads"]):
+            owner = entry["classifier"]  # the head whose classifier this one shares; its own number where it has one
+            if owner == number:
+                classifiers[number] = nn.Linear(entry["channels_out"], card["classes"])
+            projector = Projector(entry["channels_in"], entry["channels_inner"], entry["channels_out"])
+            heads.append(Head(entry["map_size"], projector, classifiers[owner]))
+        if not heads:
+            return DeployedStudent(backbone)
+        first = card["heads"][0]
+        return DeployedStudent(backbone, MapSource(first["map_place"], first["map_relu"]), heads, card["ensemble"])
+    except KeyError as error:
+        raise PluginError(f"{stem}.json lacks or does not know {error}; expected a card written by a run.") from error
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise PluginError(f"{stem}.json is no card ({error}); expected one written by a run.") from error
+
+
+# ---- students that teach: DISTILLER.TEACHER_CKPT and TEACHER_CKPTS ----
+
+
+def deployed_stem(path) -> Path | None:
+    """`stem_of` a pair whose card is one of ours; None for anything else, such as a checkpoint file."""
+    if not str(path):
+        return None
+    stem = stem_of(path)
+    try:
+        content = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return stem if isinstance(content, dict) and "heads" in content and "student" in content else None
+
+
+def name_of(path) -> str | None:
+    """The network that a deployed student is, None for a file that is none."""
+    stem = deployed_stem(path)
+    return _card(stem)["student"] if stem else None
+
+
+def untrained_head(path) -> bool:
+    """Whether a file is the bare student of a run whose deployed student predicts through another head."""
+    path = Path(path)
+    stem = deployed_stem(path.parent) if path.name in ("student_latest", "student_best") else None
+    return bool(stem and _card(stem)["heads"])
+
+
+def name_deployed(cfg, said: Sequence = ()) -> list[str]:
+    """Set DISTILLER.TEACHER to what a deployed TEACHER_CKPT is; `said` are the keys somebody set by hand. Problems."""
+    node = cfg.DISTILLER
+    problems, own = [], name_of(node.TEACHER_CKPT) if node.TEACHER_CKPT else None
+    if own and "DISTILLER.TEACHER" in said and own != node.TEACHER:
+        problems.append(_contradiction("DISTILLER.TEACHER", node.TEACHER, node.TEACHER_CKPT, own))
+    if own:
+        node.TEACHER = own
+    for name, file in zip(node.get("TEACHERS", []), node.get("TEACHER_CKPTS", []), strict=False):
+        own = name_of(file) if isinstance(file, str) and file else None
+        if own and name != own:
+            problems.append(_contradiction("DISTILLER.TEACHERS", name, file, own))
+    return problems
+
+
+def _contradiction(key, name, file, own):
+    return f"{key} says {name}, but {file} is a deployed {own}. Write {own} there, or name another file."

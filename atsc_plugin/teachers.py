@@ -8,12 +8,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from atsc_plugin import deploy, host
+from atsc_plugin import host, students
 from atsc_plugin.distillers.deployed_teacher import as_teacher
 from atsc_plugin.distillers.teacher_list import configs_by_teacher
 from atsc_plugin.engine import checkpoint, distributed
 from atsc_plugin.engine.cache import key_of, only_writer
-from atsc_plugin.engine.teacher_files import deployed_stem, untrained_head
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
 from atsc_plugin.keys import DEFAULTS
@@ -95,9 +94,9 @@ def find(cfg, data, taken=()):
     name = cfg.DISTILLER.TEACHER
     if cfg.DISTILLER.TEACHER_CKPT:
         path = Path(cfg.DISTILLER.TEACHER_CKPT).expanduser()
-        if stem := deployed_stem(path):
+        if stem := students.deployed_stem(path):
             return Source(Path(f"{stem}.safetensors"), False, f"{stem}.safetensors (a deployed student)", ready=True)
-        if untrained_head(path):
+        if students.untrained_head(path):
             raise PluginError(
                 f"DISTILLER.TEACHER_CKPT names {path}, the bare student of a run that predicts through a shared "
                 f"classifier: its own head was never trained. Name the run, {path.parent}, or its deploy_* files."
@@ -123,7 +122,7 @@ def find(cfg, data, taken=()):
 
 def deployed(stem, classes):
     """A deployed student as a teacher network, with its weights."""
-    module, card = deploy.load(f"{stem}.json")
+    module, card = students.load(stem)
     if card["classes"] != classes:
         raise PluginError(
             f"{stem}.safetensors is a student of {card['classes']} classes; the data have {classes}. Use one of these "

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-COMMANDS = ("bench", "doctor", "prepare", "train")
+COMMANDS = ("bench", "doctor", "evaluate", "export", "prepare", "train")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -15,7 +15,7 @@ def test_help_begins_with_examples_that_the_parser_takes(command, capsys):
     after_usage = text.split("\n\n", 1)[1]
     assert after_usage.startswith("examples:\n")
     examples = [line.strip() for line in after_usage.split("\n\n")[0].splitlines()[1:]]
-    ours = [line for line in examples if line.split()[0] == command]
+    ours = [line for line in examples if line.split()[0] == module.parser().prog]
     assert ours
     for line in ours:
         words = re.split(r"\s{3,}", line)[0].split()[1:]  # a remark stands behind several spaces

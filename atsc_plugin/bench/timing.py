@@ -43,8 +43,8 @@ def row(arm: str, times: list[float], images: int) -> dict:
     return own | {"images_per_second": 1000 * images / own["ms"]}
 
 
-def text_table(rows: list[dict], without: tuple = ("low", "high", "pair", "batch")) -> str:
-    """Rows as aligned text: a column for every figure that a row has."""
+def text_table(rows: list[dict], without: tuple = ()) -> str:
+    """Rows as aligned text: a column for every figure that a row has, those in `without` left out."""
     heads = list(dict.fromkeys(key for row in rows for key in row if row[key] is not None and key not in without))
     lines = [heads, *([_text(row.get(head)) for head in heads] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -55,7 +55,9 @@ def _text(value):
     """Three significant digits, and never fewer than all before the point."""
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return "" if value is None else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "" if value is None else value
 
 
 def environment(device: torch.device) -> dict:

@@ -19,6 +19,7 @@ EXAMPLES = """
   bench epoch --images 6400
 """
 COMPILE = ("none", "default", "reduce-overhead", "max-autotune")
+UNPRINTED = ("low", "high", "pair", "batch")  # only in the JSON file
 # Images a pass, with --quick and without.
 QUICK, FULL = {"loader": 5000, "files": 40, "epoch": 96}, {"loader": 50000, "files": 200, "epoch": 50000}
 
@@ -68,7 +69,7 @@ def run(args):
     torch.manual_seed(0)
     before = environment(device)
     rows, ratios = measured(args, device)
-    print(text_table(rows))
+    print(text_table(rows, without=UNPRINTED))
     for name, value in ratios.items():
         print(f"{name}: {value:.3g}")
     print(f"{before['device']}; torch {before['torch']}; load before: {before['load']} of {before['cores']} cores")
