@@ -35,7 +35,7 @@ def tiny_networks():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_networks):
-    """The run directory of one epoch of SimKD on a few digits, of a tiny student under a teacher that learned nothing."""
+    """The run directory of one epoch of SimKD on a few digits; the tiny teacher has learned nothing."""
     place = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     torch.save({"model": TinyNet(100, width=8).state_dict()}, place / "teacher.pth")
