@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 from atsc_plugin import deploy, host
 from atsc_plugin.engine import run_files
 from atsc_plugin.errors import PluginError
+from atsc_plugin.untrusted import expand_user
 
 ENDINGS = (".safetensors", ".json")
 
@@ -38,7 +39,7 @@ def locate(path, which="last"):
     """The deploy pair of files meant by a run directory or by either file, without the ending."""
     if which not in ("last", "best"):
         raise PluginError(f"which is '{which}'; expected last or best.")
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if path.is_dir():
         stem = path / f"deploy_{which}"
         if not Path(f"{stem}.json").is_file():

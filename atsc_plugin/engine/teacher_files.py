@@ -4,24 +4,25 @@ The card beside such a file says which network it is, so DISTILLER.TEACHER need 
 torch.
 """
 
-import json
 from pathlib import Path
 
-from atsc_plugin.engine import run_files
+from atsc_plugin import cards
+from atsc_plugin.errors import PluginError
+from atsc_plugin.untrusted import expand_user, read_json
 
 
 def deployed_stem(path):
     """The deploy pair meant by a run directory or by one of its two files, without ending; None for anything else."""
     if not str(path):
         return None
-    path = Path(path).expanduser()
+    path = expand_user(path)
     stem = path / "deploy_last" if path.is_dir() else path.with_suffix("")
     if not path.is_dir() and path.suffix not in (".safetensors", ".json"):
         return None
     card = Path(f"{stem}.json")
     try:
-        content = json.loads(card.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(card, cards.EXPECTED)
+    except (OSError, PluginError):
         return None
     return stem if isinstance(content, dict) and "heads" in content and "student" in content else None
 
@@ -29,7 +30,7 @@ def deployed_stem(path):
 def name_of(path):
     """The network that a deployed student is, None for a file that is none."""
     stem = deployed_stem(path)
-    return run_files.read_json(stem.parent, f"{stem.name}.json")["student"] if stem else None
+    return cards.read(f"{stem}.json")["student"] if stem else None
 
 
 def untrained_head(path):
@@ -37,8 +38,10 @@ def untrained_head(path):
     path = Path(path)
     if path.name not in ("student_latest", "student_best"):
         return False
-    card = run_files.read_json(path.parent, "deploy_last.json")
-    return bool(card and card.get("heads"))
+    try:
+        return bool(cards.read(path.parent / "deploy_last.json").get("heads"))
+    except FileNotFoundError:
+        return False
 
 
 def name_deployed(cfg, said=()):

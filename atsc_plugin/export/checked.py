@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from atsc_plugin.data.pictures import normalised
+from atsc_plugin.data.pictures import batch_of, normalised
 from atsc_plugin.errors import PluginError
 from atsc_plugin.export.formats import FORMATS, folder_of, input_text
 
-BATCH = 64
 TOLERANCE = 1e-3  # of the largest logit; other kernels round otherwise, measured at 1e-6 to 1e-5 of it
 
 
@@ -67,8 +66,9 @@ def _flush(path):
 
 @torch.no_grad()
 def compare(module, predict, pixels, card, preprocess):
-    """Agreement of predict(array) with the student, in batches of one image, of BATCH and of what is left."""
-    cuts = [0, 1, *range(1 + BATCH, len(pixels), BATCH), len(pixels)]
+    """Agreement of predict(array) with the student, in batches of one image, of `batch_of` and of what is left."""
+    step = batch_of(card)
+    cuts = [0, 1, *range(1 + step, len(pixels), step), len(pixels)]
     difference, same, largest = 0.0, 0, 0.0
     for start, end in zip(cuts, cuts[1:], strict=False):
         part = pixels[start:end]

@@ -36,13 +36,14 @@ def of_checkpoint(path, cfg, data):
 def whole_distiller(content, path, cfg, data):
     """The configured distiller with a checkpoint's weights, None where the checkpoint holds a bare network."""
     state = content.get("model", content) if isinstance(content, dict) else content
-    plain = {name.removeprefix("module."): tensor for name, tensor in state.items()} if isinstance(state, dict) else {}
+    named = state.items() if isinstance(state, dict) else ()
+    plain = {name.removeprefix("module."): tensor for name, tensor in named if isinstance(name, str)}
     if not any(name.startswith("student.") for name in plain):
         return None
     distiller = build.skeleton(cfg, data)
     try:
         distiller.load_state_dict(plain)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:  # entries that are no tensors among them
         raise PluginError(
             f"{path} does not fit a {cfg.DISTILLER.TYPE} of {', '.join(teacher_names(cfg))} and "
             f"{cfg.DISTILLER.STUDENT}: {str(error).splitlines()[-1].strip()} Name its own configuration with --cfg."
