@@ -54,17 +54,18 @@ FIELDS = {
         "seed": one_of(whole(0, 2**64), text(), NULL),
     },
     "job.json": {
-        **dict.fromkeys(("suite", "suite_file", "arm", "cfg", "status", "reason"), text()),
-        **dict.fromkeys(("pair", "adapted_by", "teacher_file", "images"), one_of(text(), NULL)),
-        **dict.fromkeys(("overrides", "notes"), list_of(text(), 1000)),
-        "set": MAPPING,
+        **dict.fromkeys(("suite", "suite_file", "cfg", "status", "reason", "pair", "adapted_by", "teacher_file",
+                         "images"), one_of(text(), NULL)),
+        **dict.fromkeys(("overrides", "notes"), one_of(list_of(text(), 1000), NULL)),
+        "arm": text(),
+        "set": one_of(MAPPING, NULL),
         "stretch": number(1e-6, 1e6),
         "trials": whole(0, 10**9),
         "at_once": whole(1, 10**6),
         "seed": whole(0, 2**64),
     },
     "about.json": {"command": text(100_000), "resumed": Rule(lambda v: isinstance(v, list), "a list")},
-    "stopped.json": {"reason": text(), "epoch": one_of(whole(0, 10**9), NULL)},
+    "stopped.json": {"reason": one_of(text(), NULL), "epoch": one_of(whole(0, 10**9), NULL)},
     # Nested keys by their dotted names, as a report reads them.
     "cfg.yaml": {
         **dict.fromkeys(("DISTILLER.TYPE", "DISTILLER.TEACHER", "DISTILLER.STUDENT", "DATASET.TYPE", "DATASET.ROOT",
