@@ -19,6 +19,7 @@ from atsc_plugin.host import CFG, distiller_dict, host_datasets, models_for, tra
 from atsc_plugin.keys import KEYS, find, flatten
 from atsc_plugin.shipped import config_file
 from atsc_plugin.students import name_deployed
+from atsc_plugin.untrusted import printable, short_repr
 
 METHOD_CHECKS = {
     "ATSC": atsc_problems,
@@ -26,7 +27,17 @@ METHOD_CHECKS = {
     "DIH": dih_problems,
     "COTEACH": coteach_problems,
 }
+MOST_PROBLEMS = 40  # a file with more is none of ours, and each costs a search for a similar name
 OWN_DATASETS = ("digits100", "npz", "folder", "cifar10")
+
+
+# Sizes among the host's own keys: what each may be before memory or processes are asked for.
+HOST_BOUNDS = {
+    "SOLVER.BATCH_SIZE": (1, 10**6),
+    "SOLVER.EPOCHS": (1, 10**6),
+    "DATASET.TEST.BATCH_SIZE": (1, 10**6),
+    "DATASET.NUM_WORKERS": (0, 1024),
+}
 
 
 def load_cfg(path, overrides=()):
@@ -37,6 +48,8 @@ def load_cfg(path, overrides=()):
     tree = read_tree(config_file(path), " Name one, e.g. --cfg configs/quickstart/simkd.yaml.")
     for name, value in _leaves(tree, problems):
         problems += _set(cfg, name, value, strict=True)
+        if len(problems) >= MOST_PROBLEMS:
+            raise ConfigError([*problems, "... and perhaps more: the rest of the file was not looked at."])
     if len(overrides) % 2:
         problems.append(f"overrides come as KEY VALUE pairs; '{overrides[-1]}' has no value. Add one.")
     for name, text in zip(overrides[::2], overrides[1::2], strict=False):
@@ -71,18 +84,23 @@ def _set(cfg, name, value, strict):
         kind = "is a group of keys, not a key" if node is not None else "is no key"
         return [f"{name} {kind}" + (f"; did you mean {near[0]}?" if near else ".")]
     old = node[leaf]
+    if isinstance(value, str) and printable(value, keep="\n\t") != value:
+        return [
+            f"{name}: got {short_repr(value)}, which has control characters or bytes that are not UTF-8. Rename it."
+        ]
     if not strict:
         value = _decode(value, old)
     if isinstance(old, (list, tuple)) and isinstance(value, (list, tuple)):
         kinds = {type(entry) for entry in old}
         if kinds and any(type(entry) not in kinds for entry in value):
-            return [f"{name}: got {value!r}, expected entries of type {'/'.join(k.__name__ for k in kinds)}."]
+            return [f"{name}: got {short_repr(value)}, expected entries of type {'/'.join(k.__name__ for k in kinds)}."]
         value = type(old)(value)
     if type(value) is not type(old):
         hint = f" Write {float(value)}." if type(old) is float and type(value) is int else ""
         if type(old) is float and isinstance(value, str) and "e" in value.lower():
             hint = " YAML reads 1e-4 as text: write 1.0e-4 or 0.0001."
-        return [f"{name}: got {value!r} ({type(value).__name__}), expected {type(old).__name__}, e.g. {old!r}.{hint}"]
+        got = f"{short_repr(value)} ({type(value).__name__})"
+        return [f"{name}: got {got}, expected {type(old).__name__}, e.g. {old!r}.{hint}"]
     node[leaf] = value
     return []
 
@@ -122,16 +140,20 @@ def check(cfg):
             problems.append(_unknown(key.name, value, key.choices))
         if key.minimum is not None and not value >= key.minimum:  # `not >=` also catches nan
             problems.append(f"{key.name}: got {value}, expected at least {key.minimum}.")
+        if key.maximum is not None and value > key.maximum:
+            problems.append(f"{key.name}: got {value}, expected at most {key.maximum:,}.")
     if not cfg.DATASET.VAL_SPLIT < 1:
         problems.append(f"DATASET.VAL_SPLIT: got {cfg.DATASET.VAL_SPLIT}, expected a share below 1, e.g. 0.1.")
     for name in ("DATASET.MEAN", "DATASET.STD"):
         node, leaf = find(cfg, name)
         if len(node[leaf]) not in (0, 3) or not all(isinstance(value, float) for value in node[leaf]):
             problems.append(f"{name}: got {node[leaf]}, expected three decimal numbers, e.g. [0.5, 0.5, 0.5], or [].")
-    for name in ("SOLVER.BATCH_SIZE", "SOLVER.EPOCHS", "DATASET.TEST.BATCH_SIZE"):
+    for name, (low, high) in HOST_BOUNDS.items():
         node, leaf = find(cfg, name)
-        if node[leaf] < 1:
-            problems.append(f"{name}: got {node[leaf]}, expected at least 1.")
+        if node is not None and node[leaf] < low:
+            problems.append(f"{name}: got {node[leaf]}, expected at least {low}.")
+        if node is not None and node[leaf] > high:
+            problems.append(f"{name}: got {node[leaf]}, expected at most {high:,}.")
     problems += _check_names(cfg)
     problems += teacher_problems(cfg, CFG.DISTILLER.TEACHER)
     if cfg.DISTILLER.TYPE in METHOD_CHECKS:

@@ -6,20 +6,21 @@ executed, no teacher is needed, and the process's random generator stays as it w
 `load_student` here.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from yacs.config import CfgNode
 
-from atsc_plugin import host
-from atsc_plugin.distillers.deployed import DeployedStudent, Head, deployed_of, drop_modules
+from atsc_plugin import cards, host
+from atsc_plugin.distillers.deployed import DeployedStudent, Head, deployed_of, drop_modules, name_of
 from atsc_plugin.distillers.parts import MapSource, Projector
 from atsc_plugin.engine import checkpoint, run_files
 from atsc_plugin.errors import PluginError
+from atsc_plugin.untrusted import as_plugin_error, expand_user, open_regular, read_json
 
 ENDINGS = (".safetensors", ".json")
 
@@ -29,7 +30,7 @@ ENDINGS = (".safetensors", ".json")
 
 def stem_of(path, which: str = "last") -> Path:
     """The deploy pair that a run directory or one of the pair's files stands for, without ending; there or not."""
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if path.is_dir():
         return path / f"deploy_{which}"
     return path.with_suffix("") if path.suffix in ENDINGS else path
@@ -37,12 +38,12 @@ def stem_of(path, which: str = "last") -> Path:
 
 def is_deployed(path, which: str = "last") -> bool:
     """Whether a path is a run directory or a deploy pair, whose card says all; else it is a checkpoint."""
-    return Path(path).expanduser().is_dir() or Path(f"{stem_of(path, which)}.json").is_file()
+    return expand_user(path).is_dir() or Path(f"{stem_of(path, which)}.json").is_file()
 
 
 def check_there(path) -> Path:
     """The path, refused where nothing that could hold a student is there."""
-    place = Path(path).expanduser()
+    place = expand_user(path)
     if not place.exists() and not is_deployed(place):
         raise PluginError(f"There is no {path}; expected a run directory, a deploy_* file or a checkpoint.")
     return place
@@ -52,7 +53,7 @@ def locate(path, which: str = "last") -> Path:
     """`stem_of` a pair that is there; an error says what the folder or file is instead."""
     if which not in ("last", "best"):
         raise PluginError(f"which is '{which}'; expected last or best.")
-    stem, path = stem_of(path, which), Path(path).expanduser()
+    stem, path = stem_of(path, which), expand_user(path)
     if Path(f"{stem}.json").is_file():
         return stem
     if path.is_dir():
@@ -107,15 +108,22 @@ def load_student(path, which: str = "last") -> nn.Module:
 def load(path, which: str = "last") -> tuple[DeployedStudent, dict]:
     """(module in eval mode, complete card) of a run directory or deploy pair."""
     stem = locate(path, which)
-    card = _card(stem)
-    with torch.random.fork_rng(devices=[]):  # building the empty network draws weights that the file replaces
-        module = _empty(card, stem)
+    card = complete(cards.read(f"{stem}.json"), stem)
+    if card["student"] not in host.models_for(card["dataset"]):
+        raise PluginError(f"{stem}.json says student {card['student']}, which this host has not ({host.NAME}).")
+    _check_sizes(card, stem)
+    with (
+        torch.random.fork_rng(devices=[]),  # building the empty network draws weights that the file replaces
+        as_plugin_error(f"{stem}.json is no card of a deployed student ({{}}); expected one written by a run."),
+    ):
+        module = _empty(card)
     tensors = checkpoint.load_tensors(f"{stem}.safetensors")
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
         raise PluginError(f"{stem}.safetensors does not fit its card: {str(error).splitlines()[-1].strip()}") from error
-    return module.eval(), complete(card, stem)
+    _check_forward(module.eval(), card, stem)
+    return module, card
 
 
 def open_student(path, which: str = "last", cfg=None, data=None, skeleton: Callable | None = None) -> Opened:
@@ -126,13 +134,14 @@ def open_student(path, which: str = "last", cfg=None, data=None, skeleton: Calla
         return Opened(module, card, f"deployed student ({card.get('method')}, {locate(path, which).name})")
     content = checkpoint.load(path)
     state = content.get("model", content) if isinstance(content, dict) else content
-    plain = {name.removeprefix("module."): tensor for name, tensor in state.items()} if isinstance(state, dict) else {}
+    named = state.items() if isinstance(state, dict) else ()
+    plain = {name.removeprefix("module."): tensor for name, tensor in named if isinstance(name, str)}
     distiller = skeleton(cfg, data)
     if not any(name.startswith("student.") for name in plain):
         return _bare_network(distiller, path, cfg, data)
     try:
         distiller.load_state_dict(plain)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:  # entries that are no tensors among them
         raise PluginError(
             f"{path} does not fit a {cfg.DISTILLER.TYPE} with student {cfg.DISTILLER.STUDENT} and the teachers of its "
             f"configuration: {str(error).splitlines()[-1].strip()} Name its own configuration with --cfg."
@@ -178,13 +187,6 @@ def _same_prediction(distiller, module, side):
 # ---- cards ----
 
 
-def _card(stem):
-    card = run_files.read_json(stem.parent, f"{stem.name}.json")
-    if card is None:
-        raise PluginError(f"There is no {stem}.json; expected the card of a deployed student beside its tensors.")
-    return card
-
-
 def _new_card(module, unused, path, cfg, data):
     """The card of a student that came without one."""
     made = {"host": host.NAME, "host_version": host.VERSION, "method": cfg.DISTILLER.TYPE}
@@ -210,26 +212,65 @@ def complete(card: dict, stem) -> dict:
     return card
 
 
-def _empty(card, stem):
+def _check_sizes(card, stem):
+    """Refuse a card whose sizes the tensors do not have, before a network of its sizes is made."""
+    file = f"{stem}.safetensors"
+    with as_plugin_error(f"{file} is not a readable safetensors file ({{}}); expected one written by a run."):
+        open_regular(file).close()
+        with safe_open(file, "pt") as content:
+            shapes = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+    wanted = {}
+    for number, entry in enumerate(card["heads"]):
+        before, inner, after = entry["channels_in"], entry["channels_inner"], entry["channels_out"]
+        projector, classifier = name_of("projector", number), name_of("classifier", entry["classifier"])
+        wanted |= {
+            f"{projector}.0.weight": (inner, before, 1, 1),
+            f"{projector}.3.weight": (inner, inner, 3, 3),
+            f"{projector}.6.weight": (after, inner, 1, 1),
+            f"{classifier}.weight": (card["classes"], after),
+        }
+    wrong = [
+        f"{name} is {shapes.get(name, 'absent')}, expected {shape}"
+        for name, shape in wanted.items()
+        if shapes.get(name) != shape
+    ]
+    if not card["heads"] and not any(shape[:1] == (card["classes"],) for shape in shapes.values()):
+        wrong = [f"no tensor has {card['classes']} rows, one for each class"]
+    if wrong:
+        raise PluginError(f"{file} does not fit its card: {wrong[0]}.")
+
+
+def _empty(card):
     """The module that a card describes, its weights not yet filled."""
-    try:
-        backbone = host.models_for(card["dataset"])[card["student"]][0](num_classes=card["classes"])
-        drop_modules(backbone, card["unused"])
-        heads, classifiers = [], {}
-        for number, entry in enumerate(card["heads"]):
-            owner = entry["classifier"]  # the head whose classifier this one shares; its own number where it has one
-            if owner == number:
-                classifiers[number] = nn.Linear(entry["channels_out"], card["classes"])
-            projector = Projector(entry["channels_in"], entry["channels_inner"], entry["channels_out"])
-            heads.append(Head(entry["map_size"], projector, classifiers[owner]))
-        if not heads:
-            return DeployedStudent(backbone)
-        first = card["heads"][0]
-        return DeployedStudent(backbone, MapSource(first["map_place"], first["map_relu"]), heads, card["ensemble"])
-    except KeyError as error:
-        raise PluginError(f"{stem}.json lacks or does not know {error}; expected a card written by a run.") from error
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise PluginError(f"{stem}.json is no card ({error}); expected one written by a run.") from error
+    backbone = host.models_for(card["dataset"])[card["student"]][0](num_classes=card["classes"])
+    modules = dict(backbone.named_modules())
+    inside = [head["map_place"] for head in card["heads"] if head["map_place"] not in ("feats", "preact")]
+    if unknown := [name for name in (*card["unused"], *inside) if not name or name not in modules]:
+        raise ValueError(f"a {card['student']} has no module {unknown[0]!r}")
+    drop_modules(backbone, card["unused"])
+    heads, classifiers = [], {}
+    for number, entry in enumerate(card["heads"]):
+        owner = entry["classifier"]  # the head whose classifier this one shares; its own number where it has its own
+        if owner == number:
+            classifiers[number] = nn.Linear(entry["channels_out"], card["classes"])
+        projector = Projector(entry["channels_in"], entry["channels_inner"], entry["channels_out"])
+        heads.append(Head(entry["map_size"], projector, classifiers[owner]))
+    if not heads:
+        return DeployedStudent(backbone)
+    first = card["heads"][0]
+    return DeployedStudent(backbone, MapSource(first["map_place"], first["map_relu"]), heads, card["ensemble"])
+
+
+@torch.no_grad()
+def _check_forward(module, card, stem):
+    """One grey image: a student whose map, head or image size does not work is refused here and not in the middle."""
+    side = card["image_size"]
+    with as_plugin_error(
+        f"{stem} cannot take an image of {side} pixels ({{}}); expected a student that fits its card."
+    ):
+        shape = tuple(module(torch.zeros(1, 3, side, side)).shape)
+        if shape != (1, card["classes"]):
+            raise ValueError(f"its logits have the shape {shape}")
 
 
 # ---- students that teach: DISTILLER.TEACHER_CKPT and TEACHER_CKPTS ----
@@ -241,35 +282,35 @@ def deployed_stem(path) -> Path | None:
         return None
     stem = stem_of(path)
     try:
-        content = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(f"{stem}.json", cards.EXPECTED)
+    except (OSError, PluginError):
         return None
     return stem if isinstance(content, dict) and "heads" in content and "student" in content else None
 
 
-def name_of(path) -> str | None:
+def network_of(path) -> str | None:
     """The network that a deployed student is, None for a file that is none."""
     stem = deployed_stem(path)
-    return _card(stem)["student"] if stem else None
+    return cards.read(f"{stem}.json")["student"] if stem else None
 
 
 def untrained_head(path) -> bool:
     """Whether a file is the bare student of a run whose deployed student predicts through another head."""
     path = Path(path)
     stem = deployed_stem(path.parent) if path.name in ("student_latest", "student_best") else None
-    return bool(stem and _card(stem)["heads"])
+    return bool(stem and cards.read(f"{stem}.json")["heads"])
 
 
 def name_deployed(cfg, said: Sequence = ()) -> list[str]:
     """Set DISTILLER.TEACHER to what a deployed TEACHER_CKPT is; `said` are the keys somebody set by hand. Problems."""
     node = cfg.DISTILLER
-    problems, own = [], name_of(node.TEACHER_CKPT) if node.TEACHER_CKPT else None
+    problems, own = [], network_of(node.TEACHER_CKPT) if node.TEACHER_CKPT else None
     if own and "DISTILLER.TEACHER" in said and own != node.TEACHER:
         problems.append(_contradiction("DISTILLER.TEACHER", node.TEACHER, node.TEACHER_CKPT, own))
     if own:
         node.TEACHER = own
     for name, file in zip(node.get("TEACHERS", []), node.get("TEACHER_CKPTS", []), strict=False):
-        own = name_of(file) if isinstance(file, str) and file else None
+        own = network_of(file) if isinstance(file, str) and file else None
         if own and name != own:
             problems.append(_contradiction("DISTILLER.TEACHERS", name, file, own))
     return problems

@@ -83,7 +83,7 @@ def test_a_card_whose_head_points_to_a_classifier_that_is_not_there_is_told(tmp_
     card = {"dataset": "cifar100", "student": "resnet8", "classes": 10, "unused": ["fc"], **module.facts()}
     card["heads"][0]["classifier"] = 7
     checkpoint.save_tensors(tensors_of(module, ["fc"]), tmp_path / "d", card)
-    with pytest.raises(PluginError, match="lacks or does not know 7"):
+    with pytest.raises(PluginError, match="head 0: classifier is 7, expected 0 or an earlier head with its own"):
         students.load(tmp_path / "d")
 
 

@@ -90,9 +90,7 @@ def test_a_mistake_is_told_with_status_2(here, capsys, words, part):
 
 
 def test_a_folder_of_several_batches_is_predicted_whole_and_in_order(here, capsys, monkeypatch):
-    from atsc_plugin.commands import predict
-
-    monkeypatch.setattr(predict, "BATCH", 2)
+    monkeypatch.setattr(pictures, "batch_of", lambda card: 2)
     assert main(["predict", "photos", "--model", "small"]) == 0
     assert [line.partition(":")[0][-8:] for line in capsys.readouterr().out.splitlines()] == [
         "os/a.png",

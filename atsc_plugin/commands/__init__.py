@@ -1,7 +1,8 @@
 """One module a command: `parser()` for its options and `run(args)`, which returns the exit status."""
 
 import argparse
-from pathlib import Path
+
+from atsc_plugin.untrusted import expand_user
 
 
 def parser_of(command: str, about: str, examples: str) -> argparse.ArgumentParser:
@@ -30,6 +31,6 @@ def add_student_options(words: argparse.ArgumentParser) -> None:
 
 def cfg_of_student(args: argparse.Namespace):
     """The configuration that --cfg names or that lies beside the student; None where there is neither."""
-    path = Path(args.path).expanduser()
+    path = expand_user(args.path)
     beside = (path if path.is_dir() else path.parent) / "cfg.yaml"
     return registered_cfg(args.cfg or beside, args.opts) if args.cfg or beside.is_file() else None

@@ -22,6 +22,7 @@ from atsc_plugin.engine.placement import inputs_of
 from atsc_plugin.engine.progress import progress
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import whole_file
+from atsc_plugin.untrusted import parse_json
 
 LARGEST_IMAGE = 64  # above this every stage is pooled first: the first one of ResNet50 at 224 would need 803 M weights
 POOLED = 8
@@ -160,7 +161,7 @@ def load_heads(heads, path):
 def facts_of(path):
     """What a cached file says of itself."""
     with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["facts"])
+        return parse_json(file.metadata()["facts"])
 
 
 def ensure_trained(cfg, teacher, heads, data, data_of):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from atsc_plugin.errors import PluginError
+from atsc_plugin.untrusted import read_json
 
 NAME = "run.lock"
 _held = set()  # descriptors of this process
@@ -59,9 +60,9 @@ def _take(descriptor, path):
 
 def _holder(path):
     try:
-        who = json.loads(path.read_text())
+        who = read_json(path, "its holder")
         return f"process {who['pid']} on {who['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, PluginError, KeyError, TypeError):
         return "another process"
 
 

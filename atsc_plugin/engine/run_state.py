@@ -12,6 +12,7 @@ from atsc_plugin.engine import checkpoint, distributed, latest, run_files
 from atsc_plugin.engine.records import about, surroundings
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import remove_parts, write_json, write_text
+from atsc_plugin.untrusted import first_line
 
 
 def begin(trainer, resume):
@@ -150,9 +151,9 @@ def continue_from_latest(trainer):
     try:
         _refuse_misfit(trainer, state, path)
         _take_up(trainer, state)
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise PluginError(
-            f"{path} does not continue this run ({type(error).__name__}: {str(error).splitlines()[0]}); expected the "
+            f"{path} does not continue this run ({type(error).__name__}: {first_line(error)}); expected the "
             "checkpoint of the same configuration. Start anew with --overwrite."
         ) from error
     _write_continuation(trainer)

@@ -26,7 +26,6 @@ from atsc_plugin.engine.checkpoint import save_tensors
 from atsc_plugin.errors import PluginError
 from atsc_plugin.export import onnx_files
 
-BATCH = 64
 TOLERANCE = 1e-3  # of the largest logit; other kernels round otherwise, measured at 1e-6 to 1e-5 of it
 
 
@@ -159,9 +158,9 @@ class Comparison:
 
 @torch.no_grad()
 def compare(module: nn.Module, predict: Callable, pixels: np.ndarray, card: dict, preprocess: bool) -> Comparison:
-    """predict(array) against the student, in batches of one image, of BATCH, and of what is left."""
-    wanted, got = [], []
-    for batch in np.split(pixels, [1, *range(1 + BATCH, len(pixels), BATCH)]):
+    """predict(array) against the student, in batches of one image, of pictures.batch_of, and of what is left."""
+    step, wanted, got = pictures.batch_of(card), [], []
+    for batch in np.split(pixels, [1, *range(1 + step, len(pixels), step)]):
         if len(batch):
             images = pictures.normalised(batch, card)
             wanted.append(module(torch.from_numpy(images)).numpy())

@@ -12,4 +12,5 @@ class Key:
     meaning: str
     choices: tuple = ()
     minimum: float | None = None
+    maximum: float | None = None  # of sizes and counts: memory is asked for by them
     symbol: str = ""  # its name in the paper or the released code

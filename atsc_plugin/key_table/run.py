@@ -1,9 +1,18 @@
 """Keys of the run itself: its seed, its device, its data."""
 
+from atsc_plugin.cards import LARGEST_SIDE
 from atsc_plugin.key_table.entry import Key
 
+MOST_DIGITS = 200_000  # images of 3 kB each, composed in a minute or two
+
 KEYS = (
-    Key("EXPERIMENT.SEED", 1, "initialisation, order of the images and augmentation each follow from it", minimum=0),
+    Key(
+        "EXPERIMENT.SEED",
+        1,
+        "initialisation, order of the images and augmentation each follow from it",
+        minimum=0,
+        maximum=2**63,
+    ),
     Key(
         "EXPERIMENT.SELECT_ON",
         "auto",
@@ -25,6 +34,7 @@ KEYS = (
         0,
         "side in pixels that npz, folder and cifar10 images are resized to; 0: they must fit (32)",
         minimum=0,
+        maximum=LARGEST_SIDE,
     ),
     Key("DATASET.MEAN", [], "mean by channel in 0..1; empty: of the training images (npz, folder, cifar10, digits100)"),
     Key("DATASET.STD", [], "standard deviation by channel; empty: of the training images"),
@@ -34,11 +44,29 @@ KEYS = (
         "random mirroring of npz, folder, cifar10: horizontal, none, or auto (not for npz and digits100)",
         choices=("auto", "horizontal", "none"),
     ),
-    Key("DATASET.PADDING", 4, "zero padding of the random crop of npz, folder, cifar10 and digits100", minimum=0),
-    Key("DATASET.DIGITS100.TRAIN_IMAGES", 5000, "digits100: training images to compose", minimum=100),
-    Key("DATASET.DIGITS100.VAL_IMAGES", 1000, "digits100: validation images", minimum=100),
-    Key("DATASET.DIGITS100.TEST_IMAGES", 10000, "digits100: test images", minimum=100),
-    Key("DATASET.DIGITS100.SEED", 0, "digits100: which images are composed; not the seed of the run", minimum=0),
+    Key(
+        "DATASET.PADDING",
+        4,
+        "zero padding of the random crop of npz, folder, cifar10 and digits100",
+        minimum=0,
+        maximum=1024,
+    ),
+    Key(
+        "DATASET.DIGITS100.TRAIN_IMAGES",
+        5000,
+        "digits100: training images to compose",
+        minimum=100,
+        maximum=MOST_DIGITS,
+    ),
+    Key("DATASET.DIGITS100.VAL_IMAGES", 1000, "digits100: validation images", minimum=100, maximum=MOST_DIGITS),
+    Key("DATASET.DIGITS100.TEST_IMAGES", 10000, "digits100: test images", minimum=100, maximum=MOST_DIGITS),
+    Key(
+        "DATASET.DIGITS100.SEED",
+        0,
+        "digits100: which images are composed; not the seed of the run",
+        minimum=0,
+        maximum=2**63,
+    ),
     Key(
         "LOG.CHECKPOINT_MINUTES",
         0.0,

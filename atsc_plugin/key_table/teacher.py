@@ -6,7 +6,7 @@ KEYS = (
     Key("DISTILLER.TEACHER_CKPT", "", "file with the teacher's weights; empty: the host's checkpoint folder"),
     Key("TEACHER.TRAIN_IF_MISSING", False, "train the teacher here when no checkpoint is found, and keep it"),
     Key("TEACHER.CACHE", "./output/teachers", "folder of teachers trained here, one file a recipe"),
-    Key("TEACHER.SEED", 1, "seed of a teacher trained here", minimum=0),
+    Key("TEACHER.SEED", 1, "seed of a teacher trained here", minimum=0, maximum=2**63),
     Key("TEACHER.EPOCHS", 240, "epochs of a teacher trained here; independent of SOLVER", minimum=1),
     Key("TEACHER.BATCH_SIZE", 64, "its batch size", minimum=1),
     Key("TEACHER.LR", 0.05, "its learning rate", minimum=0.0),
