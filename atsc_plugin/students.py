@@ -16,10 +16,10 @@ from torch import nn
 from yacs.config import CfgNode
 
 from atsc_plugin import cards, host
-from atsc_plugin.distillers.deployed import DeployedStudent, Head, deployed_of, drop_modules, name_of
-from atsc_plugin.distillers.parts import MapSource, Projector
 from atsc_plugin.engine import checkpoint, run_files
 from atsc_plugin.errors import PluginError
+from atsc_plugin.networks.deployed import DeployedStudent, Head, deployed_of, drop_modules, name_of
+from atsc_plugin.networks.maps import MapSource, Projector
 from atsc_plugin.untrusted import as_plugin_error, expand_user, open_regular, read_json
 
 ENDINGS = (".safetensors", ".json")

@@ -15,11 +15,11 @@ import atsc_plugin
 from atsc_plugin import host, students
 from atsc_plugin.__main__ import main
 from atsc_plugin.data.pictures import normalised, pixels_of
-from atsc_plugin.distillers.deployed import DeployedStudent, Head
-from atsc_plugin.distillers.parts import MapSource, Projector
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.errors import PluginError
 from atsc_plugin.export import latency, onnx_files, verified
+from atsc_plugin.networks.deployed import DeployedStudent, Head
+from atsc_plugin.networks.maps import MapSource, Projector
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["DATASET.DIGITS100.TRAIN_IMAGES", "200", "DATASET.DIGITS100.VAL_IMAGES", "100",

@@ -16,7 +16,7 @@ from atsc_plugin.bench.roofline import CountedOperations, measured_peak
 from atsc_plugin.bench.timing import interleaved, row
 from atsc_plugin.engine.placement import layout_of
 from atsc_plugin.engine.step import Step
-from atsc_plugin.errors import PluginError
+from atsc_plugin.errors import PluginError, out_of_memory
 
 PUBLISHED = ["DISTILLER.TYPE", "ATSC", "ATSC.UPDATE", "published", "ATSC.CLASSIFIER.PARAMS", "bias"]
 # An arm that is more than a method's name -> (its keys, how many teachers DISTILLER.TEACHERS lists).
@@ -105,6 +105,8 @@ class PreparedStep:
             self.step = Step(self.distiller, cfg)
             self()
         except (TypeError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
             raise PluginError(
                 f"{arm.name} makes no step on random images and labels ({type(error).__name__}: {str(error)[:200]}); "
                 f"expected a method that needs nothing else, e.g. {', '.join(ARMS)}."
