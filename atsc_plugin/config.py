@@ -54,7 +54,7 @@ def load_cfg(path, overrides=()):
         problems.append(f"overrides come as KEY VALUE pairs; '{overrides[-1]}' has no value. Add one.")
     for name, text in zip(overrides[::2], overrides[1::2], strict=False):
         problems += _set(cfg, name, text, strict=False)
-    problems += name_deployed(cfg, said=overrides[::2])
+    problems += name_deployed(cfg, overrides[::2])
     problems += check(cfg)
     if problems:
         raise ConfigError(problems)

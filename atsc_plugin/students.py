@@ -2,8 +2,8 @@
 
 A run directory or a deploy pair (`deploy_last.safetensors` with its card `.json`) is rebuilt from the card alone; a
 checkpoint, of a whole distiller or of the bare network, needs the configuration it was made with. Nothing in a file is
-executed, no teacher is needed, and the process's random generator stays as it was. `atsc_plugin.load_student` is
-`load_student` here.
+executed. `atsc_plugin.load_student` is `load_student` here; it needs no teacher, no data and no registration, and
+draws nothing from the process's random generator.
 """
 
 from collections.abc import Callable, Sequence
@@ -301,20 +301,19 @@ def untrained_head(path) -> bool:
     return bool(stem and cards.read(f"{stem}.json")["heads"])
 
 
-def name_deployed(cfg, said: Sequence = ()) -> list[str]:
-    """Set DISTILLER.TEACHER to what a deployed TEACHER_CKPT is; `said` are the keys somebody set by hand. Problems."""
+def name_deployed(cfg, overridden: Sequence = ()) -> list[str]:
+    """Set DISTILLER.TEACHER to the network that a deployed TEACHER_CKPT is; what contradicts it, as a list of problems.
+
+    `overridden` are the keys of the command line: there, unlike in a file, naming another network is a mistake.
+    """
     node = cfg.DISTILLER
-    problems, own = [], network_of(node.TEACHER_CKPT) if node.TEACHER_CKPT else None
-    if own and "DISTILLER.TEACHER" in said and own != node.TEACHER:
-        problems.append(_contradiction("DISTILLER.TEACHER", node.TEACHER, node.TEACHER_CKPT, own))
-    if own:
-        node.TEACHER = own
-    for name, file in zip(node.get("TEACHERS", []), node.get("TEACHER_CKPTS", []), strict=False):
-        own = network_of(file) if isinstance(file, str) and file else None
-        if own and name != own:
-            problems.append(_contradiction("DISTILLER.TEACHERS", name, file, own))
+    pairs = [("DISTILLER.TEACHER", node.TEACHER, node.TEACHER_CKPT)] if "DISTILLER.TEACHER" in overridden else []
+    lists = zip(node.get("TEACHERS", []), node.get("TEACHER_CKPTS", []), strict=False)
+    pairs += [("DISTILLER.TEACHERS", name, file) for name, file in lists if isinstance(file, str)]
+    problems = [
+        f"{key} says {name}, but {file} is a deployed {network}. Write {network} there, or name another file."
+        for key, name, file in pairs
+        if (network := network_of(file)) not in (None, name)
+    ]
+    node.TEACHER = network_of(node.TEACHER_CKPT) or node.TEACHER
     return problems
-
-
-def _contradiction(key, name, file, own):
-    return f"{key} says {name}, but {file} is a deployed {own}. Write {own} there, or name another file."

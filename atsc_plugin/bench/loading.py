@@ -20,7 +20,6 @@ from atsc_plugin.engine.placement import inputs_of
 
 CIFAR100, IMAGENET = (transforms.Normalize(*host.NORMALISATION[name]) for name in ("cifar100", "imagenet"))
 PHOTO_SIZE, JPEG_QUALITY = (500, 375), 92  # a usual ImageNet file: about 100 kB
-QUIET = ["ATSC.MONITOR.IMAGES", 1, "ATSC.GUARD", "none"]  # random weights have nothing to lose
 
 
 class HostImages(Dataset):
@@ -107,7 +106,7 @@ def bench_epoch(arm: Arm, count: int, device: torch.device, rounds: int):
 def _trained_epoch(arm, count, device):
     """The log's line of one epoch by our trainer, built with the five arguments of mdistiller's contract."""
     with tempfile.TemporaryDirectory() as folder:
-        cfg = configuration(arm, "SOLVER.EPOCHS", 1, "LOG.PREFIX", folder, *QUIET)
+        cfg = configuration(arm, "SOLVER.EPOCHS", 1, "LOG.PREFIX", folder, "ATSC.GUARD", "none")
         train, val = device_loader(count, arm.batch, device), device_loader(arm.batch, arm.batch, device, seed=None)
         host.trainer_dict["plugin"]("bench", distiller_of(cfg, device), train, val, cfg).train()
         (log,) = Path(folder).rglob("log.jsonl")
