@@ -71,7 +71,7 @@ def run(args):
     rows, ratios = measured(args, device)
     print(text_table(rows, without=UNPRINTED))
     for name, value in ratios.items():
-        print(f"{name}: {value:.3g}")
+        print(f"{name}: {value:.4g}")
     print(f"{before['device']}; torch {before['torch']}; load before: {before['load']} of {before['cores']} cores")
     if (before["load"] or 0) > 0.5:
         print("WARNING the machine was busy when this began: the figures are not to be quoted", file=sys.stderr)
