@@ -12,16 +12,18 @@ import os
 
 from yacs.config import CfgNode
 
+from atsc_plugin.cards import name_deployed
 from atsc_plugin.contract import NONE, SECOND_STEP, SEVERAL
 from atsc_plugin.engine.run_dir import read_tree
-from atsc_plugin.engine.teacher_files import name_deployed
 from atsc_plugin.errors import ConfigError
 from atsc_plugin.host import CFG, distiller_dict, host_datasets, models_for, trainer_dict
 from atsc_plugin.keys import find, flatten
 from atsc_plugin.methods.base import METHODS, class_of, constructor_problems, teacher_names
 from atsc_plugin.registration import all_keys
 from atsc_plugin.shipped import config_file
+from atsc_plugin.untrusted import printable, short_repr
 
+MOST_PROBLEMS = 40  # a file with more is none of ours, and each costs a search for a similar name
 OWN_DATASETS = ("digits100", "npz", "folder", "cifar10")
 # The host's own keys that would only fail after work has begun: (lowest, highest) value.
 HOST_BOUNDS = {
@@ -47,11 +49,13 @@ def load_cfg(path, overrides=()) -> CfgNode:
     tree = read_tree(config_file(path), " Name one, e.g. --cfg configs/quickstart/simkd.yaml.")
     for name, value in _leaves(tree, problems):
         problems += _set(cfg, name, value, strict=True)
+        if len(problems) >= MOST_PROBLEMS:
+            raise ConfigError([*problems, "... and perhaps more: the rest of the file was not looked at."])
     if len(overrides) % 2:
         problems.append(f"overrides come as KEY VALUE pairs; '{overrides[-1]}' has no value. Add one.")
     for name, text in zip(overrides[::2], overrides[1::2], strict=False):
         problems += _set(cfg, name, text, strict=False)
-    problems += name_deployed(cfg, given=overrides[::2])
+    problems += name_deployed(cfg, overrides[::2])
     problems += check(cfg)
     if problems:
         raise ConfigError(problems)
@@ -83,18 +87,23 @@ def _set(cfg, name, value, strict):
         kind = "is a group of keys, not a key" if node is not None else "is no key"
         return [f"{name} {kind}" + (f"; did you mean {near[0]}?" if near else ".")]
     old = node[leaf]
+    if isinstance(value, str) and printable(value, keep="\n\t") != value:
+        return [
+            f"{name}: got {short_repr(value)}, which has control characters or bytes that are not UTF-8. Rename it."
+        ]
     if not strict:
         value = _decode(value, old)
     if isinstance(old, (list, tuple)) and isinstance(value, (list, tuple)):
         kinds = {type(entry) for entry in old}
         if kinds and any(type(entry) not in kinds for entry in value):
-            return [f"{name}: got {value!r}, expected entries of type {'/'.join(k.__name__ for k in kinds)}."]
+            return [f"{name}: got {short_repr(value)}, expected entries of type {'/'.join(k.__name__ for k in kinds)}."]
         value = type(old)(value)
     if type(value) is not type(old):
         hint = f" Write {float(value)}." if type(old) is float and type(value) is int else ""
         if type(old) is float and isinstance(value, str) and "e" in value.lower():
             hint = " YAML reads 1e-4 as text: write 1.0e-4 or 0.0001."
-        return [f"{name}: got {value!r} ({type(value).__name__}), expected {type(old).__name__}, e.g. {old!r}.{hint}"]
+        got = f"{short_repr(value)} ({type(value).__name__})"
+        return [f"{name}: got {got}, expected {type(old).__name__}, e.g. {old!r}.{hint}"]
     node[leaf] = value
     return []
 

@@ -71,7 +71,7 @@ def remove_parts(folder):
 def write_text(text, path):
     """Text, whole."""
     with whole_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "backslashreplace"))  # a path need not be UTF-8
 
 
 def write_json(content, path):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from torch import nn
 
+from atsc_plugin.data import pictures
 from atsc_plugin.errors import HostError
 
 REAL, EMBEDDED = "mdistiller", "atsc_plugin.minidistiller"
@@ -224,7 +225,11 @@ def get_dataset(cfg):
             "configs/quickstart/*.yaml run without it, on digits made here."
         )
     with _reading_from(name, place):
-        return _surface["get_dataset"](cfg)
+        found = _surface["get_dataset"](cfg)
+    for loader in found[:2]:
+        if hasattr(loader.dataset, "loader"):  # torchvision's folders open whatever Pillow recognises, EPS among it
+            loader.dataset.loader = pictures.as_torchvision
+    return found
 
 
 @contextmanager

@@ -28,8 +28,17 @@ class Key:
     symbol: str = ""  # its name in the paper or the released code
 
 
+LARGEST_SIDE = 2048  # pixels; one map of 64 channels at this size has a GB
+MOST_DIGITS = 200_000  # images of 3 kB each, composed in a minute or two
+
 RUN_KEYS = (
-    Key("EXPERIMENT.SEED", 1, "initialisation, order of the images and augmentation each follow from it", minimum=0),
+    Key(
+        "EXPERIMENT.SEED",
+        1,
+        "initialisation, order of the images and augmentation each follow from it",
+        minimum=0,
+        maximum=2**63,
+    ),
     Key(
         "EXPERIMENT.SELECT_ON",
         "auto",
@@ -51,6 +60,7 @@ RUN_KEYS = (
         0,
         "side in pixels that npz, folder and cifar10 images are resized to; 0: they must fit (32)",
         minimum=0,
+        maximum=LARGEST_SIDE,
     ),
     Key("DATASET.MEAN", [], "mean by channel in 0..1; empty: of the training images (npz, folder, cifar10, digits100)"),
     Key("DATASET.STD", [], "standard deviation by channel; empty: of the training images"),
@@ -60,11 +70,29 @@ RUN_KEYS = (
         "random mirroring of npz, folder, cifar10: horizontal, none, or auto (not for npz and digits100)",
         choices=("auto", "horizontal", "none"),
     ),
-    Key("DATASET.PADDING", 4, "zero padding of the random crop of npz, folder, cifar10 and digits100", minimum=0),
-    Key("DATASET.DIGITS100.TRAIN_IMAGES", 5000, "digits100: training images to compose", minimum=100),
-    Key("DATASET.DIGITS100.VAL_IMAGES", 1000, "digits100: validation images", minimum=100),
-    Key("DATASET.DIGITS100.TEST_IMAGES", 10000, "digits100: test images", minimum=100),
-    Key("DATASET.DIGITS100.SEED", 0, "digits100: which images are composed; not the seed of the run", minimum=0),
+    Key(
+        "DATASET.PADDING",
+        4,
+        "zero padding of the random crop of npz, folder, cifar10 and digits100",
+        minimum=0,
+        maximum=1024,
+    ),
+    Key(
+        "DATASET.DIGITS100.TRAIN_IMAGES",
+        5000,
+        "digits100: training images to compose",
+        minimum=100,
+        maximum=MOST_DIGITS,
+    ),
+    Key("DATASET.DIGITS100.VAL_IMAGES", 1000, "digits100: validation images", minimum=100, maximum=MOST_DIGITS),
+    Key("DATASET.DIGITS100.TEST_IMAGES", 10000, "digits100: test images", minimum=100, maximum=MOST_DIGITS),
+    Key(
+        "DATASET.DIGITS100.SEED",
+        0,
+        "digits100: which images are composed; not the seed of the run",
+        minimum=0,
+        maximum=2**63,
+    ),
     Key(
         "LOG.CHECKPOINT_MINUTES",
         0.0,
@@ -125,7 +153,7 @@ TEACHER_KEYS = (
     Key("DISTILLER.TEACHER_CKPT", "", "file with the teacher's weights; empty: the host's checkpoint folder"),
     Key("TEACHER.TRAIN_IF_MISSING", False, "train the teacher here when no checkpoint is found, and keep it"),
     Key("TEACHER.CACHE", "./output/teachers", "folder of teachers trained here, one file a recipe"),
-    Key("TEACHER.SEED", 1, "seed of a teacher trained here", minimum=0),
+    Key("TEACHER.SEED", 1, "seed of a teacher trained here", minimum=0, maximum=2**63),
     Key("TEACHER.EPOCHS", 240, "epochs of a teacher trained here; independent of SOLVER", minimum=1),
     Key("TEACHER.BATCH_SIZE", 64, "its batch size", minimum=1),
     Key("TEACHER.LR", 0.05, "its learning rate", minimum=0.0),

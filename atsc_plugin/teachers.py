@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 
-from atsc_plugin import deploy, host
+from atsc_plugin import cards, host, students
 from atsc_plugin.engine import checkpoint, distributed
 from atsc_plugin.engine.batches import device_of
 from atsc_plugin.engine.precision import precision_of
-from atsc_plugin.engine.teacher_files import deployed_stem, untrained_head
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import key_of, only_writer
@@ -129,9 +128,9 @@ def find(cfg, data, taken=()):
     name = cfg.DISTILLER.TEACHER
     if cfg.DISTILLER.TEACHER_CKPT:
         path = Path(cfg.DISTILLER.TEACHER_CKPT).expanduser()
-        if stem := deployed_stem(path):
+        if stem := cards.deployed_stem(path):
             return Source(Path(f"{stem}.safetensors"), False, f"{stem}.safetensors (a deployed student)", ready=True)
-        if untrained_head(path):
+        if cards.untrained_head(path):
             raise PluginError(
                 f"DISTILLER.TEACHER_CKPT names {path}, the bare student of a run that predicts through a shared "
                 f"classifier: its own head was never trained. Name the run, {path.parent}, or its deploy_* files."
@@ -157,7 +156,7 @@ def find(cfg, data, taken=()):
 
 def deployed(stem, classes):
     """A deployed student as a teacher network, with its weights."""
-    module, card = deploy.load(f"{stem}.json")
+    module, card = students.load(stem)
     if card["classes"] != classes:
         raise PluginError(
             f"{stem}.safetensors is a student of {card['classes']} classes; the data have {classes}. Use one of these "
@@ -178,7 +177,7 @@ def _pretrained(name, taken):
 
 def new_teacher(cfg, classes):
     """The network of a teacher, freshly initialised from its own random stream; a deployed student comes filled."""
-    if stem := deployed_stem(cfg.DISTILLER.TEACHER_CKPT):
+    if stem := cards.deployed_stem(cfg.DISTILLER.TEACHER_CKPT):
         return deployed(stem, classes)  # its card and its tensors belong together
     torch.manual_seed(stream(cfg.TEACHER.SEED, "initialise", "TEACHER"))
     return host.new_network(cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER, classes)

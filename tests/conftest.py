@@ -21,6 +21,14 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def tiny_networks(monkeypatch):
+    """TinyNets under the names `tiny` and `tiny_teacher` among the host's networks."""
+    from tiny import add_tiny_networks
+
+    add_tiny_networks(monkeypatch)
+
+
+@pytest.fixture
 def teacher_file(tmp_path):
     """Random weights of the quickstart's teacher, so that no test waits for one to be trained."""
     from atsc_plugin.host import cifar_model_dict

@@ -1,18 +1,22 @@
 """Say what is here and what is missing, with the remedy; exit status 1 when training could not start."""
 
-import argparse
 import os
 import platform
 from importlib import metadata
 from pathlib import Path
 
+from atsc_plugin.commands import parser_of, registered_cfg
 from atsc_plugin.errors import PluginError
 
 PACKAGES = ("torch", "torchvision", "yacs", "tensorboardX", "numpy", "scipy", "scikit-learn", "safetensors", "tqdm")
+EXAMPLES = """
+  doctor
+  doctor --cfg configs/quickstart/simkd.yaml
+"""
 
 
 def parser():
-    words = argparse.ArgumentParser("doctor", description=__doc__)
+    words = parser_of("doctor", __doc__, EXAMPLES)
     words.add_argument("--cfg", metavar="FILE", help="also check that this configuration could start training")
     words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override")
     return words
@@ -77,10 +81,9 @@ def _data_and_teachers(host):
 
 def _config(args, problems):
     from atsc_plugin import build
-    from atsc_plugin.config import load_cfg
 
     try:
-        cfg = load_cfg(args.cfg, args.opts)
+        cfg = registered_cfg(args.cfg, args.opts)
         build.check_place(build.place(cfg, args.opts)[1])
         prepared = build.prepare(cfg, args.opts, dry=True)
         for label, text in build.plan(prepared):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import yaml
 
+from atsc_plugin import untrusted
 from atsc_plugin.engine import run_dir
 from atsc_plugin.errors import PluginError
 from atsc_plugin.keys import flatten
@@ -86,10 +87,7 @@ def differences(folder, cfg):
 
 def _stored(folder):
     path = Path(folder) / "cfg.yaml"
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PluginError(f"{path} is not valid YAML ({' '.join(str(error).split())[:120]}); --overwrite.") from error
+    tree = untrusted.read_yaml(path, "The configuration", " Start with --overwrite.")
     if not isinstance(tree, dict):
         raise PluginError(f"{path} holds no configuration, so it is unknown what runs here. Start with --overwrite.")
     return tree

@@ -1,16 +1,16 @@
 """Check configurations, and train the teachers they lack; no student is trained and no run directory made."""
 
-import argparse
-
+from atsc_plugin.commands import parser_of, registered_cfg
 from atsc_plugin.errors import ConfigError, PluginError
+
+EXAMPLES = """
+  prepare --cfg configs/quickstart/simkd.yaml
+  prepare --check --cfg configs/quickstart/*.yaml
+"""
 
 
 def parser():
-    words = argparse.ArgumentParser(
-        "prepare",
-        description=__doc__,
-        epilog="example: prepare --cfg configs/quickstart/simkd.yaml",
-    )
+    words = parser_of("prepare", __doc__, EXAMPLES)
     words.add_argument("--cfg", required=True, nargs="+", metavar="FILE", help="configuration files")
     words.add_argument("--check", action="store_true", help="only check the files: nothing is built or trained")
     words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. TEACHER.EPOCHS 20")
@@ -26,24 +26,19 @@ def parse(words):
 
 
 def run(args):
-    import atsc_plugin
-
-    atsc_plugin.register()
-    from atsc_plugin import build
-    from atsc_plugin.config import load_cfg
-
     problems, checked = [], []
     for path in args.cfg:
         try:
-            checked.append(load_cfg(path, args.opts))
+            checked.append(registered_cfg(path, args.opts))
         except ConfigError as error:
             problems += [f"{path}: {problem}" for problem in error.problems]
         except PluginError as error:
             problems.append(str(error))
     if problems:
         raise ConfigError(problems)
-    for cfg in checked:
-        if not args.check:
-            build.prepare(cfg, args.opts)
+    from atsc_plugin import build
+
+    for cfg in () if args.check else checked:
+        build.prepare(cfg, args.opts)
     print(f"{len(checked)} configuration{'s' if len(checked) > 1 else ''} checked", flush=True)
     return 0

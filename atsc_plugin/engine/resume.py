@@ -26,6 +26,7 @@ from atsc_plugin.engine.step import Step
 from atsc_plugin.errors import PluginError, out_of_memory
 from atsc_plugin.files import PART, flush_folder, remove_parts, write_json, write_text
 from atsc_plugin.networks.deployed import deployed_of, tensors_of
+from atsc_plugin.untrusted import first_line
 
 EDITION = 2  # of `latest`; the first edition's had none
 REFUSED = "latest_refused"  # where a damaged `latest` is kept, for whoever wants to know why
@@ -172,11 +173,11 @@ class Checkpoints:
             if self.method.constants():
                 state["constants"] = checkpoint.load_tensors(self.folder / CONSTANTS)
             self._load(state)
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             if out_of_memory(error):
                 raise
             raise PluginError(
-                f"{path} does not continue this run ({type(error).__name__}: {str(error).splitlines()[0]}); expected "
+                f"{path} does not continue this run ({type(error).__name__}: {first_line(error)}); expected "
                 "the checkpoint of the same configuration. Start anew with --overwrite."
             ) from error
         self._write_continuation(about)

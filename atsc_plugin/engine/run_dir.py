@@ -15,11 +15,13 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
 from filelock import FileLock, Timeout
 
+from atsc_plugin import untrusted
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import write_json, write_text
+from atsc_plugin.schema import FIGURE, MAPPING, NULL, Rule, list_of, number, one_of, problems, text, whole
+from atsc_plugin.untrusted import read_yaml
 
 LATEST, PREVIOUS = "latest", "latest_previous"
 LOCK, HOLDER = "run.lock", "run.lock.json"
@@ -39,6 +41,49 @@ PLACES = ("LOG.", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD", "EX
 
 # Of about.json: what a run's last digits depend on besides its configuration.
 SURROUNDINGS = ("host_version", "torch", "device", "world_size", "loader", "precision")
+
+LOG_BYTES, LOG_LINES = 16 << 20, 20_000  # of log.jsonl
+
+# What the text files of a run may hold, as far as somebody reads it; what else stands in them is let be.
+_NAMES = one_of(NULL, text(), list_of(text(), 64))  # a teacher, or several
+_FIGURES = one_of(FIGURE, list_of(FIGURE, 64))
+FIELDS = {
+    "result.json": {
+        **dict.fromkeys(("method", "method_name", "student", "dataset", "selected_on", "host", "host_version", "torch",
+                         "device", "precision"), text()),
+        **dict.fromkeys(("data", "test_data"), one_of(text(), NULL)),
+        **dict.fromkeys(("seconds", "images_per_second", "params_student", "params_deployed", "params_trained"),
+                        number(0)),
+        **dict.fromkeys(("top1_last", "top1_best", "top5_last", "ece", "nll", "peak_memory_mb"), FIGURE),
+        **dict.fromkeys(("teacher_top1_before", "teacher_top1_after"), _FIGURES),
+        "teacher": _NAMES,
+        "epochs": whole(1, 10**9),
+        "best_epoch": one_of(whole(0, 10**9), NULL),
+        "image_size": one_of(whole(1, 10**6), NULL),
+        "seed": one_of(whole(0, 2**64), text(), NULL),
+    },
+    "job.json": {
+        **dict.fromkeys(("suite", "suite_file", "cfg", "status", "reason", "pair", "adapted_by", "teacher_file",
+                         "images"), one_of(text(), NULL)),
+        **dict.fromkeys(("overrides", "notes"), one_of(list_of(text(), 1000), NULL)),
+        "arm": text(),
+        "set": one_of(MAPPING, NULL),
+        "stretch": number(1e-6, 1e6),
+        "trials": whole(0, 10**9),
+        "at_once": whole(1, 10**6),
+        "seed": whole(0, 2**64),
+    },
+    "about.json": {"command": text(100_000), "resumed": Rule(lambda v: isinstance(v, list), "a list")},
+    "stopped.json": {"reason": one_of(text(), NULL), "epoch": one_of(whole(0, 10**9), NULL)},
+    # Nested keys by their dotted names, as a report reads them.
+    "cfg.yaml": {
+        **dict.fromkeys(("DISTILLER.TYPE", "DISTILLER.TEACHER", "DISTILLER.STUDENT", "DATASET.TYPE", "DATASET.ROOT",
+                         "DISTILLER.TEACHER_CKPT"), text()),
+        **dict.fromkeys(("DISTILLER.TEACHERS", "DISTILLER.TEACHER_CKPTS"), one_of(text(), list_of(text(), 64))),
+        "SOLVER.EPOCHS": whole(1, 10**9),
+        "TEACHER.SEED": whole(0, 2**64),
+    },
+}  # fmt: skip
 
 
 def experiment_name(cfg, overrides=()):
@@ -112,9 +157,9 @@ def held(folder):
 
 def _holder(folder):
     try:
-        holder = json.loads((folder / HOLDER).read_text())
+        holder = untrusted.read_json(folder / HOLDER, "its holder")
         return f"process {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, PluginError, KeyError, TypeError):
         return "another process"
 
 
@@ -167,39 +212,41 @@ def keep_lines_before(folder, epoch):
     path = Path(folder) / "log.jsonl"
     if not path.exists():
         return []
-    kept = [line for line in map(_entry, path.read_bytes().splitlines()) if line and line["epoch"] < epoch]
+    kept = [line for line in log_lines(folder) if line["epoch"] < epoch]
     write_text("".join(json.dumps(line) + "\n" for line in kept), path)
     return kept
 
 
-def _entry(line):
-    """A line of the log, None for one that a killed run left half written."""
+def log_lines(folder):
+    """The lines of log.jsonl, at most LOG_LINES; one that a killed run left half written is left out."""
     try:
-        entry = json.loads(line)
+        content = untrusted.read_bytes(Path(folder) / "log.jsonl", LOG_BYTES)
+    except FileNotFoundError:
+        return []
+    lines = [_entry(line) for line in content.splitlines()[:LOG_LINES]]
+    return [line for line in lines if line]
+
+
+def _entry(line):
+    try:
+        entry = untrusted.parse_json(line)
     except ValueError:
         return None
     return entry if isinstance(entry, dict) and isinstance(entry.get("epoch"), int) else None
 
 
 def read_json(folder, name):
-    """A JSON file of a run directory, None where it is absent."""
+    """The mapping in a JSON file of a run directory, its known fields checked; None where the file is absent."""
     path = Path(folder) / name
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = untrusted.read_json(path, "JSON written by a run")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise PluginError(f"{path} cannot be read ({error}); expected JSON written by a run.") from error
-
-
-def read_yaml(path, kind, advice=""):
-    """What a YAML file holds; `kind` and `path` are what an error calls it."""
-    try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PluginError(f"{kind} {path} cannot be read: {error.strerror}.{advice}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PluginError(f"{kind} {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    taught = name == "job.json" and isinstance(content, dict) and content.get("adapted_by")
+    wrong = problems(content, FIELDS.get(name, {}), ("suite_file", "arm") if taught else ())
+    if wrong:
+        raise PluginError(f"{path} is none of ours: {'; '.join(wrong[:3])}.")
+    return content
 
 
 def read_tree(path, advice=""):

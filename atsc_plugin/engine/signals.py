@@ -17,7 +17,7 @@ from pathlib import Path
 from atsc_plugin.engine import distributed
 
 ASKED_BY = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-WITHOUT_RESUME = ("teachers", "prepare")
+WITHOUT_RESUME = ("teachers", "prepare", "bench")
 
 
 class StopAsked(BaseException):

@@ -26,6 +26,7 @@ from atsc_plugin.losses import align, full, softened_divergence
 from atsc_plugin.methods.base import Key, Method, method
 from atsc_plugin.networks.maps import check_classes
 from atsc_plugin.networks.stages import check_stages, stage_facts
+from atsc_plugin.untrusted import open_regular, parse_json
 
 LARGEST_IMAGE = 64  # above this every stage is pooled first: the first one of ResNet50 at 224 would need 803 M weights
 POOLED = 8
@@ -162,8 +163,9 @@ def load_heads(heads, path):
 
 def facts_of(path):
     """What a cached file says of itself."""
+    open_regular(path).close()
     with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["facts"])
+        return parse_json(file.metadata()["facts"])
 
 
 def ensure_trained(cfg, teacher, heads, loaders):
@@ -205,7 +207,7 @@ def find_cached(cfg, teacher, heads):
             facts = facts_of(path)
             if facts["recipe"] == recipe:
                 found.append((facts["images"], path))
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+        except (PluginError, SafetensorError, KeyError, TypeError, ValueError, OSError):
             continue  # not a file of ours, or of another teacher: never a reason to stop
     return max(found)[1] if found else None
 

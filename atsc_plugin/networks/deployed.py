@@ -13,8 +13,6 @@ from torch import nn
 
 from atsc_plugin.losses import align, pool
 
-ENSEMBLES = ("logits", "probs")
-
 
 def ensemble_of(logits, rule):
     """One prediction from K: the mean of the logits, or the logarithm of the mean of the probabilities; K = 1: as is.
@@ -56,14 +54,14 @@ class DeployedStudent(nn.Module):
         owners = [id(head.classifier) for head in heads]
         self.owners = [owners.index(owner) for owner in owners]  # for each head, the first that has its classifier
         for number, head in enumerate(heads):
-            self.add_module(_name("projector", number), head.projector)
+            self.add_module(name_of("projector", number), head.projector)
             if self.owners[number] == number:
-                self.add_module(_name("classifier", number), head.classifier)
+                self.add_module(name_of("classifier", number), head.classifier)
 
     def heads(self):
         """The heads, first to last."""
         return [
-            Head(size, getattr(self, _name("projector", number)), getattr(self, _name("classifier", owner)))
+            Head(size, getattr(self, name_of("projector", number)), getattr(self, name_of("classifier", owner)))
             for number, (size, owner) in enumerate(zip(self.map_sizes, self.owners, strict=True))
         ]
 
@@ -93,7 +91,7 @@ class DeployedStudent(nn.Module):
         }
 
 
-def _name(module, number):
+def name_of(module, number):
     """The first head's modules carry no number."""
     return module if number == 0 else f"{module}_{number + 1}"
 

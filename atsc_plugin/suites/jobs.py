@@ -203,7 +203,7 @@ def refuse_other_configurations(jobs):
 
 
 def _keys_of(path):
-    return flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    return flatten(read_tree(path))
 
 
 def _changes(job, before):
