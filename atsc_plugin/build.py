@@ -12,8 +12,7 @@ import torch
 
 from atsc_plugin import host, teachers
 from atsc_plugin.config import OWN_DATASETS
-from atsc_plugin.data import host_images
-from atsc_plugin.data.splits import Data, LoaderFacts, memory_data
+from atsc_plugin.data.datasets import Data, LoaderFacts, check_host_keys, host_loaders, memory_data
 from atsc_plugin.distillers.review_checks import review_problems
 from atsc_plugin.distillers.teacher_list import configs_by_teacher, networks_of, takes_several, teacher_names
 from atsc_plugin.engine import distributed, run_files
@@ -45,8 +44,8 @@ def data_of(cfg, device):
     if name in OWN_DATASETS:
         return memory_data(cfg.DATASET, facts, size)
     found = host.get_dataset(cfg)
-    host_images.check(found, cfg.DATASET, size, cfg.DISTILLER.TYPE)
-    found = host_images.loaders(found, cfg.DATASET, facts, cfg.SOLVER.TRAINER)
+    check_host_keys(found, cfg.DATASET, size, cfg.DISTILLER.TYPE)
+    found = host_loaders(found, cfg.DATASET, facts, cfg.SOLVER.TRAINER)
     train, val, test, images, classes, names = found
     mean, std = host.NORMALISATION[name]
     named = names if len(names) == classes else []

@@ -9,9 +9,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from atsc_plugin.data import host_images
-from atsc_plugin.data.sharing import RankBatches, SeededImages, WorkerLoader
-from atsc_plugin.data.splits import LoaderFacts, validation_indices, with_validation_loader
+from atsc_plugin.data import datasets
+from atsc_plugin.data.datasets import LoaderFacts, validation_indices, with_validation_loader
+from atsc_plugin.data.worker_loader import RankBatches, SeededImages, WorkerLoader
 from atsc_plugin.errors import PluginError
 
 CPU = torch.device("cpu")
@@ -52,7 +52,7 @@ def node(loader="auto", share=0.0):
 
 
 def test_known_transforms_go_to_the_device_with_the_same_padding_flips_and_statistics():
-    train, val, test, images, classes, names = host_images.loaders(found(), node(), facts(), "plugin")
+    train, val, test, images, classes, names = datasets.host_loaders(found(), node(), facts(), "plugin")
     assert (type(train).__name__, val, images, classes) == ("DeviceLoader", None, 30, 10)
     assert (train.padding, train.flip, test.padding, test.seed) == (4, True, 0, None)
     assert train.mean.flatten().tolist() == pytest.approx(MEAN)
@@ -64,7 +64,7 @@ def test_known_transforms_go_to_the_device_with_the_same_padding_flips_and_stati
 
 
 def test_the_validation_split_on_the_device_is_the_one_that_host_loaders_get():
-    train, val, _, images, *_ = host_images.loaders(found(), node(share=0.2), facts(), "plugin")
+    train, val, _, images, *_ = datasets.host_loaders(found(), node(share=0.2), facts(), "plugin")
     kept, cut = validation_indices(30, 0.2)
     assert (images, len(train.labels), len(val.labels)) == (24, 24, 6)
     assert val.labels.tolist() == [index % 10 for index in cut]
@@ -76,22 +76,22 @@ def test_unknown_transforms_contrastive_samples_and_full_memory_stay_with_the_ho
     rotated = transforms.Compose([transforms.RandomRotation(20), *PLAIN])
     filled = transforms.Compose([transforms.RandomCrop(32, padding=4, padding_mode="reflect"), *PLAIN])
     for changed in (rotated, filled, transforms.Compose([transforms.RandomHorizontalFlip(0.3), *PLAIN])):
-        assert "transforms are not" in host_images.why_not(*found(changed)[:2], CPU)
-    assert "contrastive" in host_images.why_not(*found(extra=(0, 0))[:2], CPU)
-    monkeypatch.setattr(host_images, "_free_bytes", lambda device: 2**17)
-    assert "MiB that are free on cpu" in host_images.why_not(*found()[:2], CPU)
-    train, *_ = host_images.loaders(found(), node(), facts(), "plugin")
+        assert "transforms are not" in datasets.why_not(*found(changed)[:2], CPU)
+    assert "contrastive" in datasets.why_not(*found(extra=(0, 0))[:2], CPU)
+    monkeypatch.setattr(datasets, "_free_bytes", lambda device: 2**17)
+    assert "MiB that are free on cpu" in datasets.why_not(*found()[:2], CPU)
+    train, *_ = datasets.host_loaders(found(), node(), facts(), "plugin")
     assert isinstance(train, WorkerLoader)
 
 
 def test_the_key_decides_and_a_device_loader_that_cannot_be_is_refused():
     given = found()
-    assert host_images.loaders(given, node("host"), facts(), "plugin")[0] is given[0]
-    assert host_images.loaders(given, node(), facts(), "base")[0] is given[0]
+    assert datasets.host_loaders(given, node("host"), facts(), "plugin")[0] is given[0]
+    assert datasets.host_loaders(given, node(), facts(), "base")[0] is given[0]
     with pytest.raises(PluginError, match="LOADER is device, but cifar100 cannot: SOLVER.TRAINER is base"):
-        host_images.loaders(found(), node("device"), facts(), "base")
+        datasets.host_loaders(found(), node("device"), facts(), "base")
     with pytest.raises(PluginError, match="its batches carry contrastive samples. Use auto or host"):
-        host_images.loaders(found(extra=(0, 0)), node("device"), facts(), "plugin")
+        datasets.host_loaders(found(extra=(0, 0)), node("device"), facts(), "plugin")
 
 
 def epoch_of(loader, epoch, first=0):
@@ -100,11 +100,11 @@ def epoch_of(loader, epoch, first=0):
 
 
 def test_keys_that_a_hosts_own_loaders_do_not_follow_are_refused():
-    host_images.check(found(), node(share=0.1), 32, "KD")
+    datasets.check_host_keys(found(), node(share=0.1), 32, "KD")
     with pytest.raises(PluginError, match="IMAGE_SIZE is 64, but the host's cifar100 has images of 32 pixels"):
-        host_images.check(found(), node(), 64, "KD")
+        datasets.check_host_keys(found(), node(), 64, "KD")
     with pytest.raises(PluginError, match="VAL_SPLIT is 0.1, but CRD's memory"):
-        host_images.check(found(), node(share=0.1), 32, "CRD")
+        datasets.check_host_keys(found(), node(share=0.1), 32, "CRD")
 
 
 def test_what_a_worker_draws_from_numpy_and_from_python_follows_from_the_seed_too():

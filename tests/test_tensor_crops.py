@@ -10,9 +10,8 @@ from torch.utils.data import Subset
 from torchvision import io, transforms
 from torchvision.datasets import ImageFolder
 
-from atsc_plugin.data.sharing import WorkerLoader
-from atsc_plugin.data.splits import LoaderFacts
-from atsc_plugin.data.tensor_crops import cropped_as_tensors
+from atsc_plugin.data.datasets import LoaderFacts
+from atsc_plugin.data.worker_loader import WorkerLoader, cropped_as_tensors
 from atsc_plugin.minidistiller.dataset.imagenet import get_imagenet_test_transform, get_imagenet_train_transform
 
 

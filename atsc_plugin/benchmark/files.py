@@ -10,7 +10,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from atsc_plugin.benchmark.timing import interleaved, summary
-from atsc_plugin.data.tensor_crops import cropped_as_tensors
+from atsc_plugin.data.worker_loader import cropped_as_tensors
 
 SIZE, QUALITY = (500, 375), 92  # of a usual ImageNet file, about 100 kB
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -8,8 +8,20 @@ target).
 import torch
 import torch.nn.functional as F
 
-from atsc_plugin.data.sharing import share, steps_of
 from atsc_plugin.seeds import stream
+
+
+def steps_of(count, batch_size, world=1):
+    """Batches of an epoch of `count` images."""
+    whole, rest = divmod(count, batch_size)
+    return whole + (rest >= world)
+
+
+def share(number, count, batch_size, rank=0, world=1):
+    """The slice of the epoch's order that one rank takes of batch `number`."""
+    start = number * batch_size
+    each = (min(start + batch_size, count) - start) // world
+    return slice(start + rank * each, start + (rank + 1) * each)
 
 
 def padded_pixels(images, padding):
