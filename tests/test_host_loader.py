@@ -13,6 +13,7 @@ from atsc_plugin.data import datasets
 from atsc_plugin.data.datasets import LoaderFacts, validation_indices, with_validation_loader
 from atsc_plugin.data.worker_loader import RankBatches, SeededImages, WorkerLoader
 from atsc_plugin.errors import PluginError
+from atsc_plugin.seeds import stream
 
 CPU = torch.device("cpu")
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
@@ -116,6 +117,17 @@ def test_what_a_worker_draws_from_numpy_and_from_python_follows_from_the_seed_to
     first, other = images[(1, 5)], images[(1, 6)]
     assert images[(1, 5)] == first
     assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_an_image_seeds_the_cpus_generator_alone_and_draws_as_before(monkeypatch):
+    class Drawing:
+        def __getitem__(self, index):
+            return torch.rand(3)
+
+    torch.manual_seed(stream(3, "augment", 1, 5))
+    expected = torch.rand(3)
+    monkeypatch.setattr(torch, "manual_seed", None)  # it would seed every device: a hundred times the cost
+    assert torch.equal(SeededImages(Drawing(), seed=3)[(1, 5)], expected)
 
 
 def test_a_worker_loader_draws_the_same_whoever_draws_it_and_can_start_inside_an_epoch():

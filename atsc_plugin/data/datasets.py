@@ -163,9 +163,11 @@ def _tensors(images, labels, wanted, asked, split):
 
 
 def content_identity(name, images, labels):
-    """A name for exactly these images: their number and a hash of the pixels and labels."""
-    digest = hashlib.blake2b(images.numpy().tobytes(), digest_size=8)
-    digest.update(labels.numpy().tobytes())
+    """A name for exactly these images in this order: their number and a hash of pixels (N x 3 x H x W) and labels."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in images.split(2000):  # in pieces: images that lie channels last are copied
+        digest.update(part.contiguous().numpy())
+    digest.update(labels.contiguous().numpy())
     return f"{name}-{len(labels)}-{digest.hexdigest()}"
 
 

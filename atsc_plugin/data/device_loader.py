@@ -6,7 +6,6 @@ target).
 """
 
 import torch
-import torch.nn.functional as F
 
 from atsc_plugin.seeds import stream
 
@@ -26,7 +25,10 @@ def share(number, count, batch_size, rank=0, world=1):
 
 def padded_pixels(images, padding):
     """uint8 N x 3 x H x W -> N x (H + 2 padding) x (W + 2 padding) x 3, zeros around, as RandomCrop pads."""
-    return F.pad(images, [padding] * 4).permute(0, 2, 3, 1).contiguous()
+    count, channels, height, width = images.shape
+    pixels = images.new_zeros(count, height + 2 * padding, width + 2 * padding, channels)
+    pixels[:, padding : padding + height, padding : padding + width] = images.permute(0, 2, 3, 1)  # one copy, in place
+    return pixels
 
 
 def crop(pixels, index, tops, lefts, size):

@@ -54,7 +54,9 @@ class SeededImages(torch.utils.data.Dataset):
     def __getitem__(self, pair):
         epoch, index = pair
         drawn = stream(self.seed, "augment", epoch, index)
-        torch.manual_seed(drawn)  # a host's transforms may draw from any of the three, and CRD's negatives from numpy's
+        # A host's transforms may draw from any of the three, and CRD's negatives from numpy's. torch.manual_seed would
+        # also seed every device (100 to 200 us an image against 2); the draws from the CPU's generator are the same.
+        torch.default_generator.manual_seed(drawn)
         random.seed(drawn)
         np.random.seed(drawn % 2**32)
         return self.dataset[index]
