@@ -19,7 +19,7 @@ from torchvision import transforms
 
 from atsc_plugin.data.arrays import check_labels, read_cifar10, read_folder, read_npz
 from atsc_plugin.data.device_loader import DeviceLoader
-from atsc_plugin.data.digits100 import CLASS_NAMES, digits100
+from atsc_plugin.data.digits100 import CLASS_NAMES, cached_digits100
 from atsc_plugin.data.worker_loader import WorkerLoader
 from atsc_plugin.errors import PluginError
 from atsc_plugin.seeds import stream
@@ -107,11 +107,11 @@ def _read(node):
     return read_folder(node.ROOT, node.IMAGE_SIZE) if node.TYPE == "folder" else read_cifar10(node.ROOT, node.DOWNLOAD)
 
 
-@lru_cache(maxsize=2)  # a run that trains its teacher first asks twice, and composing takes seconds
+@lru_cache(maxsize=2)  # a run that trains its teacher first asks twice
 def _digits100(train, val, test, seed):
     try:
-        return digits100(train, val, test, seed)
-    except ImportError as error:
+        return cached_digits100(train, val, test, seed)
+    except (ImportError, ValueError) as error:
         raise PluginError(str(error)) from error
 
 
