@@ -12,7 +12,7 @@ import torch
 
 from atsc_plugin import host, teachers
 from atsc_plugin.config import OWN_DATASETS
-from atsc_plugin.data.datasets import Data, LoaderFacts, check_host_keys, host_loaders, memory_data
+from atsc_plugin.data.datasets import Data, LoaderFacts, host_data, memory_data
 from atsc_plugin.distillers.review_checks import review_problems
 from atsc_plugin.distillers.teacher_list import configs_by_teacher, networks_of, takes_several, teacher_names
 from atsc_plugin.engine import distributed, run_files
@@ -43,13 +43,7 @@ def data_of(cfg, device):
     facts = LoaderFacts(cfg.SOLVER.BATCH_SIZE, cfg.DATASET.TEST.BATCH_SIZE, device, cfg.EXPERIMENT.SEED, *ranks)
     if name in OWN_DATASETS:
         return memory_data(cfg.DATASET, facts, size)
-    found = host.get_dataset(cfg)
-    check_host_keys(found, cfg.DATASET, size, cfg.DISTILLER.TYPE)
-    found = host_loaders(found, cfg.DATASET, facts, cfg.SOLVER.TRAINER)
-    train, val, test, images, classes, names = found
-    mean, std = host.NORMALISATION[name]
-    named = names if len(names) == classes else []
-    return Data(name, f"{name}-{images}", classes, size, train, val, test, images, list(mean), list(std), named)
+    return host_data(cfg, facts, size)
 
 
 def data_of_its_own(cfg, device):
@@ -206,7 +200,11 @@ def plan(run):
     pairs = [
         ("host", f"{host.NAME} {host.VERSION} ({host.FOLDER})"),
         ("device", str(run.device)),
-        ("data", f"{data.identity}: {data.train_images} training images, {data.classes} classes, {data.image_size} px"),
+        (
+            "data",
+            f"{data.identity}: {data.train_images} training images, {data.classes} classes, {data.image_size} px"
+            + (f", from {data.source}" if data.source else ""),
+        ),
         ("method", f"{cfg.DISTILLER.TYPE} ({type(distiller).__module__}.{type(distiller).__name__})"),
         ("student", f"{cfg.DISTILLER.STUDENT}, {parameter_count(distiller.student.parameters()):,} parameters"),
     ]

@@ -11,17 +11,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / "atsc_plugin"
 # Lowest first. A room is a module or a folder; the longest match decides.
 FLOORS = [
     ["errors", "files", "seeds", "shipped", "key_table", "collapse"],
+    ["minidistiller", "habits"],
+    ["host"],
     [
-        "minidistiller",
         "data",
-        "habits",
         "distillers.map_source",
         "distillers.parts",
         "distillers.deployed",
         "distillers.teacher_list",
     ],  # fmt: skip
     ["engine"],
-    ["host"],
     ["keys", "distillers"],
     ["config", "registration", "deploy"],
     ["teachers"],

@@ -17,7 +17,10 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
+from atsc_plugin import host
 from atsc_plugin.data.arrays import check_labels, read_cifar10, read_folder, read_npz
+from atsc_plugin.data.containers import CLASS_NAMES as CIFAR100_NAMES
+from atsc_plugin.data.containers import Container, find_cifar100, read_cifar100
 from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.data.digits100 import CLASS_NAMES, cached_digits100
 from atsc_plugin.data.worker_loader import WorkerLoader
@@ -42,7 +45,8 @@ class Data:
     mean: list = field(default_factory=list)
     std: list = field(default_factory=list)
     class_names: list = field(default_factory=list)
-    test_identity: str | None = None  # None: a host's own loaders, known by their name
+    test_identity: str | None = None  # None: a host's own files, known by their name
+    source: str = ""  # CIFAR-100: the container it was read from
 
     def facts(self):
         """What a deployed student's card says of the data."""
@@ -185,6 +189,47 @@ def _statistics(images):
 
 
 # ---- A host's data set: on the device where its images are an array and its transforms known, else by workers. ----
+
+
+def host_data(cfg, loader, image_size):
+    """A data set that the host loads, CIFAR-100 out of any container; `image_size` is what the networks take."""
+    node, name = cfg.DATASET, cfg.DATASET.TYPE
+    container = find_cifar100(host.data_root(node.ROOT)) if name == "cifar100" else None
+    # mdistiller reads its pickles itself. All else is read here, and the host's data sets are built around it.
+    theirs = host.NAME == "mdistiller" and container == Container("pickles", host.data_place("cifar100", node.ROOT))
+    given = None if container is None or theirs else (read_cifar100(container), CIFAR100_NAMES)
+    found = host.get_dataset(cfg, given)
+    check_host_keys(found, node, image_size, cfg.DISTILLER.TYPE)
+    train, val, test, images, classes, names = host_loaders(found, node, loader, cfg.SOLVER.TRAINER)
+    mean, std = host.NORMALISATION[name]
+    identity, test_identity = f"{name}-{images}", None
+    if name == "cifar100":
+        identity = _array_identity(name, found[0].dataset, node.VAL_SPLIT)
+        test_identity = _array_identity(f"{name}-test", found[1].dataset)
+    return Data(
+        name=name,
+        identity=identity,
+        classes=classes,
+        image_size=image_size,
+        train=train,
+        val=val,
+        test=test,
+        train_images=images,
+        mean=list(mean),
+        std=list(std),
+        class_names=names if len(names) == classes else [],
+        test_identity=test_identity,
+        source=str(container or ""),
+    )
+
+
+def _array_identity(name, dataset, cut_off=0.0):
+    """`content_identity` of torchvision's CIFAR, without the share that is cut off for validation."""
+    images, labels = torch.from_numpy(dataset.data).permute(0, 3, 1, 2), torch.tensor(dataset.targets)
+    if cut_off:
+        kept = torch.from_numpy(validation_indices(len(labels), cut_off)[0])
+        images, labels = images[kept], labels[kept]
+    return content_identity(name, images, labels)
 
 
 def host_loaders(found, node, facts, trainer):
