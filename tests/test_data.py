@@ -134,6 +134,17 @@ def test_other_sizes_are_refused_with_the_way_out_or_resized():
     assert (even.test.images == 77).all()
 
 
+@pytest.mark.parametrize("key", ["DATASET.IMAGE_SIZE", "DATASET.PADDING"])
+def test_a_size_that_no_memory_holds_is_refused_before_memory_is_asked_for(key):
+    with pytest.raises(PluginError, match="MiB that are free. Set DATASET.IMAGE_SIZE or DATASET.PADDING lower"):
+        data("npz", npz(), key, "1000000")
+
+
+def test_more_digits_than_memory_holds_are_refused():
+    with pytest.raises(PluginError, match="got train=1000000000000; expected at most 1,000,000 images"):
+        data("digits100", "", "DATASET.DIGITS100.TRAIN_IMAGES", "1000000000000")
+
+
 def test_64_pixel_images_train_networks_that_can(tmp_path):
     assert (
         run("npz", npz(side=64), "DATASET.IMAGE_SIZE", "64", "DISTILLER.STUDENT", "vgg8", "DISTILLER.TEACHER", "vgg11")

@@ -29,6 +29,8 @@ from atsc_plugin.seeds import stream
 
 FLIPS = {"digits100": False, "npz": False, "folder": True, "cifar10": True}  # what DATASET.FLIP auto means
 
+_RESIZED_TOGETHER = 1000
+
 
 @dataclass
 class Data:
@@ -72,6 +74,7 @@ def memory_data(node, loader, image_size):
     splits, names = _read(node)
     classes = check_labels(splits, names, node.ROOT or name)
     splits = _with_validation(splits, node.VAL_SPLIT, name)
+    _check_memory(splits, image_size, node.PADDING)
     tensors = {split: _tensors(*arrays, image_size, node.IMAGE_SIZE, split) for split, arrays in splits.items()}
     mean, std = _statistics(tensors["train"][0])
     mean, std = list(node.MEAN) or mean, list(node.STD) or std
@@ -148,6 +151,19 @@ def with_validation_loader(train, test, share):
     )
 
 
+def _check_memory(splits, side, padding):
+    """Refuse sizes that the memory cannot hold, before any is asked for."""
+    count, train = sum(len(labels) for _, labels in splits.values()), len(splits["train"][1])
+    resized = 0 if splits["train"][0].shape[1:3] == (side, side) else min(count, _RESIZED_TOGETHER)
+    needed = 3 * (count * side**2 + train * (side + 2 * padding) ** 2 + 8 * resized * side**2)  # resized as float32
+    free = _free_bytes(torch.device("cpu"))
+    if needed > free:
+        raise PluginError(
+            f"{count:,} images of {side} x {side} pixels, padded by {padding}, need {needed >> 20:,} MiB of the "
+            f"{free >> 20:,} MiB that are free. Set DATASET.IMAGE_SIZE or DATASET.PADDING lower."
+        )
+
+
 def _tensors(images, labels, wanted, asked, split):
     """Channels-first uint8 of the wanted side; other sizes are resized when DATASET.IMAGE_SIZE asks, else refused."""
     tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous()
@@ -161,7 +177,7 @@ def _tensors(images, labels, wanted, asked, split):
         )
     pieces = [
         F.interpolate(part.float(), (wanted, wanted), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
-        for part in tensor.split(1000)
+        for part in tensor.split(_RESIZED_TOGETHER)
     ]
     return torch.cat(pieces), torch.from_numpy(labels.astype(np.int64))
 
