@@ -12,7 +12,7 @@ import torch
 
 from atsc_plugin import host, teachers
 from atsc_plugin.config import OWN_DATASETS
-from atsc_plugin.data.datasets import Data, LoaderFacts, host_data, memory_data
+from atsc_plugin.data.datasets import Data, LoaderOptions, host_data, memory_data
 from atsc_plugin.engine import distributed, run_files
 from atsc_plugin.engine.placement import device_of
 from atsc_plugin.engine.teacher_files import deployed_stem
@@ -40,10 +40,10 @@ def data_of(cfg, device):
     """The data set of a configuration, with its loaders."""
     name, size = cfg.DATASET.TYPE, host.image_size(cfg.DATASET)
     ranks = distributed.rank(), distributed.world()
-    facts = LoaderFacts(cfg.SOLVER.BATCH_SIZE, cfg.DATASET.TEST.BATCH_SIZE, device, cfg.EXPERIMENT.SEED, *ranks)
+    options = LoaderOptions(cfg.SOLVER.BATCH_SIZE, cfg.DATASET.TEST.BATCH_SIZE, device, cfg.EXPERIMENT.SEED, *ranks)
     if name in OWN_DATASETS:
-        return memory_data(cfg.DATASET, facts, size)
-    return host_data(cfg, facts, size)
+        return memory_data(cfg.DATASET, options, size)
+    return host_data(cfg, options, size)
 
 
 def data_of_its_own(cfg, device):

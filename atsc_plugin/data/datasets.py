@@ -4,12 +4,15 @@ Images that fit into memory (`memory_data`) live on the device whole. A host's o
 are an array and its transforms are known; else worker processes load it (`host_loaders`).
 """
 
+from __future__ import annotations
+
 import copy
 import hashlib
 import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,35 +43,35 @@ class Data:
     identity: str  # everything that decides which images these are; teachers are cached under it
     classes: int
     image_size: int
-    train: object
-    val: object
-    test: object
+    train: Any
+    val: Any
+    test: Any
     train_images: int
-    mean: list = field(default_factory=list)
-    std: list = field(default_factory=list)
-    class_names: list = field(default_factory=list)
+    mean: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)
     test_identity: str | None = None  # None: a host's own files, known by their name
     source: str = ""  # CIFAR-100: the container it was read from
 
-    def facts(self):
+    def facts(self) -> dict[str, Any]:
         """What a deployed student's card says of the data."""
         names = ("classes", "image_size", "mean", "std", "class_names")
         return {"dataset": self.name, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True)
-class LoaderFacts:
+class LoaderOptions:
     """How the loaders are to be built: sizes, place and seed."""
 
     batch_size: int
     eval_batch_size: int
-    device: object
+    device: torch.device
     seed: int
     rank: int = 0
     world: int = 1
 
 
-def memory_data(node, loader, image_size):
+def memory_data(node: Any, options: LoaderOptions, image_size: int) -> Data:
     """A data set that lives on the device whole; `node` is DATASET, `image_size` what the networks take."""
     name = node.TYPE
     splits, names = _read(node)
@@ -78,12 +81,12 @@ def memory_data(node, loader, image_size):
     tensors = {split: _tensors(*arrays, image_size, node.IMAGE_SIZE, split) for split, arrays in splits.items()}
     mean, std = _statistics(tensors["train"][0])
     mean, std = list(node.MEAN) or mean, list(node.STD) or std
-    common = {"mean": mean, "std": std, "device": loader.device}
+    common = {"mean": mean, "std": std, "device": options.device}
     flip = FLIPS[name] if node.FLIP == "auto" else node.FLIP == "horizontal"
-    seed = stream(loader.seed, "data")
-    ours = {"seed": seed, "padding": node.PADDING, "flip": flip, "rank": loader.rank, "world": loader.world}
-    train = DeviceLoader(*tensors["train"], loader.batch_size, **ours, **common)
-    others = {split: DeviceLoader(*pair, loader.eval_batch_size, **common) for split, pair in tensors.items()}
+    seed = stream(options.seed, "data")
+    augmented = {"seed": seed, "padding": node.PADDING, "flip": flip, "rank": options.rank, "world": options.world}
+    train = DeviceLoader(*tensors["train"], options.batch_size, **augmented, **common)
+    others = {split: DeviceLoader(*pair, options.eval_batch_size, **common) for split, pair in tensors.items()}
     return Data(
         name=name,
         identity=content_identity(name, *tensors["train"]),
@@ -122,7 +125,7 @@ def _digits100(train, val, test, seed):
         raise PluginError(str(error)) from error
 
 
-def validation_indices(count, share):
+def validation_indices(count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     """(kept for training, cut off for validation): a fixed draw, so that every run and method has the same split."""
     order = np.random.default_rng(stream(0, "validation split")).permutation(count)
     cut = max(1, round(count * share))
@@ -139,7 +142,7 @@ def _with_validation(splits, share, name):
     return {**splits, "train": (images[kept], labels[kept]), "val": (images[cut], labels[cut])}
 
 
-def with_validation_loader(train, test, share):
+def with_validation_loader(train: DataLoader, test: DataLoader, share: float) -> tuple[DataLoader, DataLoader]:
     """(train, val) loaders from a host's own two: the cut-off images come with the test transform."""
     kept, cut = validation_indices(len(train.dataset), share)
     unaugmented = copy.copy(train.dataset)
@@ -182,7 +185,7 @@ def _tensors(images, labels, wanted, asked, split):
     return torch.cat(pieces), torch.from_numpy(labels.astype(np.int64))
 
 
-def content_identity(name, images, labels):
+def content_identity(name: str, images: torch.Tensor, labels: torch.Tensor) -> str:
     """A name for exactly these images in this order: their number and a hash of pixels (N x 3 x H x W) and labels."""
     digest = hashlib.blake2b(digest_size=8)
     for part in images.split(2000):  # in pieces: images that lie channels last are copied
@@ -207,21 +210,21 @@ def _statistics(images):
 # ---- A host's data set: on the device where its images are an array and its transforms known, else by workers. ----
 
 
-def host_data(cfg, loader, image_size):
+def host_data(cfg: Any, options: LoaderOptions, image_size: int) -> Data:
     """A data set that the host loads, CIFAR-100 out of any container; `image_size` is what the networks take."""
     node, name = cfg.DATASET, cfg.DATASET.TYPE
     container = find_cifar100(host.data_root(node.ROOT)) if name == "cifar100" else None
     # mdistiller reads its pickles itself. All else is read here, and the host's data sets are built around it.
     theirs = host.NAME == "mdistiller" and container == Container("pickles", host.data_place("cifar100", node.ROOT))
     given = None if container is None or theirs else (read_cifar100(container), CIFAR100_NAMES)
-    found = host.get_dataset(cfg, given)
-    check_host_keys(found, node, image_size, cfg.DISTILLER.TYPE)
-    train, val, test, images, classes, names = host_loaders(found, node, loader, cfg.SOLVER.TRAINER)
+    loaded = host.get_dataset(cfg, given)
+    check_host_keys(loaded, node, image_size, cfg.DISTILLER.TYPE)
+    train, val, test, images, classes, names = host_loaders(loaded, node, options, cfg.SOLVER.TRAINER)
     mean, std = host.NORMALISATION[name]
     identity, test_identity = f"{name}-{images}", None
     if name == "cifar100":
-        identity = _array_identity(name, found[0].dataset, node.VAL_SPLIT)
-        test_identity = _array_identity(f"{name}-test", found[1].dataset)
+        identity = _array_identity(name, loaded[0].dataset, node.VAL_SPLIT)
+        test_identity = _array_identity(f"{name}-test", loaded[1].dataset)
     return Data(
         name=name,
         identity=identity,
@@ -248,28 +251,28 @@ def _array_identity(name, dataset, cut_off=0.0):
     return content_identity(name, images, labels)
 
 
-def host_loaders(found, node, facts, trainer):
+def host_loaders(loaded: tuple, node: Any, options: LoaderOptions, trainer: str) -> tuple:
     """(train, val or None, test, training images, classes, their names) from a host's own, by DATASET.LOADER."""
-    train, test, images, classes = found
+    train, test, images, classes = loaded
     names = list(getattr(test.dataset, "classes", []))  # torchvision's data sets name them; a card carries them
     ours = trainer == "plugin"
-    hindrance = why_not(train, test, facts.device) if ours else f"SOLVER.TRAINER is {trainer}"
+    hindrance = why_not(train, test, options.device) if ours else f"SOLVER.TRAINER is {trainer}"
     if node.LOADER == "device" and hindrance:
         raise PluginError(f"DATASET.LOADER is device, but {node.TYPE} cannot: {hindrance}. Use auto or host.")
     if node.LOADER != "host" and not hindrance:
-        return *on_device(train, test, node.VAL_SPLIT, facts), classes, names
+        return *on_device(train, test, node.VAL_SPLIT, options), classes, names
     val = None
     if node.VAL_SPLIT:
         train, val = with_validation_loader(train, test, node.VAL_SPLIT)
         images = len(train.dataset)
-    if ours and (node.LOADER == "auto" or facts.world > 1):
-        train = WorkerLoader(train, facts)
+    if ours and (node.LOADER == "auto" or options.world > 1):
+        train = WorkerLoader(train, options)
     return train, val, test, images, classes, names
 
 
-def check_host_keys(found, node, size, method):
+def check_host_keys(loaded: tuple, node: Any, size: int, method: str) -> None:
     """Refuse keys that a host's own loaders do not follow: all that is built on them would believe them."""
-    side = found[1].dataset[0][0].shape[-1]
+    side = loaded[1].dataset[0][0].shape[-1]
     if side != size:
         raise PluginError(
             f"DATASET.IMAGE_SIZE is {size}, but the host's {node.TYPE} has images of {side} pixels and does not resize "
@@ -282,7 +285,7 @@ def check_host_keys(found, node, size, method):
         )
 
 
-def why_not(train, test, device):
+def why_not(train: DataLoader, test: DataLoader, device: torch.device) -> str | None:
     """None where both loaders' data sets can live on the device and be augmented there; else the reason in words."""
     for loader in (train, test):
         images = getattr(loader.dataset, "data", None)
@@ -298,10 +301,10 @@ def why_not(train, test, device):
     return None
 
 
-def augmentation(transform):
+def augmentation(transform: Any) -> dict[str, Any] | None:
     """{"padding", "flip", "mean", "std"} of mdistiller's CIFAR transforms; None for any other."""
     steps = list(getattr(transform, "transforms", []))
-    found = {"padding": 0, "flip": False}
+    settings = {"padding": 0, "flip": False}
     if steps and type(steps[0]) is transforms.RandomCrop:
         step = steps.pop(0)
         if type(step.padding) is not int or (step.fill, step.padding_mode, step.pad_if_needed) != (
@@ -310,29 +313,31 @@ def augmentation(transform):
             False,
         ):
             return None
-        found["padding"] = step.padding
+        settings["padding"] = step.padding
     if steps and type(steps[0]) is transforms.RandomHorizontalFlip and steps[0].p == 0.5:
-        found["flip"] = bool(steps.pop(0))
+        settings["flip"] = bool(steps.pop(0))
     if [type(step) for step in steps] != [transforms.ToTensor, transforms.Normalize]:
         return None
-    return {**found, "mean": list(steps[1].mean), "std": list(steps[1].std)}
+    return {**settings, "mean": list(steps[1].mean), "std": list(steps[1].std)}
 
 
-def on_device(train, test, share, facts):
+def on_device(train: DataLoader, test: DataLoader, share: float, options: LoaderOptions) -> tuple:
     """(train, val or None, test, training images) as device loaders; `share` of the training images for validation."""
     images, labels = train.dataset.data, np.asarray(train.dataset.targets)
-    known, plain = augmentation(train.dataset.transform), augmentation(test.dataset.transform)
-    kept, cut = validation_indices(len(labels), share) if share else (np.arange(len(labels)), None)
+    augmented, plain = augmentation(train.dataset.transform), augmentation(test.dataset.transform)
+    kept, cut = validation_indices(len(labels), share) if share else (slice(None), None)
 
     def loader(images, labels, batch_size, **rest):
         tensors = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels.astype(np.int64))
-        return DeviceLoader(*tensors, batch_size, device=facts.device, **rest)
+        return DeviceLoader(*tensors, batch_size, device=options.device, **rest)
 
-    seed = stream(facts.seed, "data")
-    ours = loader(images[kept], labels[kept], facts.batch_size, **known, seed=seed, rank=facts.rank, world=facts.world)
-    val = None if cut is None else loader(images[cut], labels[cut], facts.eval_batch_size, **plain)
-    checked = loader(test.dataset.data, np.asarray(test.dataset.targets), facts.eval_batch_size, **plain)
-    return ours, val, checked, len(kept)
+    seed = stream(options.seed, "data")
+    train_loader = loader(
+        images[kept], labels[kept], options.batch_size, **augmented, seed=seed, rank=options.rank, world=options.world
+    )
+    val = None if cut is None else loader(images[cut], labels[cut], options.eval_batch_size, **plain)
+    test_loader = loader(test.dataset.data, np.asarray(test.dataset.targets), options.eval_batch_size, **plain)
+    return train_loader, val, test_loader, len(train_loader.labels)
 
 
 def _free_bytes(device):

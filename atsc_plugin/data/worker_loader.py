@@ -10,10 +10,11 @@ its decoder deprecated; where it is gone, or was built without libjpeg, the host
 import copy
 import random
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import io, transforms
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms.functional import pil_to_tensor
@@ -27,7 +28,7 @@ warnings.filterwarnings("ignore", message="The image decoding and encoding capab
 class RankBatches:
     """A batch sampler: (epoch, number of the image) pairs of one rank, in an order that follows from (seed, epoch)."""
 
-    def __init__(self, count, batch_size, seed, rank=0, world=1):
+    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
         self.count, self.batch_size, self.seed, self.rank, self.world = count, batch_size, seed, rank, world
         self.epoch = self.first = 0
 
@@ -42,10 +43,10 @@ class RankBatches:
             yield [(self.epoch, index) for index in order[mine]]
 
 
-class SeededImages(torch.utils.data.Dataset):
+class SeededImages(Dataset):
     """A data set whose augmentation of image i in epoch e follows from (seed, e, i), whichever worker draws it."""
 
-    def __init__(self, dataset, seed):
+    def __init__(self, dataset: Dataset, seed: int):
         self.dataset, self.seed = dataset, seed
 
     def __len__(self):
@@ -65,23 +66,23 @@ class SeededImages(torch.utils.data.Dataset):
 class WorkerLoader(DataLoader):
     """A host's training images through workers that stay, into pinned memory, four batches ahead each."""
 
-    def __init__(self, loader, facts):
-        workers, seed = loader.num_workers, stream(facts.seed, "data")
-        batches = RankBatches(len(loader.dataset), facts.batch_size, seed, facts.rank, facts.world)
+    def __init__(self, loader, options):
+        workers, seed = loader.num_workers, stream(options.seed, "data")
+        batches = RankBatches(len(loader.dataset), options.batch_size, seed, options.rank, options.world)
         super().__init__(
             SeededImages(cropped_as_tensors(loader.dataset), seed),
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=loader.collate_fn,
-            pin_memory=facts.device.type == "cuda",
+            pin_memory=options.device.type == "cuda",
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
         )
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.epoch = epoch
 
-    def batches_from(self, first):
+    def batches_from(self, first: int) -> Iterator:
         """The pass without its first `first` batches, which no worker loads."""
         self.batch_sampler.first = first
         try:
@@ -93,7 +94,7 @@ class WorkerLoader(DataLoader):
 TAKEN_OVER = [transforms.RandomResizedCrop, transforms.RandomHorizontalFlip, transforms.ToTensor, transforms.Normalize]
 
 
-def cropped_as_tensors(dataset):
+def cropped_as_tensors(dataset: Dataset) -> Dataset:
     """The data set with that pipeline on tensors; one with any other pipeline or reader as it is."""
     if isinstance(dataset, Subset):
         inner = cropped_as_tensors(dataset.dataset)
@@ -113,7 +114,7 @@ def cropped_as_tensors(dataset):
     return ours
 
 
-def can_decode():
+def can_decode() -> bool:
     """Whether this torchvision still has a decoder of JPEG files."""
     try:
         io.decode_jpeg(io.encode_jpeg(torch.zeros(3, 8, 8, dtype=torch.uint8)))
@@ -122,7 +123,7 @@ def can_decode():
     return True
 
 
-def read_image(path):
+def read_image(path: str) -> torch.Tensor:
     """A file as bytes 3 x H x W. ImageNet also has CMYK, and a PNG that calls itself JPEG: those go through PIL."""
     try:
         return io.decode_jpeg(io.read_file(path), mode=io.ImageReadMode.RGB)
