@@ -16,7 +16,7 @@ from torchvision.datasets import CIFAR100
 from torchvision.transforms import functional as tv
 
 import atsc_plugin
-from atsc_plugin import build
+from atsc_plugin import build, host
 from atsc_plugin.__main__ import main
 from atsc_plugin.config import load_cfg
 from atsc_plugin.data import containers
@@ -296,6 +296,15 @@ def test_a_run_on_an_npz_records_the_hash_of_its_images(tmp_path, capsys):
     loaded = data(root)
     assert (result["data"], result["test_data"]) == (loaded.identity, loaded.test_identity)
     assert loaded.identity.startswith("cifar100-12-")
+
+
+def test_doctor_says_which_container_lies_in_the_hosts_data_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(host, "data_root", lambda root="": tmp_path / "data")
+    assert main(["doctor"]) == 0
+    assert f"cifar100: not found at {tmp_path / 'data' / 'cifar-100-python'}" in capsys.readouterr().out
+    path = write("npz", tmp_path / "data")
+    assert main(["doctor"]) == 0
+    assert f"cifar100: found: npz {path}" in capsys.readouterr().out
 
 
 @pytest.mark.skipif("MDISTILLER_PATH" not in os.environ, reason="MDISTILLER_PATH names no checkout of mdistiller")
