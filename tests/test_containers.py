@@ -132,7 +132,9 @@ def test_a_pickle_that_runs_something_is_refused_and_runs_nothing(tmp_path, spli
      pickle.dumps({"data": np.zeros((2, 3072)), "fine_labels": [1, 2]}),
      pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [1, 10**30]}),
      pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [1]}),
-     b"cnumpy\nndarray\n(I9000000000000000\ntR."],
+     b"cnumpy\nndarray\n(I9000000000000000\ntR.",
+     b"\x80\x02}r\xff\xff\xff\x7f.",  # place 2 ** 31 - 1 of the memo: 32 GiB
+     b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00."],  # a bytearray of 1 TiB
 )  # fmt: skip
 def test_a_damaged_pickle_is_told(tmp_path, content):
     write("pickles", tmp_path)

@@ -13,10 +13,12 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -184,6 +186,8 @@ def _unpickled(path: Path) -> dict:
         if path.stat().st_size > _LARGEST_FILE:
             raise ValueError(f"{path.stat().st_size:,} bytes")
         with open(path, "rb") as file:
+            _check_memo(file)
+            file.seek(0)
             content = _ArraysOnly(file, encoding="latin1").load()
         return {_text(key): value for key, value in content.items()}
     except Exception as error:  # a damaged pickle raises almost anything
@@ -191,6 +195,13 @@ def _unpickled(path: Path) -> dict:
             f"{path} cannot be read as a pickle of CIFAR-100 ({_first_line(error)}). Unpack cifar-100-python.tar.gz "
             "again."
         ) from error
+
+
+def _check_memo(file: BinaryIO) -> None:
+    """Refuse lengths beyond the end of the file, and places in the memo, for which the unpickler would fill memory."""
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > number:
+            raise pickle.UnpicklingError(f"it has place {argument:,} in a memo of at most {number:,}")
 
 
 def _text(value: object) -> str:
@@ -204,7 +215,7 @@ def _npz_kind(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             return "packed npz" if "train_blob.npy" in archive.namelist() else "npz"
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except Exception:  # of a damaged zip
         return "npz"  # its reader says what is wrong
 
 
