@@ -159,7 +159,7 @@ def test_labels_are_cifar100s_whatever_order_the_container_names_its_classes_in(
 @pytest.mark.parametrize("kind", ["npz", "class folders"])
 def test_classes_that_are_not_cifar100s_are_refused_by_name(tmp_path, kind):
     root = write(kind, tmp_path, made(classes=(0, 1)), ["worm", "\x1b[31mcat"])
-    with pytest.raises(PluginError, match=r"1 class names that are not CIFAR-100's \('\\x1b\[31mcat'\)"):
+    with pytest.raises(PluginError, match=r"1 class names that are not CIFAR-100's \('\\+x1b\[31mcat'\)"):
         data(root)
 
 
@@ -179,7 +179,7 @@ PICTURE = encoded(np.zeros((32, 32, 3), np.uint8), "WEBP")
     [
         (wrong_npz(train_images=np.zeros((3, 16, 16, 3), np.uint8), train_labels=np.zeros(3, int)), "N x 32 x 32 x 3"),
         (wrong_npz(train_labels=np.full(12, 100)), "labels run from 100 to 100; expected 0 to 99"),
-        (wrong_npz(train_labels=np.full(12, 2**63, np.uint64)), "expected 0 to 99"),
+        (wrong_npz(train_labels=np.full(12, 2**63, np.uint64)), "9223372036854775808"),
         (wrong_npz(val_images=made()["test"][0], val_labels=made()["test"][1]), "also has val"),
         (wrong_pack(train_blob=np.zeros(9, np.uint8)), "do not cut the blob"),
         (wrong_pack(train_offsets=np.array([0, 5, 3])), "do not cut the blob"),
