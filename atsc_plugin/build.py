@@ -18,8 +18,7 @@ import torch
 from atsc_plugin import contract, host, teachers
 from atsc_plugin.config import OWN_DATASETS
 from atsc_plugin.contract import Contract
-from atsc_plugin.data import host_images
-from atsc_plugin.data.splits import Data, LoaderFacts, memory_data
+from atsc_plugin.data.datasets import Data, LoaderOptions, host_data, memory_data
 from atsc_plugin.engine import distributed, run_dir
 from atsc_plugin.engine.batches import device_of
 from atsc_plugin.engine.trainer import PluginTrainer, parameter_count
@@ -47,16 +46,10 @@ def data_of(cfg, device) -> Data:
     """The data set of a configuration, with its loaders."""
     name, size = cfg.DATASET.TYPE, host.image_size(cfg.DATASET)
     ranks = distributed.rank(), distributed.world()
-    facts = LoaderFacts(cfg.SOLVER.BATCH_SIZE, cfg.DATASET.TEST.BATCH_SIZE, device, cfg.EXPERIMENT.SEED, *ranks)
+    options = LoaderOptions(cfg.SOLVER.BATCH_SIZE, cfg.DATASET.TEST.BATCH_SIZE, device, cfg.EXPERIMENT.SEED, *ranks)
     if name in OWN_DATASETS:
-        return memory_data(cfg.DATASET, facts, size)
-    found = host.get_dataset(cfg)
-    host_images.check(found, cfg.DATASET, size)
-    found = host_images.loaders(found, cfg.DATASET, facts, cfg.SOLVER.TRAINER)
-    train, val, test, images, classes, names = found
-    mean, std = host.NORMALISATION[name]
-    named = names if len(names) == classes else []
-    return Data(name, f"{name}-{images}", classes, size, train, val, test, images, list(mean), list(std), named)
+        return memory_data(cfg.DATASET, options, size)
+    return host_data(cfg, options, size)
 
 
 class Loaders:
@@ -216,7 +209,11 @@ def plan(run: Run) -> list[tuple[str, str]]:
     pairs = [
         ("host", f"{host.NAME} {host.VERSION} ({host.FOLDER})"),
         ("device", str(run.device)),
-        ("data", f"{data.identity}: {data.train_images} training images, {data.classes} classes, {data.image_size} px"),
+        (
+            "data",
+            f"{data.identity}: {data.train_images} training images, {data.classes} classes, {data.image_size} px"
+            + (f", from {data.source}" if data.source else ""),
+        ),
         ("method", f"{cfg.DISTILLER.TYPE} ({kind.__module__}.{kind.__name__})"),
         ("student", f"{cfg.DISTILLER.STUDENT}, {parameter_count(method.student.parameters()):,} parameters"),
     ]

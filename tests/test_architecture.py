@@ -16,14 +16,11 @@ FLOORS = [
     ["cards"],
     ["key_table"],
     [
-        "minidistiller",
         "data",
-        "habits",
         "networks",
         "methods.teacher_list",
     ],  # fmt: skip
     ["engine"],
-    ["host"],
     ["keys", "methods"],
     ["students"],
     ["config", "registration"],
