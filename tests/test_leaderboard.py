@@ -68,6 +68,8 @@ def test_failures_are_listed_while_the_rest_goes_on_and_a_second_call_runs_only_
     assert main(words) == 1
     assert "4 runs: 2 done, 2 to do" in capsys.readouterr().out
     assert events() == ["bad 1", "bad 2"]
+    assert main([*words, "--arms", "bad"]) == 1
+    assert "page of output/s: ['good']" in capsys.readouterr().out  # it shows all that is there
 
 
 def test_a_run_that_the_guard_stopped_has_ended_and_is_not_resumed(suite, capsys):

@@ -68,9 +68,9 @@ def run(args):
     failures = _run(args, runs, to_do, devices) if to_do else []
     for job, reason in failures:
         print(f"failed: {job.title}: {reason}; see {job.log}", file=sys.stderr)
-    if any(run.done for run in runs):
-        whole = jobs.expand(suite, args.output, overrides=jobs.parse_overrides(args.opts))
-        there = {run.arm for run in whole if run.done}  # the page shows all finished arms, not this call's alone
+    whole = jobs.expand(suite, args.output, overrides=jobs.parse_overrides(args.opts))
+    there = {run.arm for run in (*runs, *whole) if run.done}  # the page shows all finished arms, not this call's alone
+    if there:
         _write_page(folder, [arm for arm in suite.against if arm in there])
     return 1 if failures else 0
 

@@ -146,7 +146,7 @@ def _keys(suite, arm, pair, last, project, name):
     """The flat configuration of an arm on a pair; whole numbers become decimals where its file has one."""
     keys = flatten(read_tree(arm.config(pair)))
     last = last | {"EXPERIMENT.PROJECT": project, "EXPERIMENT.NAME": name}
-    for key, value in (suite.common | suite.pairs[pair] | arm.keys | last).items():
+    for key, value in (suite.common | suite.pairs[pair] | arm.set | last).items():
         keys[key] = float(value) if isinstance(keys.get(key), float) and type(value) is int else value
     epochs, stages = keys.get("SOLVER.EPOCHS", EPOCHS), keys.get("SOLVER.LR_DECAY_STAGES", STAGES)
     if arm.stretch != 1 and type(epochs) is int and isinstance(stages, list):
@@ -161,7 +161,7 @@ def _run(suite: Suite, arm: Arm, pair, seed, folder, names, keys, overrides):
     name = names[arm.name]
     record = {
         "suite": suite.name, "suite_file": suite.path, "arm": arm.name, "display": arm.display, "pair": pair,
-        "seed": seed, "cfg": arm.cfg.replace("{pair}", pair or ""), "set": arm.keys, "stretch": arm.stretch,
+        "seed": seed, "cfg": arm.cfg.replace("{pair}", pair or ""), "set": arm.set, "stretch": arm.stretch,
         "trials": arm.trials, "adapted_by": arm.adapted_by, "teacher_file": keys.get("DISTILLER.TEACHER_CKPT") or None,
         "notes": suite.notes, "images": suite.images,
         "overrides": [word for key, value in overrides for word in (key, str(value))],
@@ -274,7 +274,7 @@ def jobs_of(runs: list, checked: dict) -> list:
             job = copies.setdefault(run.source, _copy(run, run.source in to_come))
             needs.append(job.key)
         trainings.append(_training(run, tuple(needs)))
-    return [*teachers.values(), *trainings, *copies.values()]
+    return [*teachers.values(), *copies.values(), *trainings]  # a teacher that was left is copied at once
 
 
 def _teacher(run, teacher):

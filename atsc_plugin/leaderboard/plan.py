@@ -22,7 +22,8 @@ def published_beside(run, facts: dict):
 
     keys, record = facts["keys"], run.record
     dataset, teachers = keys["DATASET.TYPE"], facts["teacher_names"]
-    changed = record["set"] or record["adapted_by"] or record["overrides"] or record["stretch"] != 1
+    trial = run.folder.parents[1].name != record["suite"]
+    changed = trial or record["set"] or record["adapted_by"] or record["stretch"] != 1
     cut = keys.get("DATASET.VAL_SPLIT") or keys.get("DATASET.IMAGE_SIZE")
     if changed or cut or len(teachers) > 1 or keys["SOLVER.EPOCHS"] != published.EPOCHS.get(dataset):
         return None
@@ -49,6 +50,8 @@ def _rate(run):
     """(seconds an epoch, device) of the finished runs of a name, in the suite's folder or one of its trials."""
     rates, devices = [], set()
     for path in run.folder.parents[2].glob(f"{run.record['suite']}*/{run.name}/seed_*/result.json"):
+        if path.parents[2].name.partition(",")[0] != run.record["suite"]:
+            continue
         try:
             result = read_json(path.parent, path.name)
         except PluginError:

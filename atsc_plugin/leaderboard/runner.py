@@ -224,7 +224,8 @@ class Runner:
     def __init__(self, jobs: list, places):
         self.places, self.waiting, self.active = places, list(jobs), []
         self.total, self.ended, self.signals, self.failed, self.began = len(jobs), 0, 0, {}, {}
-        self.pace = Pace([job.run for job in jobs if job.run])
+        self.runs = [job.run for job in jobs if job.run]
+        self.start, self.epochs_before = time.monotonic(), sum(run.epochs_done() for run in self.runs)
 
     def run(self) -> list:
         """[(job, reason)] of those that failed. Interrupted: everything is ended, then a PluginError."""
@@ -296,20 +297,14 @@ class Runner:
         return f"{job.title}: epoch {job.run.epochs_done()}/{job.run.epochs}" if job.run else job.title
 
     def _say(self, text):
-        left = self.pace.left({job.run for job, _ in self.failed.values()}) if self.ended < self.total else ""
-        print(f"[{self.ended}/{self.total}] {text}{left}", flush=True)
+        print(f"[{self.ended}/{self.total}] {text}{self._left()}", flush=True)
 
-
-class Pace:
-    """The time left of some runs, by the epochs done since the start; nothing while there are none."""
-
-    def __init__(self, runs: list):
-        self.runs, self.started, self.before = runs, time.monotonic(), sum(run.epochs_done() for run in runs)
-
-    def left(self, failed: set) -> str:
-        done = sum(run.epochs_done() for run in self.runs) - self.before
+    def _left(self):
+        """The time left, by the epochs done since the start; nothing while there are none."""
+        failed = {job.run for job, _ in self.failed.values()}
         left = sum(run.epochs - run.epochs_done() for run in self.runs if run not in failed)
-        if done <= 0:
+        done = sum(run.epochs_done() for run in self.runs) - self.epochs_before
+        minutes = (time.monotonic() - self.start) / max(done, 1) * left / 60
+        if done <= 0 or left <= 0:
             return ""
-        minutes = (time.monotonic() - self.started) / done * left / 60
         return f"; about {minutes:.0f} min left" if minutes < 120 else f"; about {minutes / 60:.1f} h left"

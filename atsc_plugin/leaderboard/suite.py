@@ -94,10 +94,10 @@ SUITE = {  # key: (does a value fit, what is expected, default)
     "against": (_list_of(_is_name), "a list of arms", []),
     "common": (_are_keys, KEYS_EXPECTED, {}),
     "pairs": (_are_pairs, "names such as res32x4_res8x4, or a mapping of them to KEYS", {None: {}}),
-    "arms": (lambda arms: isinstance(arms, dict) and bool(arms), "a mapping", None),
+    "arms": (lambda arms: isinstance(arms, dict) and bool(arms), "a mapping", {}),
 }
 ARM = {
-    "cfg": (_is_text, "a configuration file", None),
+    "cfg": (_is_text, "a configuration file", ""),
     "display": (lambda name: _is_text(name) and len(name) <= 60, "a name of up to 60 letters", None),
     "set": (_are_keys, KEYS_EXPECTED, {}),
     "stretch": (lambda by: type(by) in (int, float) and 0 < by <= 1000, "a number above 0, at most 1000", 1),
@@ -109,14 +109,14 @@ ARM = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train a student; `cfg` may hold {pair}."""
+    """One way to train a student; `cfg` may hold {pair}. The fields are the file's keys."""
 
     name: str
-    display: str
     cfg: str
-    keys: dict
+    display: str
+    set: dict
     stretch: float
-    pairs: tuple
+    pairs: list
     trials: int
     adapted_by: str | None  # the arm whose run of the same seed leaves its teacher to this one
 
@@ -132,12 +132,14 @@ class Suite:
     name: str
     seeds: list
     teacher_seeds: list
-    arms: dict
-    pairs: dict
-    common: dict
+    trials: int
+    unequal_trials: str | None
     notes: list
     images: str | None
     against: list
+    common: dict
+    pairs: dict
+    arms: dict
 
 
 def read_suite(path: str | Path) -> Suite:
@@ -146,24 +148,22 @@ def read_suite(path: str | Path) -> Suite:
     if not isinstance(content, dict) or not {"name", "seeds", "arms"} <= set(content):
         raise PluginError(f"{path} is no suite; expected keys name, seeds and arms (a mapping), optionally common.")
     node = _checked(content, SUITE, "", problems)
-    pairs = node["pairs"] if isinstance(node["pairs"], dict) else dict.fromkeys(node["pairs"], {})
-    arms = [_arm(name, body, node, pairs, problems) for name, body in (node["arms"] or {}).items()]
-    arms = {arm.name: arm for arm in arms if arm}
+    pairs = node["pairs"] if isinstance(node["pairs"], dict) else dict.fromkeys(node["pairs"])
+    node["pairs"] = {pair: keys or {} for pair, keys in pairs.items()}
+    arms = [_arm(name, body, node, problems) for name, body in node["arms"].items()]
+    node["arms"] = arms = {arm.name: arm for arm in arms if arm}
     for arm in arms.values():
         problems += _source_problems(arm, arms)
     if unknown := [name for name in node["against"] if name not in arms]:
         problems.append(f"against: got {show(unknown)}, expected a list of arms, of {', '.join(arms)}")
-    notes, why, trials = node["notes"], node["unequal_trials"], {arm.name: arm.trials for arm in arms.values()}
+    trials = {arm.name: arm.trials for arm in arms.values()}
     if len(set(trials.values())) > 1:
-        notes = [*notes, f"Why tuning trials differ: {why}"]
-        if not why:
-            problems.append(f"tuning trials differ between arms ({show(trials)}); make them equal or say why: "
-                            "unequal_trials")  # fmt: skip
+        node["notes"] = [*node["notes"], f"Why tuning trials differ: {node['unequal_trials']}"]
+        if not node["unequal_trials"]:
+            problems.append(f"tuning trials differ between arms ({show(trials)}); say why: unequal_trials")
     if problems:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
-    pairs = {pair: keys or {} for pair, keys in pairs.items()}
-    return Suite(str(path), node["name"], node["seeds"], node["teacher_seeds"], arms, pairs, node["common"], notes,
-                 node["images"], node["against"])  # fmt: skip
+    return Suite(str(path), **node)
 
 
 def _checked(content, table, place, problems):
@@ -179,26 +179,26 @@ def _checked(content, table, place, problems):
     return values
 
 
-def _arm(name, body, suite, pairs, problems):
+def _arm(name, body, suite, problems):
     """An Arm, or None where it has a mistake."""
-    before = len(problems)
     if not _is_name(name) and not _is_count(name):
         problems.append(f"arm {show(name)}: expected letters, digits and ._+-")
-    elif not isinstance(body, dict) or "cfg" not in body:
-        problems.append(f"arm {name} is {show(body)}; expected cfg: an existing file, and of {', '.join(ARM)}")
-    if len(problems) > before:
         return None
-    node = _checked(body, ARM, f"arm {name}, ", problems)
-    own = list(pairs) if node["pairs"] is None else node["pairs"]
-    problems += [f"arm {name}: unknown pair {pair}; {_near(pair, pairs)}" for pair in own if pair not in pairs]
-    if "{pair}" in (node["cfg"] or "") and None in pairs:
+    if not isinstance(body, dict) or "cfg" not in body:
+        problems.append(f"arm {name} is {show(body)}; expected cfg: an existing file, and of {', '.join(ARM)}")
+        return None
+    before, node, known = len(problems), _checked(body, ARM, f"arm {name}, ", problems), suite["pairs"]
+    node["pairs"] = list(known) if node["pairs"] is None else node["pairs"]
+    node["trials"] = suite["trials"] if node["trials"] is None else node["trials"]
+    problems += [
+        f"arm {name}: unknown pair {pair}; {_near(pair, known)}" for pair in node["pairs"] if pair not in known
+    ]
+    if "{pair}" in node["cfg"] and None in known:
         problems.append(f"arm {name}: its cfg has {{pair}}, but the suite has no pairs")
     if len(problems) > before:
         return None
-    trials = suite["trials"] if node["trials"] is None else node["trials"]
-    display = node["display"] or str(name).replace("_", " ")
-    arm = Arm(str(name), display, node["cfg"], node["set"], node["stretch"], tuple(own), trials, node["adapted_by"])
-    missing = [str(arm.config(pair)) for pair in own if not arm.config(pair).is_file()]
+    arm = Arm(str(name), **{**node, "display": node["display"] or str(name).replace("_", " ")})
+    missing = [arm.config(pair) for pair in arm.pairs if not arm.config(pair).is_file()]
     problems += [f"arm {name}: there is no config {file}" for file in missing]
     return arm
 
