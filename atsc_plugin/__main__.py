@@ -10,9 +10,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import importlib
 import sys
+import traceback
 
 from atsc_plugin import __version__
-from atsc_plugin.errors import Interrupted, PluginError, RunStopped
+from atsc_plugin.errors import Interrupted, PluginError, RunStopped, out_of_memory
 
 COMMANDS = {
     "train": "train a student (and its teacher where it is missing) from a config file",
@@ -58,6 +59,16 @@ def main(argv=None):
         return 2
     module = importlib.import_module(f"atsc_plugin.{MODULES.get(command, f'commands.{command}')}")
     args = module.parse(words) if hasattr(module, "parse") else module.parser().parse_intermixed_args(words)
+    status = _run(module, args)
+    if status and "torch.distributed" in sys.modules:
+        from atsc_plugin.engine import distributed
+
+        distributed.leave(status)
+    return status
+
+
+def _run(module, args):
+    """The command's exit status; every error that a person can mend is told in a few lines."""
     try:
         status = module.run(args)
         sys.stdout.flush()
@@ -78,6 +89,16 @@ def main(argv=None):
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror or error}{place}. What was written before is intact.", file=sys.stderr)
+    except Exception as error:
+        if not out_of_memory(error):
+            traceback.print_exc()  # a mistake of the program; ranks must end here too
+            return 1
+        print(
+            f"{_who()}error: memory ran out ({str(error).splitlines()[0][:160] if str(error) else 'MemoryError'}). "
+            "Lower SOLVER.BATCH_SIZE (or DATASET.TEST.BATCH_SIZE), or raise SOLVER.ACCUMULATE, which needs the memory of "
+            "one micro-batch; SOLVER.AMP bf16 takes about half. What was written before is intact.",
+            file=sys.stderr,
+        )
     return 2
 
 

@@ -14,13 +14,13 @@ from atsc_plugin import host, teachers
 from atsc_plugin.config import OWN_DATASETS
 from atsc_plugin.data import host_images
 from atsc_plugin.data.splits import Data, LoaderFacts, memory_data
-from atsc_plugin.distillers.review_checks import review_problems
-from atsc_plugin.distillers.teacher_list import configs_by_teacher, networks_of, takes_several, teacher_names
 from atsc_plugin.engine import distributed, run_files
 from atsc_plugin.engine.placement import device_of
 from atsc_plugin.engine.teacher_files import deployed_stem
 from atsc_plugin.engine.trainer import PluginTrainer, parameter_count, unwrap
 from atsc_plugin.errors import PluginError
+from atsc_plugin.methods.review_checks import review_problems
+from atsc_plugin.methods.teacher_list import configs_by_teacher, networks_of, takes_several, teacher_names
 from atsc_plugin.seeds import stream
 
 

@@ -9,15 +9,15 @@ import difflib
 
 from yacs.config import CfgNode
 
-from atsc_plugin.distillers.atsc_checks import atsc_problems
-from atsc_plugin.distillers.sister_checks import coteach_problems, dih_problems
-from atsc_plugin.distillers.teacher_list import takes_several, teacher_names, teacher_problems
 from atsc_plugin.engine.run_files import read_tree
 from atsc_plugin.engine.solver_checks import solver_problems
 from atsc_plugin.engine.teacher_files import name_deployed
 from atsc_plugin.errors import ConfigError
 from atsc_plugin.host import CFG, distiller_dict, host_datasets, models_for, trainer_dict
 from atsc_plugin.keys import KEYS, find, flatten
+from atsc_plugin.methods.atsc_checks import atsc_problems
+from atsc_plugin.methods.sister_checks import coteach_problems, dih_problems
+from atsc_plugin.methods.teacher_list import takes_several, teacher_names, teacher_problems
 from atsc_plugin.shipped import config_file
 
 METHOD_CHECKS = {

@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import nn
 
 from atsc_plugin import host
-from atsc_plugin.distillers.deployed import DeployedStudent, Head, drop_modules
-from atsc_plugin.distillers.parts import MapSource, Projector
 from atsc_plugin.engine import run_files
 from atsc_plugin.engine.checkpoint import load_tensors
 from atsc_plugin.errors import PluginError
+from atsc_plugin.networks.deployed import DeployedStudent, Head, drop_modules
+from atsc_plugin.networks.maps import MapSource, Projector
 
 
 def load(path):

@@ -5,17 +5,17 @@ name would replace the package's function `register` by the module.
 """
 
 from atsc_plugin import host, keys
-from atsc_plugin.distillers.atsc_multi import ATSCMulti
-from atsc_plugin.distillers.atsc_published import make_atsc
-from atsc_plugin.distillers.averkd import AverKD
-from atsc_plugin.distillers.coteach import COTEACH
-from atsc_plugin.distillers.dih import DIH
-from atsc_plugin.distillers.dkd_multi import DKDMulti
-from atsc_plugin.distillers.projected import ProjectedKD, ProjectedVanilla
-from atsc_plugin.distillers.simkd import SimKD
-from atsc_plugin.distillers.simkd_multi import SimKDMulti
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
+from atsc_plugin.methods.atsc_multi import ATSCMulti
+from atsc_plugin.methods.atsc_published import make_atsc
+from atsc_plugin.methods.averkd import AverKD
+from atsc_plugin.methods.coteach import COTEACH
+from atsc_plugin.methods.dih import DIH
+from atsc_plugin.methods.dkd_multi import DKDMulti
+from atsc_plugin.methods.projected import ProjectedKD, ProjectedVanilla
+from atsc_plugin.methods.simkd import SimKD
+from atsc_plugin.methods.simkd_multi import SimKDMulti
 
 DISTILLERS = {
     "SIMKD": SimKD,

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atsc_plugin import deploy, host
-from atsc_plugin.distillers.deployed_teacher import as_teacher
-from atsc_plugin.distillers.teacher_list import configs_by_teacher
 from atsc_plugin.engine import checkpoint, distributed
 from atsc_plugin.engine.cache import key_of, only_writer
 from atsc_plugin.engine.teacher_files import deployed_stem, untrained_head
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
 from atsc_plugin.keys import DEFAULTS
+from atsc_plugin.methods.teacher_list import configs_by_teacher
+from atsc_plugin.networks.deployed_teacher import as_teacher
 
 IMAGE_KEYS = ("MEAN", "STD", "FLIP", "PADDING")
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from atsc_plugin.distillers.deployed import DeployedStudent, Head, drop_modules, tensors_of
-from atsc_plugin.distillers.parts import MapSource, Projector
 from atsc_plugin.engine.checkpoint import save_tensors
 from atsc_plugin.host import cifar_model_dict
+from atsc_plugin.networks.deployed import DeployedStudent, Head, drop_modules, tensors_of
+from atsc_plugin.networks.maps import MapSource, Projector
 
 
 def card_of(**changes):

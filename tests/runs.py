@@ -7,10 +7,10 @@ from test_trainer import log_of, tiny_loader, without_times
 from tiny import TinyNet
 
 import atsc_plugin
-from atsc_plugin.distillers.atsc_published import make_atsc
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.host import CFG
+from atsc_plugin.methods.atsc_published import make_atsc
 
 
 class DroppingNet(TinyNet):

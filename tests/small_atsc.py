@@ -4,9 +4,9 @@ import torch
 from tiny import TinyNet, batch
 
 import atsc_plugin
-from atsc_plugin.distillers.atsc_published import make_atsc
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.host import CFG, cifar_model_dict
+from atsc_plugin.methods.atsc_published import make_atsc
 
 RELEASED = ["ATSC.UPDATE", "published", "ATSC.DRIFT.WEIGHT", 1.0, "ATSC.DRIFT.PARAMS", "kernels",
             "ATSC.CLASSIFIER.PARAMS", "bias", "SOLVER.TRAINER", "plugin"]  # fmt: skip

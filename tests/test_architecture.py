@@ -15,14 +15,12 @@ FLOORS = [
         "minidistiller",
         "data",
         "habits",
-        "distillers.map_source",
-        "distillers.parts",
-        "distillers.deployed",
-        "distillers.teacher_list",
+        "networks",
+        "methods.teacher_list",
     ],  # fmt: skip
     ["engine"],
     ["host"],
-    ["keys", "distillers"],
+    ["keys", "methods"],
     ["config", "registration", "deploy"],
     ["teachers"],
     ["build"],
@@ -110,8 +108,8 @@ def test_only_the_door_names_a_host():
             assert not name.startswith("atsc_plugin.minidistiller"), f"{module} imports {name}"
 
 
-def test_the_init_files_of_engine_data_and_distillers_import_nothing():
-    for room in ("engine", "data", "distillers"):
+def test_the_init_files_of_the_packages_import_nothing():
+    for room in ("engine", "data", "methods", "networks"):
         assert imports_of(PACKAGE / room / "__init__.py") == []
 
 

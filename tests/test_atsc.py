@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from small_atsc import atsc_config, double_batch, net, tiny_atsc
 from tiny import TinyNet, batch
 
-from atsc_plugin.distillers.atsc_published import make_atsc
-from atsc_plugin.distillers.drift import StartingPoint, drift_penalty
 from atsc_plugin.errors import ConfigError
+from atsc_plugin.methods.atsc_published import make_atsc
+from atsc_plugin.networks.drift import StartingPoint, drift_penalty
 
 
 @pytest.fixture

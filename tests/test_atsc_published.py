@@ -9,9 +9,9 @@ from contract import assert_close, fill, image, labels, load_contract, traced_te
 from small_atsc import RELEASED, atsc_config, double_batch, net, tiny_atsc, trainer_of
 from tiny import TinyNet
 
-from atsc_plugin.distillers.atsc import ATSC
-from atsc_plugin.distillers.atsc_published import PublishedATSC, make_atsc
 from atsc_plugin.errors import ConfigError
+from atsc_plugin.methods.atsc import ATSC
+from atsc_plugin.methods.atsc_published import PublishedATSC, make_atsc
 
 
 @pytest.fixture

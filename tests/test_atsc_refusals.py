@@ -6,9 +6,9 @@ from tiny import HeadlessNet, MaxPoolNet, TinyNet, batch
 from torch import nn
 
 import atsc_plugin
-from atsc_plugin.distillers.atsc_published import make_atsc
 from atsc_plugin.errors import ModelRefused, PluginError
 from atsc_plugin.host import CFG
+from atsc_plugin.methods.atsc_published import make_atsc
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from deploy_files import student, write_student
 from atsc_plugin import build, registration, students
 from atsc_plugin.__main__ import main
 from atsc_plugin.config import load_cfg
-from atsc_plugin.distillers.deployed_teacher import as_teacher
-from atsc_plugin.distillers.parts import classifier_of, pool, teacher_map
-from atsc_plugin.distillers.review_checks import review_problems
 from atsc_plugin.errors import ConfigError, ModelRefused, PluginError
+from atsc_plugin.methods.review_checks import review_problems
+from atsc_plugin.networks.deployed_teacher import as_teacher
+from atsc_plugin.networks.maps import classifier_of, pool, teacher_map
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ROOT / "configs" / "quickstart"

@@ -8,11 +8,11 @@ from tiny import TinyNet, batch
 from torch import nn
 
 from atsc_plugin import deploy
-from atsc_plugin.distillers.deployed import DeployedStudent, Head, ensemble_of, tensors_of
-from atsc_plugin.distillers.parts import FEATS, Projector
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import cifar_model_dict
+from atsc_plugin.networks.deployed import DeployedStudent, Head, ensemble_of, tensors_of
+from atsc_plugin.networks.maps import FEATS, Projector
 
 Z = [torch.tensor([[0.0, 2.0]]), torch.tensor([[4.0, 1.0]])]
 

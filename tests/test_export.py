@@ -208,8 +208,8 @@ def test_an_ensemble_of_two_heads_is_exported_like_any_student(tmp_path, pixels)
 
 def test_a_map_that_is_read_by_a_hook_is_exported_too(tmp_path, pixels):
     """MobileNetV2's map is the output of a module inside, seen by a forward hook."""
-    from atsc_plugin.distillers.deployed import DeployedStudent, Head
-    from atsc_plugin.distillers.parts import Projector, teacher_map
+    from atsc_plugin.networks.deployed import DeployedStudent, Head
+    from atsc_plugin.networks.maps import Projector, teacher_map
 
     torch.manual_seed(0)
     backbone = cifar_model_dict["MobileNetV2"][0](num_classes=10)

@@ -13,13 +13,13 @@ import atsc_plugin
 from atsc_plugin import deploy
 from atsc_plugin.__main__ import main
 from atsc_plugin.config import load_cfg
-from atsc_plugin.distillers.atsc_multi import ATSCMulti
-from atsc_plugin.distillers.simkd_multi import SimKDMulti
-from atsc_plugin.distillers.teacher_list import configs_by_teacher
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import ConfigError, RunStopped
 from atsc_plugin.host import CFG, cifar_model_dict
+from atsc_plugin.methods.atsc_multi import ATSCMulti
+from atsc_plugin.methods.simkd_multi import SimKDMulti
+from atsc_plugin.methods.teacher_list import configs_by_teacher
 
 MULTI = QUICK / "atsc_multi.yaml"
 

@@ -182,7 +182,7 @@ def test_the_same_files_do_run_where_they_are_trusted(tmp_path):
 
 def test_a_heads_cache_that_is_malicious_is_refused(here, capsys, monkeypatch):
     """DIH's heads: the bomb lies where the cache would be looked for, whatever its key."""
-    from atsc_plugin.distillers import dih_heads
+    from atsc_plugin.methods import dih_heads
 
     (here / "heads.safetensors").write_bytes(forms(here / "ran")["zip"])
     monkeypatch.setattr(dih_heads, "cache_file", lambda *_: here / "heads.safetensors")

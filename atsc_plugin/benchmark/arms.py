@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from atsc_plugin import build, host
-from atsc_plugin.distillers.teacher_list import configs_by_teacher
 from atsc_plugin.engine.placement import layout_of
 from atsc_plugin.engine.step import Step
 from atsc_plugin.errors import PluginError
+from atsc_plugin.methods.teacher_list import configs_by_teacher
 
 PUBLISHED = ["DISTILLER.TYPE", "ATSC", "ATSC.UPDATE", "published", "ATSC.CLASSIFIER.PARAMS", "bias"]
 # Name of an arm -> keys that make it. "released" makes the steps of "published" at the cost of the released code.

@@ -58,7 +58,7 @@ def run(args):
 def _configuration(args):
     """The configuration with leave to train; `--seeds` makes a list of its only teacher."""
     from atsc_plugin.config import check, load_cfg
-    from atsc_plugin.distillers.teacher_list import takes_several, teacher_names
+    from atsc_plugin.methods.teacher_list import takes_several, teacher_names
 
     cfg = load_cfg(args.cfg, args.opts).clone()
     cfg.defrost()

@@ -6,6 +6,7 @@ Every function does the plain thing in a process that torchrun did not start, so
 import copy
 import inspect
 import os
+import sys
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import reduce
@@ -29,13 +30,18 @@ _side = None  # the ranks' group on the CPU
 
 @contextmanager
 def session(wanted="auto"):
-    """Join the other ranks for the length of a block; nothing happens where WORLD_SIZE is 1 or absent."""
+    """Join the other ranks for the length of a block; nothing happens where WORLD_SIZE is 1 or absent.
+
+    After an error the group is not destroyed: NCCL's teardown can wait 30 minutes for ranks that do not come. Whoever
+    reports the error ends the process by `leave`.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
     _join(wanted)
     try:
         yield
+        dist.destroy_process_group()
     except RuntimeError as error:
         if not _lost_the_others(error):
             raise
@@ -43,9 +49,14 @@ def session(wanted="auto"):
             f"rank {rank()} lost the other ranks ({str(error).splitlines()[0][:120]}); the reason stands with the rank "
             "that ended first."
         ) from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+
+
+def leave(status):
+    """End this process at once where it failed among several ranks; else return, so that it ends as usual."""
+    if status and dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _join(wanted):

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from atsc_plugin.distillers.parts import full
-from atsc_plugin.distillers.teacher_list import networks_of
 from atsc_plugin.errors import PluginError
+from atsc_plugin.methods.teacher_list import networks_of
+from atsc_plugin.networks.maps import full
 
 NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,6 +29,13 @@ class Precision:
 
     def backward(self, loss):
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def overflows_always(self):
+        """Whether fp16's loss scale has fallen below 1: the gradients are infinite, scaled or not. Waits for the device.
+
+        Single infinite gradients are how the scaler finds its scale: it leaves such a step out and halves the scale.
+        """
+        return self.scaler is not None and self.scaler.get_scale() < 1
 
     def move(self, optimizer, parameters, clip_norm):
         """The optimizer's step, the whole gradient cut to clip_norm where that is positive; nothing waits."""

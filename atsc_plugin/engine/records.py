@@ -15,11 +15,11 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from atsc_plugin import __version__
-from atsc_plugin.distillers.deployed import deployed_of, tensors_of
-from atsc_plugin.distillers.teacher_list import teacher_names
 from atsc_plugin.engine import distributed, run_files
 from atsc_plugin.engine.meters import peak_memory_mb
 from atsc_plugin.files import write_text
+from atsc_plugin.methods.teacher_list import teacher_names
+from atsc_plugin.networks.deployed import deployed_of, tensors_of
 
 
 def say(text, **where):

@@ -7,11 +7,11 @@ inference needs and nothing else. `latest` has besides all that an exact continu
 import sys
 import time
 
-from atsc_plugin.distillers.deployed import deployed_of, tensors_of
 from atsc_plugin.engine import checkpoint, distributed, latest, run_files
 from atsc_plugin.engine.records import about, surroundings
-from atsc_plugin.errors import PluginError
+from atsc_plugin.errors import PluginError, out_of_memory
 from atsc_plugin.files import remove_parts, write_json, write_text
+from atsc_plugin.networks.deployed import deployed_of, tensors_of
 
 
 def begin(trainer, resume):
@@ -151,6 +151,8 @@ def continue_from_latest(trainer):
         _refuse_misfit(trainer, state, path)
         _take_up(trainer, state)
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
         raise PluginError(
             f"{path} does not continue this run ({type(error).__name__}: {str(error).splitlines()[0]}); expected the "
             "checkpoint of the same configuration. Start anew with --overwrite."

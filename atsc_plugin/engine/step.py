@@ -6,15 +6,10 @@ Nothing in it waits for the device: losses stay tensors, and the meters that add
 import torch
 
 from atsc_plugin import habits
-from atsc_plugin.engine import compiling, distributed
+from atsc_plugin.engine import compiling, distributed, optim
 from atsc_plugin.engine.nonfinite import SkippedSteps
 from atsc_plugin.engine.precision import keep_logits_full, precision_of
 from atsc_plugin.errors import PluginError
-
-
-def learning_rate(cfg, epoch):
-    """SOLVER.LR * LR_DECAY_RATE^(number of LR_DECAY_STAGES that lie before this epoch), mdistiller's law."""
-    return cfg.SOLVER.LR * cfg.SOLVER.LR_DECAY_RATE ** sum(epoch > stage for stage in cfg.SOLVER.LR_DECAY_STAGES)
 
 
 def parts_of(inputs, count):
@@ -49,22 +44,13 @@ class Step:
         self.device = next(distiller.parameters()).device
         self.precision = precision_of(self.solver.AMP, self.device, hasattr(distiller, "second_loss"))
         groups = getattr(distiller, "param_groups", None)
-        self.optimizer = self._sgd(groups(cfg) if groups else distiller.get_learnable_parameters())
+        self.optimizer = optim.sgd(
+            groups(cfg) if groups else distiller.get_learnable_parameters(), self.solver, self.device
+        )
         self.second_optimizer, self.second_state = None, None
         self.skipped = self._skipped_steps()
         keep_logits_full(distiller, self.precision)
         self.compiled = compiling.compile_networks(distiller, self.solver.COMPILE, self.device)
-
-    def _sgd(self, parameters):
-        """fused: one kernel for all weights on a GPU, and fp16's scaler need not wait. On a CPU the loop is faster."""
-        solver = self.solver
-        return torch.optim.SGD(
-            parameters,
-            lr=solver.LR,
-            momentum=solver.MOMENTUM,
-            weight_decay=solver.WEIGHT_DECAY,
-            fused=True if self.device.type == "cuda" else None,
-        )
 
     def _skipped_steps(self):
         """What leaves bad steps out under SOLVER.NONFINITE skip, else None."""
@@ -78,8 +64,7 @@ class Step:
 
     def set_rate(self, rate):
         """The epoch's rate; a group's `lr_scale` multiplies it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+        optim.set_learning_rate(self.optimizer, rate)
 
     def parameters(self):
         """Everything the optimizer moves."""
@@ -135,9 +120,9 @@ class Step:
             return {}
         parameters, losses = self.distiller.second_loss(inputs["image"], inputs["target"])
         if self.second_optimizer is None:
-            self.second_optimizer = self._sgd(parameters)
+            self.second_optimizer = optim.sgd(parameters, self.solver, self.device)
             if self.second_state is not None:
-                self.second_optimizer.load_state_dict(self.second_state)
+                optim.load_optimizer(self.second_optimizer, self.second_state)
         for group in self.second_optimizer.param_groups:
             group["lr"] = self.optimizer.param_groups[0]["lr"]
         gradients = torch.autograd.grad(sum(losses.values()), parameters)
@@ -156,22 +141,11 @@ class Step:
         return state
 
     def load_state(self, state):
-        fused = [group["fused"] for group in self.optimizer.param_groups]  # is this device's, not the checkpoint's
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, fused, strict=True):
-            group["fused"] = own
-        self._as_the_weights_lie()
+        optim.load_optimizer(self.optimizer, state["optimizer"])
         if "second_optimizer" in state:
             self.second_state = state["second_optimizer"]  # loaded when the first second step makes its optimizer
         if self.scaler is not None and "scaler" in state:
             self.scaler.load_state_dict(state["scaler"])
-
-    def _as_the_weights_lie(self):
-        """Momentum in the weights' own memory layout: fused kernels run through both in the order of memory."""
-        for parameter, kept in self.optimizer.state.items():
-            momentum = kept.get("momentum_buffer")
-            if momentum is not None and momentum.stride() != parameter.stride():
-                kept["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
 
 
 def _together(results):

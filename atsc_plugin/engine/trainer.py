@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from atsc_plugin.distillers.teacher_list import names_of, networks_of
 from atsc_plugin.engine import checkpoint, distributed, rank_buffers, run_files, run_lock, run_state
 from atsc_plugin.engine.agreement import wait_for_all
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
@@ -25,10 +24,12 @@ from atsc_plugin.engine.placement import place_module
 from atsc_plugin.engine.random_states import seed_all
 from atsc_plugin.engine.records import NoRecords, Records, result_of, say
 from atsc_plugin.engine.signals import StopAsked, StopSignals, continuing_words, launched_by
-from atsc_plugin.engine.step import Step, learning_rate
+from atsc_plugin.engine.optim import learning_rate
+from atsc_plugin.engine.step import Step
 from atsc_plugin.engine.training_pass import TrainingPass
 from atsc_plugin.errors import Interrupted, PluginError, RunStopped
 from atsc_plugin.files import write_json
+from atsc_plugin.methods.teacher_list import names_of, networks_of
 from atsc_plugin.seeds import stream
 
 

@@ -109,8 +109,7 @@ class TrainingPass:
             self.meters.skip()
             say(f"epoch {self.epoch}: step {self.steps} left out, {step.skipped.reason}")
             return
-        scaled = getattr(step, "scaler", None) is not None  # a loss scaler tries infinite gradients and steps back
-        finite = None if scaled else all_finite(gradients(step.parameters()))
+        finite = None if step.scaler else all_finite(gradients(step.parameters()))  # `overflows_always` asks a scaler
         self.meters.add(losses, logits.detach(), inputs["target"], finite)
 
     def _after_step(self):
@@ -139,6 +138,8 @@ class TrainingPass:
 
     def _read(self, figures):
         """The meters on the host side, read rarely because it waits for the device."""
+        if self.trainer.step.precision.overflows_always():
+            self._refuse("the gradient is not finite: fp16's loss scale fell below 1")
         try:
             return figures()
         except NotFinite as error:

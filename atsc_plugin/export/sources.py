@@ -8,11 +8,11 @@ import torch
 
 from atsc_plugin import build, students
 from atsc_plugin.data import pictures
-from atsc_plugin.distillers.deployed import DeployedStudent, deployed_of, tensors_of
-from atsc_plugin.distillers.teacher_list import teacher_names
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
+from atsc_plugin.methods.teacher_list import teacher_names
+from atsc_plugin.networks.deployed import DeployedStudent, deployed_of, tensors_of
 
 
 def of_checkpoint(path, cfg, data):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from atsc_plugin.distillers.parts import align, evaluating, full, outputs_of, probe_image
 from atsc_plugin.errors import ModelRefused
+from atsc_plugin.networks.maps import align, evaluating, full, outputs_of, probe_image
 
 
 @dataclass(frozen=True)

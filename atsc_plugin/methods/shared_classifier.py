@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from atsc_plugin.distillers import parts
-from atsc_plugin.distillers.deployed import DeployedStudent, Head, modules_of
-from atsc_plugin.distillers.teacher_list import names_of, networks_of, teacher_module
 from atsc_plugin.errors import ModelRefused
 from atsc_plugin.host import Distiller, image_size
+from atsc_plugin.methods.teacher_list import names_of, networks_of, teacher_module
+from atsc_plugin.networks import maps as parts
+from atsc_plugin.networks.deployed import DeployedStudent, Head, modules_of
 
 SHARED = ", since the student predicts through the teacher's classifier"
 

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from atsc_plugin import host
-from atsc_plugin.distillers.averkd import FrozenTeachers
 from atsc_plugin.errors import HostError
+from atsc_plugin.methods.averkd import FrozenTeachers
 
 
 class DKDMulti(FrozenTeachers):

@@ -2,7 +2,7 @@
 
 import torch
 
-from atsc_plugin.distillers.parts import evaluating
+from atsc_plugin.networks.maps import evaluating
 
 
 def review_problems(node, teacher, image_size, name):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atsc_plugin.distillers.parts import align, pool
+from atsc_plugin.networks.maps import align, pool
 
 ENSEMBLES = ("logits", "probs")
 

@@ -1,6 +1,6 @@
 """ATSC with several teachers, each adapting beside the student. The paper claims it; the definition is ours."""
 
-from atsc_plugin.distillers.atsc import ATSC
+from atsc_plugin.methods.atsc import ATSC
 
 
 class ATSCMulti(ATSC):

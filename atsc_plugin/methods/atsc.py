@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atsc_plugin.distillers.atsc_checks import atsc_problems, refuse_replica, refuse_without_bias
-from atsc_plugin.distillers.averaged import follow, learner_of
-from atsc_plugin.distillers.deployed import ensemble_of
-from atsc_plugin.distillers.drift import StartingPoint, drift_penalty, rescaled_gradient
-from atsc_plugin.distillers.parts import classifier_of, full, pool, scale_gradient
-from atsc_plugin.distillers.shared_classifier import SharedClassifier
-from atsc_plugin.distillers.simkd import feature_loss, part_name
-from atsc_plugin.distillers.teacher_list import networks_of
-from atsc_plugin.distillers.teacher_monitor import TeacherMonitor, together
 from atsc_plugin.errors import ConfigError
+from atsc_plugin.methods.atsc_checks import atsc_problems, refuse_replica, refuse_without_bias
+from atsc_plugin.methods.monitor import TeacherMonitor, together
+from atsc_plugin.methods.shared_classifier import SharedClassifier
+from atsc_plugin.methods.simkd import feature_loss, part_name
+from atsc_plugin.methods.teacher_list import networks_of
+from atsc_plugin.networks.deployed import ensemble_of
+from atsc_plugin.networks.drift import StartingPoint, drift_penalty, rescaled_gradient
+from atsc_plugin.networks.ema import follow, learner_of
+from atsc_plugin.networks.maps import classifier_of, full, pool, scale_gradient
 
 
 def softened_divergence(logits, wanted, temperature):

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atsc_plugin.distillers.map_source import FEATS, PREACT, MapSource
 from atsc_plugin.errors import ModelRefused
+from atsc_plugin.networks.map_source import FEATS, PREACT, MapSource
 
 
 def classifier_of(model, name="the network"):

@@ -2,9 +2,9 @@
 
 import torch.nn.functional as F
 
-from atsc_plugin.distillers.atsc import ATSC, drift_parameters, softened_divergence
-from atsc_plugin.distillers.parts import pool
-from atsc_plugin.distillers.simkd import feature_loss
+from atsc_plugin.methods.atsc import ATSC, drift_parameters, softened_divergence
+from atsc_plugin.methods.simkd import feature_loss
+from atsc_plugin.networks.maps import pool
 
 
 class PublishedATSC(ATSC):

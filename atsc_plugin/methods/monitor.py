@@ -11,10 +11,10 @@ import torch
 
 from atsc_plugin.collapse import collapsed
 from atsc_plugin.data.sample import sample
-from atsc_plugin.distillers.drift import relative_motion
-from atsc_plugin.distillers.parts import pool
 from atsc_plugin.engine.agreement import on_the_first, sum_of
 from atsc_plugin.engine.placement import place
+from atsc_plugin.networks.drift import relative_motion
+from atsc_plugin.networks.maps import pool
 
 TREND_EPOCHS = 3  # falls in a row that make a trend
 TREND_FALL = 0.1  # and how much must be lost since the last rise: batch statistics at the full rate jitter by .07

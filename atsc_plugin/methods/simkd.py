@@ -3,10 +3,10 @@
 import torch
 import torch.nn.functional as F
 
-from atsc_plugin.distillers.deployed import ensemble_of
-from atsc_plugin.distillers.parts import pool, scale_gradient
-from atsc_plugin.distillers.shared_classifier import SharedClassifier
-from atsc_plugin.distillers.teacher_list import networks_of
+from atsc_plugin.methods.shared_classifier import SharedClassifier
+from atsc_plugin.methods.teacher_list import networks_of
+from atsc_plugin.networks.deployed import ensemble_of
+from atsc_plugin.networks.maps import pool, scale_gradient
 
 
 def feature_loss(projected, target):

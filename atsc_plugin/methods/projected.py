@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atsc_plugin.distillers.atsc import softened_divergence
-from atsc_plugin.distillers.parts import pool
-from atsc_plugin.distillers.shared_classifier import SharedClassifier
+from atsc_plugin.methods.atsc import softened_divergence
+from atsc_plugin.methods.shared_classifier import SharedClassifier
+from atsc_plugin.networks.maps import pool
 
 
 class ProjectedVanilla(SharedClassifier):

@@ -3,13 +3,13 @@
 import torch
 import torch.nn.functional as F
 
-from atsc_plugin.distillers.parts import check_classes, evaluating, full, probe_image
-from atsc_plugin.distillers.sister_checks import coteach_problems
-from atsc_plugin.distillers.stages import attention_distance, check_stages, stage_facts
 from atsc_plugin.engine.agreement import on_the_first, sum_of
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.errors import ConfigError, ModelRefused
 from atsc_plugin.host import Distiller, image_size, new_network
+from atsc_plugin.methods.sister_checks import coteach_problems
+from atsc_plugin.networks.maps import check_classes, evaluating, full, probe_image
+from atsc_plugin.networks.stages import attention_distance, check_stages, stage_facts
 from atsc_plugin.seeds import stream
 
 

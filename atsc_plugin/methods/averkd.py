@@ -3,11 +3,11 @@
 import torch
 import torch.nn.functional as F
 
-from atsc_plugin.distillers.atsc import softened_divergence
-from atsc_plugin.distillers.parts import student_map
-from atsc_plugin.distillers.teacher_list import names_of, teacher_module
 from atsc_plugin.errors import ModelRefused
 from atsc_plugin.host import Distiller, image_size
+from atsc_plugin.methods.atsc import softened_divergence
+from atsc_plugin.methods.teacher_list import names_of, teacher_module
+from atsc_plugin.networks.maps import student_map
 
 
 def averaged_kd(logits, wanted, temperature, mode):

@@ -3,13 +3,13 @@
 import torch
 import torch.nn.functional as F
 
-from atsc_plugin.distillers.atsc import softened_divergence
-from atsc_plugin.distillers.dih_heads import Heads, ensure_trained, find_cached, load_heads
-from atsc_plugin.distillers.parts import check_classes
-from atsc_plugin.distillers.sister_checks import dih_problems
-from atsc_plugin.distillers.stages import check_stages, stage_facts
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import Distiller, image_size
+from atsc_plugin.methods.atsc import softened_divergence
+from atsc_plugin.methods.dih_heads import Heads, ensure_trained, find_cached, load_heads
+from atsc_plugin.methods.sister_checks import dih_problems
+from atsc_plugin.networks.maps import check_classes
+from atsc_plugin.networks.stages import check_stages, stage_facts
 
 
 class DIH(Distiller):

@@ -1,6 +1,6 @@
 """SimKD with several frozen teachers, and the control for it: one teacher, several projectors."""
 
-from atsc_plugin.distillers.simkd import SimKD
+from atsc_plugin.methods.simkd import SimKD
 
 
 class SimKDMulti(SimKD):

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from atsc_plugin.distillers.parts import align, full
 from atsc_plugin.engine.cache import key_of, only_writer
 from atsc_plugin.engine.checkpoint import digest
 from atsc_plugin.engine.evaluate import correct
@@ -22,6 +21,7 @@ from atsc_plugin.engine.placement import inputs_of
 from atsc_plugin.engine.progress import progress
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import whole_file
+from atsc_plugin.networks.maps import align, full
 
 LARGEST_IMAGE = 64  # above this every stage is pooled first: the first one of ResNet50 at 224 would need 803 M weights
 POOLED = 8
