@@ -53,7 +53,7 @@ def _moved(folder):
     moved = [network for network in result.get("networks", []) if network["moved"]]
     if not moved:
         raise PluginError(
-            f"{folder} is a run of {result['method']}, which leaves its teacher as it was; expected a run whose teacher "
-            "learns, e.g. of ATSC. Use the teacher that it was given."
+            f"{folder} is a run of {result['method']}, which leaves its teacher as it was; expected a run whose "
+            "teacher learns, e.g. of ATSC. Use the teacher that it was given."
         )
     return moved
