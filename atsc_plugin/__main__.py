@@ -13,7 +13,7 @@ import sys
 
 from atsc_plugin import __version__
 from atsc_plugin.errors import Interrupted, PluginError, RunStopped
-from atsc_plugin.untrusted import printable
+from atsc_plugin.untrusted import message_of, printable
 
 COMMANDS = {
     "train": "train a student (and its teacher where it is missing) from a config file",
@@ -30,7 +30,6 @@ COMMANDS = {
     "launch": "run a host's own script with our methods registered: launch PATH/TO/train.py --cfg ...",
     "doctor": "host, versions, devices, data and teachers: what is there, what is missing and how to get it",
 }
-LINES = "\n\t"  # what a message may be laid out with
 MODULES = {"eval": "commands.evaluate", "report": "report", "leaderboard": "leaderboard"}
 
 
@@ -67,9 +66,9 @@ def main(argv=None):
         sys.stdout.flush()
         return status
     except PluginError as error:
-        print(f"{_who()}error: {printable(error, keep=LINES)}", file=sys.stderr)
+        print(f"{_who()}error: {message_of(error)}", file=sys.stderr)
     except RunStopped as stop:
-        print(f"stopped: {printable(stop, keep=LINES)}", file=sys.stderr)
+        print(f"stopped: {message_of(stop)}", file=sys.stderr)
         return 3
     except Interrupted as end:  # it has said how to go on
         return end.code
@@ -81,8 +80,10 @@ def main(argv=None):
         return 141  # 128 + SIGPIPE
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        reason = printable(f"{error.strerror or error}{place}", keep=LINES)
-        print(f"error: {reason}. What was written before is intact.", file=sys.stderr)
+        print(
+            f"error: {message_of(error.strerror or error)}{message_of(place)}. What was written before is intact.",
+            file=sys.stderr,
+        )
     return 2
 
 

@@ -37,7 +37,7 @@ def test_drawn_hostile_files_end_in_success_or_a_message(tmp_path_factory):
                 assert shows_no_control_characters(printed), ascii(printed)
                 assert not trace.exists(), "gs was started"
             except (Exception, Hang) as error:
-                wrong.append(f"{seed}: {ascii(argv)}: {type(error).__name__}: {ascii(str(error))[:600]}")
+                wrong.append(f"{seed}: {ascii(argv)[:400]}: {type(error).__name__}: {ascii(str(error))[:600]}")
                 trace.unlink(missing_ok=True)
             shutil.rmtree(place)
     assert not wrong, f"{len(wrong)} of {INPUTS}:\n" + "\n".join(wrong)

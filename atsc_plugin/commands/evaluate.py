@@ -67,15 +67,25 @@ def run(args):
     return 0
 
 
-def _module(path, which, cfg, data):
-    """(module that gives logits, what it is in words)."""
+def _deployed(path, data):
     from atsc_plugin import deploy
 
+    module, card = deploy.load(path)
+    if card["classes"] != data.classes:
+        raise PluginError(
+            f"{path} tells {card['classes']} classes apart, {data.name} has {data.classes}; expected the data it was "
+            "trained on. Name their configuration with --cfg."
+        )
+    return module
+
+
+def _module(path, which, cfg, data):
+    """(module that gives logits, what it is in words)."""
     method = cfg.DISTILLER.TYPE
     if path.is_dir():
-        return deploy.load(path / f"deploy_{which}")[0], f"deployed student ({method}, {which} epoch)"
+        return _deployed(path / f"deploy_{which}", data), f"deployed student ({method}, {which} epoch)"
     if path.suffix in (".safetensors", ".json") or path.with_suffix(".safetensors").exists():
-        return deploy.load(path)[0], f"deployed student ({method})"
+        return _deployed(path, data), f"deployed student ({method})"
     return _from_checkpoint(path, cfg, data)
 
 
