@@ -22,7 +22,7 @@ from atsc_plugin.keys import KEYS, flatten
 
 QUICK = Path(__file__).resolve().parents[1] / "configs" / "quickstart"
 CONFIGS, CHECKPOINTS = (
-    int(os.environ.get(f"ATSC_FUZZ_{what}", few)) for what, few in (("CONFIGS", 20), ("CHECKPOINTS", 8))
+    int(os.environ.get(f"ATSC_FUZZ_{what}", few)) for what, few in (("CONFIGS", 8), ("CHECKPOINTS", 2))
 )
 FREE = {
     "deadline": None,
