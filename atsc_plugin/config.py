@@ -147,7 +147,9 @@ def check(cfg):
     for name in ("DATASET.MEAN", "DATASET.STD"):
         node, leaf = find(cfg, name)
         if len(node[leaf]) not in (0, 3) or not all(isinstance(value, float) for value in node[leaf]):
-            problems.append(f"{name}: got {node[leaf]}, expected three decimal numbers, e.g. [0.5, 0.5, 0.5], or [].")
+            problems.append(
+                f"{name}: got {short_repr(node[leaf])}, expected three decimal numbers, e.g. [0.5, 0.5, 0.5], or []."
+            )
     for name, (low, high) in HOST_BOUNDS.items():
         node, leaf = find(cfg, name)
         if node is not None and node[leaf] < low:

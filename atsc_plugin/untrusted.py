@@ -23,6 +23,7 @@ DEPTH = 50
 NODES = 10_000  # of a YAML file, those behind aliases counted each time
 PLAIN_TEXT = 4_000  # characters of a YAML scalar without quotes: numbers are among them, in base 60, too
 DIGITS = 20  # longer whole numbers become decimals: no format and no division of ours takes 10 ** 400
+LONGEST_LINE = 2_000  # characters of a message
 HIDDEN = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}  # control, direction, bytes that are not UTF-8, unassigned, lines
 JOINERS = "\u200c\u200d"  # of the same category, and needed to write Persian, Hindi and many emoji
 
@@ -38,6 +39,12 @@ def printable(text: object, keep: str = "") -> str:
     return "".join(
         c if c in keep or c in JOINERS or unicodedata.category(c) not in HIDDEN else ascii(c)[1:-1] for c in text
     )
+
+
+def message_of(error: BaseException) -> str:
+    """What a command prints of an error: printable, each line cut where a foreign value made it endless."""
+    lines = printable(error, keep="\n\t").split("\n")
+    return "\n".join(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..." for line in lines)
 
 
 def short_repr(value: object) -> str:

@@ -167,6 +167,13 @@ def test_without_a_configuration_images_are_asked_for_and_used(tmp_path, capsys,
     refused(capsys, [*words, "--images", str(tmp_path / "photos")], "an image cannot be read")
 
 
+def test_data_of_other_classes_are_refused_by_eval_and_export(tmp_path, capsys):
+    write_student(tmp_path / "small", name="tiny")
+    own = [str(tmp_path / "small"), "--cfg", str(ROOT / "configs/quickstart/vanilla.yaml"), *SMALL]
+    for words in (["eval", *own], ["export", *own, "--format", "torch"]):
+        refused(capsys, words, "tells 10 classes apart, digits100 has 100")
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

@@ -50,12 +50,14 @@ def _teachers(folder):
     result = read_json(folder, "result.json") if folder.is_dir() else None
     if result is None:
         raise PluginError(f"{folder} is no finished run (no result.json); expected the directory of one.")
-    if result["method"] not in METHODS:
+    if result.get("method") not in METHODS:
         raise PluginError(
-            f"{folder} is a run of {result['method']}, which leaves its teacher as it was; expected a run of "
+            f"{folder} is a run of {result.get('method')}, which leaves its teacher as it was; expected a run of "
             f"{' or '.join(METHODS)}. Use the teacher that it was given."
         )
-    node = read_tree(folder / "cfg.yaml")["DISTILLER"]
-    names = node.get("TEACHERS") or [node["TEACHER"]]
+    node = read_tree(folder / "cfg.yaml").get("DISTILLER", {})
+    names = node.get("TEACHERS") or [node.get("TEACHER")] if isinstance(node, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise PluginError(f"{folder / 'cfg.yaml'} names no teacher; expected the configuration of a run.")
     several = result["method"] == "ATSC_MULTI"  # keeps a list, also of one
     return [(name, f"teacher.{number}." if several else "teacher.") for number, name in enumerate(names)]

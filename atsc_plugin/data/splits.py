@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Subset
 
-from atsc_plugin.data.arrays import check_labels, read_cifar10, read_folder, read_npz
+from atsc_plugin.data.arrays import check_labels, read_cifar10, read_folder, read_npz, refuse_too_large
 from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.data.digits100 import CLASS_NAMES, digits100
 from atsc_plugin.errors import PluginError
@@ -59,6 +59,7 @@ def memory_data(node, loader, image_size):
     name = node.TYPE
     splits, names = _read(node)
     classes = check_labels(splits, names, node.ROOT or name)
+    refuse_too_large(splits, image_size)
     splits = _with_validation(splits, node.VAL_SPLIT, name)
     tensors = {split: _tensors(*arrays, image_size, node.IMAGE_SIZE, split) for split, arrays in splits.items()}
     mean, std = _statistics(tensors["train"][0])

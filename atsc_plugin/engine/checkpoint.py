@@ -18,7 +18,7 @@ from safetensors import safe_open
 from atsc_plugin.engine.layouts import PLAIN_CLASSES, network_named_in, state_of_network
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import NUMPY_NUMBERS, whole_file, write_json
-from atsc_plugin.untrusted import as_plugin_error, first_line, open_regular
+from atsc_plugin.untrusted import as_plugin_error, first_line, open_regular, printable
 
 CHECKSUM = "checksum"
 UNSAFE = "ATSC_UNSAFE_LOAD"  # environment: sha256 of the files that may execute what is in them
@@ -128,10 +128,10 @@ def _trusted(path, error):
     content = Path(path).read_bytes()
     name = hashlib.sha256(content).hexdigest()
     if name not in os.environ.get(UNSAFE, "").split(","):
-        reasons = [line.strip() for line in str(error).splitlines() if "unsupported" in line.lower()]
+        reasons = [line.strip()[:160] for line in str(error).splitlines() if "unsupported" in line.lower()]
         raise PluginError(
             f"{path} was not loaded: it is no plain checkpoint, and reading it might run code "
-            f"({(reasons or ['not a pickle of tensors'])[0][:160]}). Expected tensors, numbers and text only. If you "
+            f"({printable([*reasons, 'not a pickle of tensors'][0])}). Expected tensors, numbers and text only. If you "
             "trust its source, load it there and save its state_dict() again; or, to load it here and RUN WHAT IS IN "
             f"IT, put {UNSAFE}={name} into the environment."
         ) from error

@@ -22,7 +22,7 @@ from atsc_plugin.engine.progress import progress
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import whole_file
 from atsc_plugin.networks.maps import align, full
-from atsc_plugin.untrusted import parse_json
+from atsc_plugin.untrusted import open_regular, parse_json
 
 LARGEST_IMAGE = 64  # above this every stage is pooled first: the first one of ResNet50 at 224 would need 803 M weights
 POOLED = 8
@@ -160,6 +160,7 @@ def load_heads(heads, path):
 
 def facts_of(path):
     """What a cached file says of itself."""
+    open_regular(path).close()
     with safe_open(path, framework="pt") as file:
         return parse_json(file.metadata()["facts"])
 
@@ -208,6 +209,6 @@ def find_cached(cfg, teacher, heads):
             facts = facts_of(path)
             if facts["recipe"] == recipe:
                 found.append((facts["images"], path))
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+        except (PluginError, SafetensorError, KeyError, TypeError, ValueError, OSError):
             continue  # not a file of ours, or of another teacher: never a reason to stop
     return max(found)[1] if found else None

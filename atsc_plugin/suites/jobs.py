@@ -16,7 +16,9 @@ from atsc_plugin.engine.run_files import PLACES, read_json, read_tree
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.files import write_text
 from atsc_plugin.keys import DEFAULTS, flatten
+from atsc_plugin.untrusted import as_plugin_error
 
+MOST_JOBS = 20_000
 NAMES = ("EXPERIMENT.PROJECT", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.SEED")  # make no other configuration
 
 
@@ -104,6 +106,11 @@ def project_of(suite, overrides):
 def expand(suite, output, *, seeds=None, arms=None, pairs=None, overrides=()):
     """All jobs: pair by pair, in each seed by seed, so that what is interrupted has whole columns."""
     project = project_of(suite, overrides)
+    count = len(pairs or suite.pairs) * len(suite.teacher_seeds) * len(seeds or suite.seeds) * len(arms or suite.arms)
+    if count > MOST_JOBS:
+        raise PluginError(
+            f"{suite.path} makes {count:,} runs; expected at most {MOST_JOBS:,}. Name fewer seeds or arms."
+        )
     jobs = []
     for pair in pairs or suite.pairs:
         for teacher_seed in suite.teacher_seeds:
@@ -143,9 +150,10 @@ def _tree(suite, arm, pair, last):
         put(tree, key, value)
     if arm.stretch != 1:
         solver = tree.setdefault("SOLVER", {})
-        solver["EPOCHS"] = max(1, round(solver.get("EPOCHS", 240) * arm.stretch))
-        stages = solver.get("LR_DECAY_STAGES", [150, 180, 210])  # the host's, as its 240 epochs
-        solver["LR_DECAY_STAGES"] = [round(stage * arm.stretch) for stage in stages]
+        with as_plugin_error(f"arm {arm.name} cannot be stretched by {arm.stretch}: SOLVER is no schedule ({{}})."):
+            solver["EPOCHS"] = max(1, round(solver.get("EPOCHS", 240) * arm.stretch))
+            stages = solver.get("LR_DECAY_STAGES", [150, 180, 210])  # the host's, as its 240 epochs
+            solver["LR_DECAY_STAGES"] = [round(stage * arm.stretch) for stage in stages]
     return tree
 
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from atsc_plugin.engine.run_files import read_yaml
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.shipped import config_file
+from atsc_plugin.untrusted import short_repr
 
 KEYS = {
     "name",
@@ -158,10 +159,10 @@ def _arm(name, body, content, pairs, problems):
     problems += [f"arm {name}: unknown pair {pair}; {_near(pair, pairs)}" for pair in unknown]
     problems += _key_problems(f"arm {name}, set", body.get("set") or {})
     stretch, trials = body.get("stretch", 1), body.get("trials", content.get("trials", 0))
-    if type(stretch) not in (int, float) or stretch <= 0:
-        problems.append(f"arm {name}, stretch: got {stretch!r}, expected a number above 0")
+    if type(stretch) not in (int, float) or not 0 < stretch <= 1000:
+        problems.append(f"arm {name}, stretch: got {short_repr(stretch)}, expected a number above 0, at most 1000")
     if type(trials) is not int or trials < 0:
-        problems.append(f"arm {name}, trials: got {trials!r}, expected a whole number")
+        problems.append(f"arm {name}, trials: got {short_repr(trials)}, expected a whole number")
     if len(problems) > before:
         return None
     arm = Arm(name, body["cfg"], body.get("set") or {}, stretch, tuple(own), trials, body.get("adapted_by"))
