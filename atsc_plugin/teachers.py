@@ -17,6 +17,7 @@ from atsc_plugin.engine.teacher_files import deployed_stem, untrained_head
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
 from atsc_plugin.keys import DEFAULTS
+from atsc_plugin.untrusted import expand_user
 
 IMAGE_KEYS = ("MEAN", "STD", "FLIP", "PADDING")
 
@@ -94,7 +95,7 @@ def find(cfg, data, taken=()):
     """
     name = cfg.DISTILLER.TEACHER
     if cfg.DISTILLER.TEACHER_CKPT:
-        path = Path(cfg.DISTILLER.TEACHER_CKPT).expanduser()
+        path = expand_user(cfg.DISTILLER.TEACHER_CKPT)
         if stem := deployed_stem(path):
             return Source(Path(f"{stem}.safetensors"), False, f"{stem}.safetensors (a deployed student)", ready=True)
         if untrained_head(path):

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from atsc_plugin.errors import PluginError
+from atsc_plugin.untrusted import expand_user
 
 EXAMPLES = """examples:
   export output/quickstart/simkd,res20,res8/seed_1 --format onnx                    -> deploy_last.onnx in the run
@@ -47,7 +48,7 @@ def run(args):
     from atsc_plugin.export.formats import FORMATS, check_request, folder_of
 
     check_request(args.format, args.preprocess, args.opset)
-    source = Path(args.path).expanduser()
+    source = expand_user(args.path)
     output = Path(args.output) if args.output else _beside(source, args.which, FORMATS[args.format].ending)
     folder_of(output)
     module, card, cfg = _student(source, args)
