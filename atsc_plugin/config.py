@@ -9,6 +9,7 @@ import difflib
 
 from yacs.config import CfgNode
 
+from atsc_plugin.cards import CARD
 from atsc_plugin.engine.run_files import read_tree
 from atsc_plugin.engine.solver_checks import solver_problems
 from atsc_plugin.errors import ConfigError
@@ -146,9 +147,11 @@ def check(cfg):
         problems.append(f"DATASET.VAL_SPLIT: got {cfg.DATASET.VAL_SPLIT}, expected a share below 1, e.g. 0.1.")
     for name in ("DATASET.MEAN", "DATASET.STD"):
         node, leaf = find(cfg, name)
-        if len(node[leaf]) not in (0, 3) or not all(isinstance(value, float) for value in node[leaf]):
+        right = all(isinstance(value, float) for value in node[leaf]) and CARD[leaf.lower()].test(list(node[leaf]))
+        if not right:
+            above = " above 0" if leaf == "STD" else ""
             problems.append(
-                f"{name}: got {short_repr(node[leaf])}, expected three decimal numbers, e.g. [0.5, 0.5, 0.5], or []."
+                f"{name}: got {short_repr(node[leaf])}, expected three decimals{above}, e.g. [0.5, 0.5, 0.5], or []."
             )
     for name, (low, high) in HOST_BOUNDS.items():
         node, leaf = find(cfg, name)

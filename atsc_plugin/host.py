@@ -15,6 +15,7 @@ from pathlib import Path
 from atsc_plugin import habits
 from atsc_plugin.data import pictures
 from atsc_plugin.errors import HostError
+from atsc_plugin.untrusted import expand_user
 
 REAL, EMBEDDED = "mdistiller", "atsc_plugin.minidistiller"
 # Without these there is no registry to join; everything else is probed for, since forks differ in it.
@@ -166,7 +167,7 @@ NORMALISATION = {
 def data_place(dataset, root=""):
     """The folder a data set is read from: below DATASET.ROOT, or below the `data` folder beside the host's package."""
     if root:
-        return Path(root).expanduser() / CONTENT[dataset][0]
+        return expand_user(root) / CONTENT[dataset][0]
     beside = Path(FOLDER).parent if NAME == "mdistiller" else Path(FOLDER).parents[1]
     return beside / "data" / CONTENT[dataset][0]
 

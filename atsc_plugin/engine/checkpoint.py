@@ -4,11 +4,14 @@ Every load is weights-only or safetensors: a pickle that would run code is refus
 here carries a checksum over its values, which is verified before anybody uses them.
 """
 
+import argparse
 import hashlib
 import io
 import os
 import pickle
 import sys
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors.torch
@@ -18,9 +21,10 @@ from safetensors import safe_open
 from atsc_plugin.engine.layouts import PLAIN_CLASSES, network_named_in, state_of_network
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import NUMPY_NUMBERS, whole_file, write_json
-from atsc_plugin.untrusted import as_plugin_error, first_line, open_regular, printable
+from atsc_plugin.untrusted import as_plugin_error, first_line, memory_limit, open_regular, printable
 
 CHECKSUM = "checksum"
+MOST_VALUES = 500_000  # of a checkpoint with a checksum, tensors counted as one
 UNSAFE = "ATSC_UNSAFE_LOAD"  # environment: sha256 of the files that may execute what is in them
 
 
@@ -30,11 +34,17 @@ UNSAFE = "ATSC_UNSAFE_LOAD"  # environment: sha256 of the files that may execute
 def digest(content):
     """A hash of values, not of bytes in a file: whatever reads the file, what is used is what was saved."""
     running = hashlib.blake2b(digest_size=16)
-    _feed(running, content)
+    _feed(running, content, [MOST_VALUES])
     return running.hexdigest()
 
 
-def _feed(running, value):
+def _feed(running, value, left):
+    """`left` holds how many more values there may be: lists that hold one another twice have 2 ** depth."""
+    left[0] -= 1
+    if left[0] < 0 or isinstance(value, (set, frozenset, argparse.Namespace)):
+        raise ValueError(
+            f"it has more than {MOST_VALUES:,} values" if left[0] < 0 else f"it has a {type(value).__name__}"
+        )
     if isinstance(value, torch.Tensor):
         if value.is_meta or value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
             raise ValueError(f"a tensor of {tuple(value.shape)} has no numbers of its own")  # a copy could be any size
@@ -44,11 +54,11 @@ def _feed(running, value):
         running.update(f"dict {len(value)} ".encode())
         for key, entry in value.items():
             running.update(f"{key!r}: ".encode())
-            _feed(running, entry)
+            _feed(running, entry, left)
     elif isinstance(value, (list, tuple)):
         running.update(f"list {len(value)} ".encode())
         for entry in value:
-            _feed(running, entry)
+            _feed(running, entry, left)
     else:
         running.update(f"{type(value).__name__} {value!r} ".encode())
 
@@ -110,6 +120,7 @@ def load(path, checked=False):
         raise PluginError(f"There is no checkpoint file {path}; expected one written by torch.save. Check the path.")
     if str(path).endswith(".safetensors"):
         return load_tensors(path)
+    _refuse_bomb(path)
     try:
         with torch.serialization.safe_globals([*NUMPY_NUMBERS, *PLAIN_CLASSES]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -121,6 +132,14 @@ def load(path, checked=False):
             "written by torch.save. Fetch or write it again."
         ) from error
     return _verified(content, path, required=checked)
+
+
+def _refuse_bomb(path):
+    """torch.save compresses nothing, but torch.load unpacks what somebody else compressed, whatever its size."""
+    with suppress(OSError, zipfile.BadZipFile, ValueError, NotImplementedError), zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+        if size > max(memory_limit(), os.path.getsize(path)):
+            raise PluginError(f"{path} would unpack to {size:,} bytes, more than half of this machine's memory.")
 
 
 def _trusted(path, error):

@@ -33,7 +33,7 @@ LEFT_OUT = (
 PLACES = ("LOG.", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD", "EXPERIMENT.DEVICE", "TEACHER.CACHE")
 
 
-LOG_BYTES, LOG_LINES = 16 << 20, 20_000  # of log.jsonl
+LOG_BYTES, LOG_LINES = 8 << 20, 20_000  # of log.jsonl
 
 # What the text files of a run may hold, as far as somebody reads it; what else stands in them is let be.
 _NAMES = one_of(NULL, text(), list_of(text(), 64))  # a teacher, or several

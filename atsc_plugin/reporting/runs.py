@@ -117,7 +117,9 @@ def read_run(folder):
         if wrong:
             raise PluginError(f"result.json is none of ours: {'; '.join(wrong)}")
     about, stopped = read_json(folder, "about.json") or {}, read_json(folder, "stopped.json")
-    return Run(folder, _read_cfg(folder), result, about, job, stopped)
+    run = Run(folder, _read_cfg(folder), result, about, job, stopped)
+    _ = run.log  # a log that cannot be read is this run's trouble, and ends no report
+    return run
 
 
 def _read_cfg(folder):
