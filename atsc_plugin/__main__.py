@@ -25,7 +25,6 @@ COMMANDS = {
     "prepare": "check config files and train the teachers they lack",
     "leaderboard": "run every method and seed of a suite file, then write the page",
     "report": "one table of several run directories",
-    "heads": "train DIH's heads for a teacher beforehand, for a host's own script",
     "adapted": "the teacher as an ATSC run left it, as a checkpoint for other runs",
     "bench": "measure a training step, the data loader, files or an epoch here, each against its alternatives",
     "launch": "run a host's own script with our methods registered: launch PATH/TO/train.py --cfg ...",

@@ -6,7 +6,7 @@ executed. `atsc_plugin.load_student` is `load_student` here; it needs no teacher
 draws nothing from the process's random generator.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,25 +15,16 @@ from safetensors import safe_open
 from torch import nn
 from yacs.config import CfgNode
 
-from atsc_plugin import cards, host
-from atsc_plugin.engine import checkpoint, run_files
+from atsc_plugin import cards, contract, host
+from atsc_plugin.cards import stem_of
+from atsc_plugin.engine import checkpoint, run_dir
 from atsc_plugin.errors import PluginError
 from atsc_plugin.networks.deployed import DeployedStudent, Head, deployed_of, drop_modules, name_of
-from atsc_plugin.networks.maps import MapSource, Projector
-from atsc_plugin.untrusted import as_plugin_error, expand_user, open_regular, read_json
-
-ENDINGS = (".safetensors", ".json")
-
+from atsc_plugin.networks.maps import MapSource
+from atsc_plugin.networks.projector import Projector
+from atsc_plugin.untrusted import as_plugin_error, expand_user, open_regular
 
 # ---- finding ----
-
-
-def stem_of(path, which: str = "last") -> Path:
-    """The deploy pair that a run directory or one of the pair's files stands for, without ending; there or not."""
-    path = expand_user(path)
-    if path.is_dir():
-        return path / f"deploy_{which}"
-    return path.with_suffix("") if path.suffix in ENDINGS else path
 
 
 def is_deployed(path, which: str = "last") -> bool:
@@ -155,24 +146,24 @@ def open_student(path, which: str = "last", cfg=None, data=None, skeleton: Calla
             f"configuration: {str(error).splitlines()[-1].strip()} Name its own configuration with --cfg."
         ) from error
     source = f"checkpoint of {cfg.DISTILLER.TYPE}"
-    module, unused = deployed_of(distiller.eval())
+    module = deployed_of(contract.of(distiller.eval(), cfg))
     if not _same_prediction(distiller, module.eval(), data.image_size):
         return Opened(_Prediction(distiller).eval(), None, source)
-    drop_modules(module.backbone, unused)
+    drop_modules(module.backbone, module.unused)
     epoch = {"epoch": content["epoch"]} if isinstance(content.get("epoch"), int) else {}
-    return Opened(module, _new_card(module, unused, path, cfg, data) | epoch, source)
+    return Opened(module, _new_card(module, path, cfg, data) | epoch, source)
 
 
 def _bare_network(distiller, path, cfg, data):
     """The student network alone, refused where its own head was never trained."""
-    module, _ = deployed_of(distiller)
+    module = deployed_of(contract.of(distiller, cfg))
     if module.heads():
         raise PluginError(
             f"{path} holds the bare student; under {cfg.DISTILLER.TYPE} it predicts through the teacher's classifier, "
             "and its own head was never trained. Use the run directory, its deploy_* files or `latest` instead."
         )
     checkpoint.load_network(module.backbone, path, cfg.DISTILLER.STUDENT, data.classes)
-    return Opened(module.eval(), _new_card(module, [], path, cfg, data), f"network {cfg.DISTILLER.STUDENT}")
+    return Opened(module.eval(), _new_card(module, path, cfg, data), f"network {cfg.DISTILLER.STUDENT}")
 
 
 class _Prediction(nn.Module):
@@ -195,10 +186,10 @@ def _same_prediction(distiller, module, side):
 # ---- cards ----
 
 
-def _new_card(module, unused, path, cfg, data):
+def _new_card(module, path, cfg, data):
     """The card of a student that came without one."""
     made = {"host": host.NAME, "host_version": host.VERSION, "method": cfg.DISTILLER.TYPE}
-    facts = {"student": cfg.DISTILLER.STUDENT, **data.facts(), **module.facts(), "unused": unused}
+    facts = {"student": cfg.DISTILLER.STUDENT, **data.facts(), **module.facts()}
     return complete(made | facts, path)
 
 
@@ -213,7 +204,7 @@ def complete(card: dict, stem) -> dict:
     normalisation = host.NORMALISATION.get(card["dataset"], ([], []))
     card = {"mean": list(normalisation[0]), "std": list(normalisation[1]), "class_names": [], **card}
     card.setdefault("image_size", host.image_size(CfgNode({"TYPE": card["dataset"]})))
-    result = run_files.read_json(Path(stem).parent, "result.json")
+    result = run_dir.read_json(Path(stem).parent, "result.json")
     which = Path(stem).name.removeprefix("deploy_")
     if "test_top1" not in card and result is not None and f"top1_{which}" in result:
         card["test_top1"] = result[f"top1_{which}"]
@@ -266,7 +257,8 @@ def _empty(card):
     if not heads:
         return DeployedStudent(backbone)
     first = card["heads"][0]
-    return DeployedStudent(backbone, MapSource(first["map_place"], first["map_relu"]), heads, card["ensemble"])
+    source = MapSource(first["map_place"], first["map_relu"])
+    return DeployedStudent(backbone, source, heads, card["ensemble"], unused=card["unused"])
 
 
 @torch.no_grad()
@@ -279,49 +271,3 @@ def _check_forward(module, card, stem):
         shape = tuple(module(torch.zeros(1, 3, side, side)).shape)
         if shape != (1, card["classes"]):
             raise ValueError(f"its logits have the shape {shape}")
-
-
-# ---- students that teach: DISTILLER.TEACHER_CKPT and TEACHER_CKPTS ----
-
-
-def deployed_stem(path) -> Path | None:
-    """`stem_of` a pair whose card is one of ours; None for anything else, such as a checkpoint file."""
-    if not str(path):
-        return None
-    stem = stem_of(path)
-    try:
-        content = read_json(f"{stem}.json", cards.EXPECTED)
-    except (OSError, PluginError):
-        return None
-    return stem if isinstance(content, dict) and "heads" in content and "student" in content else None
-
-
-def network_of(path) -> str | None:
-    """The network that a deployed student is, None for a file that is none."""
-    stem = deployed_stem(path)
-    return cards.read(f"{stem}.json")["student"] if stem else None
-
-
-def untrained_head(path) -> bool:
-    """Whether a file is the bare student of a run whose deployed student predicts through another head."""
-    path = Path(path)
-    stem = deployed_stem(path.parent) if path.name in ("student_latest", "student_best") else None
-    return bool(stem and cards.read(f"{stem}.json")["heads"])
-
-
-def name_deployed(cfg, overridden: Sequence = ()) -> list[str]:
-    """Set DISTILLER.TEACHER to the network that a deployed TEACHER_CKPT is; what contradicts it, as a list of problems.
-
-    `overridden` are the keys of the command line: there, unlike in a file, naming another network is a mistake.
-    """
-    node = cfg.DISTILLER
-    pairs = [("DISTILLER.TEACHER", node.TEACHER, node.TEACHER_CKPT)] if "DISTILLER.TEACHER" in overridden else []
-    lists = zip(node.get("TEACHERS", []), node.get("TEACHER_CKPTS", []), strict=False)
-    pairs += [("DISTILLER.TEACHERS", name, file) for name, file in lists if isinstance(file, str)]
-    problems = [
-        f"{key} says {name}, but {file} is a deployed {network}. Write {network} there, or name another file."
-        for key, name, file in pairs
-        if (network := network_of(file)) not in (None, name)
-    ]
-    node.TEACHER = network_of(node.TEACHER_CKPT) or node.TEACHER
-    return problems

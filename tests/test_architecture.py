@@ -16,14 +16,11 @@ FLOORS = [
     ["cards"],
     ["key_table"],
     [
-        "minidistiller",
         "data",
-        "habits",
         "networks",
         "methods.teacher_list",
     ],  # fmt: skip
     ["engine"],
-    ["host"],
     ["keys", "methods"],
     ["students"],
     ["config", "registration"],
@@ -40,7 +37,7 @@ FREE_OF_TORCH = [
     "suites.slurm",
     "leaderboard",
     "__main__",
-    "engine.run_files",
+    "engine.run_dir",
     "errors",
     "seeds",
 ]

@@ -19,7 +19,8 @@ from atsc_plugin.engine import checkpoint
 from atsc_plugin.errors import PluginError
 from atsc_plugin.export import latency, onnx_files, verified
 from atsc_plugin.networks.deployed import DeployedStudent, Head
-from atsc_plugin.networks.maps import MapSource, Projector
+from atsc_plugin.networks.maps import MapSource
+from atsc_plugin.networks.projector import Projector
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["DATASET.DIGITS100.TRAIN_IMAGES", "200", "DATASET.DIGITS100.VAL_IMAGES", "100",

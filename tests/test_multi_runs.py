@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from atsc_plugin.methods.teacher_list import configs_by_teacher
 from several import student_and_teachers, tiny
 from small_runs import QUICK, SMALL, refused
 from test_trainer import log_of, tiny_loader, without_times
@@ -19,7 +20,6 @@ from atsc_plugin.errors import ConfigError, RunStopped
 from atsc_plugin.host import CFG, cifar_model_dict
 from atsc_plugin.methods.atsc_multi import ATSCMulti
 from atsc_plugin.methods.simkd_multi import SimKDMulti
-from atsc_plugin.methods.teacher_list import configs_by_teacher
 
 MULTI = QUICK / "atsc_multi.yaml"
 

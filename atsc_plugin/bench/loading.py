@@ -15,8 +15,8 @@ from atsc_plugin import host
 from atsc_plugin.bench.steps import CLASSES, Arm, PreparedStep, configuration, distiller_of
 from atsc_plugin.bench.timing import interleaved, milliseconds, row
 from atsc_plugin.data.device_loader import DeviceLoader
-from atsc_plugin.data.tensor_crops import cropped_as_tensors
-from atsc_plugin.engine.placement import inputs_of
+from atsc_plugin.data.worker_loader import cropped_as_tensors
+from atsc_plugin.engine.batches import inputs_of
 
 CIFAR100, IMAGENET = (transforms.Normalize(*host.NORMALISATION[name]) for name in ("cifar100", "imagenet"))
 PHOTO_SIZE, JPEG_QUALITY = (500, 375), 92  # a usual ImageNet file: about 100 kB

@@ -60,7 +60,7 @@ def run(args):
     from atsc_plugin import host
     from atsc_plugin.bench.steps import ARMS
     from atsc_plugin.bench.timing import environment, text_table
-    from atsc_plugin.engine.placement import device_of
+    from atsc_plugin.engine.batches import device_of
 
     known = [*ARMS, *host.distiller_dict]
     if unknown := [name for name in args.methods or () if name not in known]:

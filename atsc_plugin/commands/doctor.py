@@ -65,11 +65,15 @@ def _host_and_devices(args, problems):
 
 
 def _data_and_teachers(host):
+    from atsc_plugin.data.containers import find_cifar100
+
     places = {name: host.data_place(name) for name in host.host_datasets()}
-    there = [name for name, place in places.items() if place.is_dir()]
+    there = {name: place for name, place in places.items() if place.is_dir()}
+    if container := find_cifar100(host.data_root()):
+        there["cifar100"] = container
     print(f"data         digits100 (composed here) and {', '.join(there) or 'none'} of {', '.join(places)}")
     for name, place in places.items():
-        print(f"             {name}: {'found' if name in there else 'not found'} at {place}")
+        print(f"             {name}: {f'found: {there[name]}' if name in there else f'not found at {place}'}")
     files = {name: entry[1] for name, entry in host.cifar_model_dict.items() if entry[1]}
     found = [name for name, path in files.items() if Path(path).is_file()]
     root = Path(os.path.commonpath(list(files.values()))) if files else "no folder"

@@ -1,7 +1,7 @@
 """Train a student from a config file; everything is checked and built before anything is written."""
 
 from atsc_plugin.commands import parser_of, registered_cfg
-from atsc_plugin.engine import run_files, run_lock
+from atsc_plugin.engine import run_dir
 
 EXAMPLES = """
   train --cfg configs/quickstart/simkd.yaml
@@ -44,7 +44,7 @@ def _train(args, cfg, build, distributed):
     if distributed.first():
         _print_plan(build.plan(prepared))
         if args.overwrite:
-            run_files.clear(folder)
+            run_dir.clear(folder)
     build.trainer_of(prepared).train(resume=args.resume)
     return 0
 
@@ -58,7 +58,7 @@ def _finished(folder, cfg, args):
     """(True when there is nothing to do, whether there is something to resume); what is in the way is refused."""
     from atsc_plugin.commands import earlier_run
 
-    run_lock.refuse_if_held(folder)
+    run_dir.refuse_if_held(folder)
     if args.overwrite:
         return False, args.resume
     if cfg.SOLVER.TRAINER == "plugin" and (folder / "cfg.yaml").exists():
@@ -67,7 +67,7 @@ def _finished(folder, cfg, args):
         if not args.resume:
             earlier_run.refuse_unfinished(folder)
         earlier_run.say_changes(folder, cfg)
-    if args.resume and not run_files.has_checkpoint(folder):
+    if args.resume and not run_dir.has_checkpoint(folder):
         print(f"nothing to resume in {folder}: starting from the beginning", flush=True)
         return False, False
     return False, args.resume

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from atsc_plugin.engine.run_files import read_json
+from atsc_plugin.engine.run_dir import read_json
 from atsc_plugin.suites.jobs import note
 
 ROOT = Path(__file__).resolve().parents[2]

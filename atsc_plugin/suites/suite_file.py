@@ -23,7 +23,7 @@ import difflib
 import re
 from dataclasses import dataclass, field
 
-from atsc_plugin.engine.run_files import read_yaml
+from atsc_plugin.engine.run_dir import read_yaml
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.shipped import config_file
 from atsc_plugin.untrusted import short_repr

@@ -1,7 +1,7 @@
-"""The run directory: where it lies, and the files in it that are text.
+"""The run directory: where it lies, the lock on it, its logs and its other text files. Needs no torch.
 
 `LOG.PREFIX/EXPERIMENT.PROJECT/NAME/seed_K/`. `log.jsonl` has a line an epoch; `result.json` is written last, so it is
-there exactly when the run is complete. Reading needs no torch.
+there exactly when the run is complete.
 """
 
 import hashlib
@@ -9,16 +9,22 @@ import json
 import os
 import re
 import shutil
+import socket
+import subprocess
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from atsc_plugin import untrusted
-from atsc_plugin.engine import run_lock
 from atsc_plugin.errors import PluginError
-from atsc_plugin.files import write_text
-from atsc_plugin.schema import FIGURE, MAPPING, NULL, Rule, list_of, number, one_of, problems, text, whole
+from atsc_plugin.files import write_json, write_text
+from atsc_plugin.schema import BOOLEAN, FIGURE, MAPPING, NULL, Rule, list_of, number, one_of, problems, text, whole
 from atsc_plugin.untrusted import read_yaml
 
 LATEST, PREVIOUS = "latest", "latest_previous"
+LOCK, HOLDER = "run.lock", "run.lock.json"
 LEFT_OUT = (
     "LOG.",
     "EXPERIMENT.",
@@ -33,11 +39,15 @@ LEFT_OUT = (
 PLACES = ("LOG.", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD", "EXPERIMENT.DEVICE", "TEACHER.CACHE")
 
 
+# Of about.json: what a run's last digits depend on besides its configuration.
+SURROUNDINGS = ("host_version", "torch", "device", "world_size", "loader", "precision")
+
 LOG_BYTES, LOG_LINES = 8 << 20, 20_000  # of log.jsonl
 
 # What the text files of a run may hold, as far as somebody reads it; what else stands in them is let be.
 _NAMES = one_of(NULL, text(), list_of(text(), 64))  # a teacher, or several
 _FIGURES = one_of(FIGURE, list_of(FIGURE, 64))
+NETWORK = {"name": text(), "title": text(), "moved": BOOLEAN}  # beside the student
 FIELDS = {
     "result.json": {
         **dict.fromkeys(("method", "method_name", "student", "dataset", "selected_on", "host", "host_version", "torch",
@@ -48,6 +58,7 @@ FIELDS = {
         **dict.fromkeys(("top1_last", "top1_best", "top5_last", "ece", "nll", "peak_memory_mb"), FIGURE),
         **dict.fromkeys(("teacher_top1_before", "teacher_top1_after"), _FIGURES),
         "teacher": _NAMES,
+        "networks": one_of(list_of(Rule(lambda v: not problems(v, NETWORK, tuple(NETWORK)), "a network"), 64), NULL),
         "epochs": whole(1, 10**9),
         "best_epoch": one_of(whole(0, 10**9), NULL),
         "image_size": one_of(whole(1, 10**6), NULL),
@@ -122,11 +133,50 @@ def create(folder):
         raise PluginError(f"No permission to write in {folder}. Choose another place with LOG.PREFIX.")
 
 
+@contextmanager
+def held(folder):
+    """Hold the run directory for the length of a block; PluginError with the holder's pid and host if it is taken.
+
+    The kernel releases the lock when its holder dies; a forked loader worker does not keep it. On network file systems
+    it holds as far as their flock does.
+    """
+    folder = Path(folder)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise PluginError(
+            f"{folder} is in use by {_holder(folder)}; expected one process a run directory. Wait for it or end it; "
+            "for another run give this one an EXPERIMENT.NAME or LOG.PREFIX of its own."
+        ) from None
+    try:
+        write_json({"pid": os.getpid(), "host": socket.gethostname()}, folder / HOLDER)
+        yield
+        (folder / HOLDER).unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def _holder(folder):
+    try:
+        holder = untrusted.read_json(folder / HOLDER, "its holder")
+        return f"process {holder['pid']} on {holder['host']}"
+    except (OSError, PluginError, KeyError, TypeError):
+        return "another process"
+
+
+def refuse_if_held(folder):
+    """An error if another process has the directory now; nothing is created."""
+    if (Path(folder) / LOCK).exists():
+        with held(folder):
+            pass
+
+
 def clear(folder):
     """Delete what an earlier run left, unless it is still running."""
     if Path(folder).is_dir():
-        with run_lock.held(folder):
-            for path in [p for p in Path(folder).iterdir() if p.name != run_lock.NAME]:
+        with held(folder):
+            for path in [p for p in Path(folder).iterdir() if p.name != LOCK]:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
@@ -207,3 +257,80 @@ def read_tree(path, advice=""):
     if content is not None and not isinstance(content, dict):
         raise PluginError(f"Config file {path} holds a {type(content).__name__}; expected nested keys such as SOLVER:.")
     return content or {}
+
+
+# ---- the logs ----
+
+
+class Logs:
+    """log.jsonl, mdistiller's worklog.txt and its TensorBoard folder `train.events`: one entry an epoch in each."""
+
+    def __init__(self, folder, first_epoch):
+        self.folder = Path(folder)
+        kept = keep_lines_before(folder, first_epoch)
+        write_text("".join(map(_worklog_entry, kept)), self.folder / "worklog.txt")
+        self.events = _events(self.folder / "train.events", first_epoch)
+
+    def write(self, line):
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        append_line(self.folder, line)
+        for name, value in _figures(line).items():
+            self.events.write_event(Event(wall_time=time.time(), step=line["epoch"], summary=scalar(name, value)))
+        self.events.flush()
+        with open(self.folder / "worklog.txt", "a", encoding="utf-8") as file:
+            file.write(_worklog_entry(line))
+
+    def close(self):
+        self.events.close()
+
+
+def _figures(line):
+    return {name: value for name, value in line.items() if isinstance(value, (int, float)) and name != "epoch"}
+
+
+def _worklog_entry(line):
+    """mdistiller's text form of an epoch."""
+    entries = [f"epoch: {line['epoch']}", *(f"{name}: {value:.4f}" for name, value in _figures(line).items())]
+    return "\n".join(["-" * 25, *entries, "-" * 25]) + "\n"
+
+
+def _events(folder, first_epoch):
+    """TensorBoard's file, written in this thread: a disk that fails is an error here and not a hang in another.
+
+    Its first entry tells TensorBoard to forget what an interrupted run had written of `first_epoch` and later.
+    """
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    folder.mkdir(exist_ok=True)
+    events = EventsWriter(str(folder / "events"))
+    if first_epoch > 1:
+        started = SessionLog(status=SessionLog.SessionStatus.START)
+        events.write_event(Event(wall_time=time.time(), step=first_epoch, session_log=started))
+    return events
+
+
+def epoch_text(line, epochs, best):
+    """One readable line of an epoch for the terminal."""
+    losses = [f"{name} {value:.4f}" for name, value in line.items() if name == "ce" or name.startswith("loss")]
+    return (
+        f"epoch {line['epoch']}/{epochs}  lr {line['lr']:.4g}  {'  '.join(losses)}  train {line['train_top1']:.1f}  "
+        f"top-1 {line['top1']:.2f} (best {best:.2f})  {line['seconds']:.1f} s  "
+        f"{line['images_per_second']:.0f} images/s"
+    )
+
+
+def commit():
+    """The commit of this checkout, None for an installed wheel or without git."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,19 +1,21 @@
-"""ImageNet's training files decoded and cropped as tensors: the host's draws, its pixels to rounding, odd files too."""
+"""The worker loader: ImageNet's files as tensors, the host's draws, its pixels to rounding; seeds, ranks, workers."""
 
+import random
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from host_pictures import loaders, options
 from PIL import Image
 from torch.utils.data import Subset
 from torchvision import io, transforms
 from torchvision.datasets import ImageFolder
 
-from atsc_plugin.data.sharing import WorkerLoader
-from atsc_plugin.data.splits import LoaderFacts
-from atsc_plugin.data.tensor_crops import cropped_as_tensors
+from atsc_plugin.data.datasets import LoaderOptions
+from atsc_plugin.data.worker_loader import RankBatches, SeededImages, WorkerLoader, cropped_as_tensors
 from atsc_plugin.minidistiller.dataset.imagenet import get_imagenet_test_transform, get_imagenet_train_transform
+from atsc_plugin.seeds import stream
 
 
 @pytest.fixture
@@ -70,9 +72,65 @@ def test_any_other_pipeline_or_reader_is_left_as_it_is(folder):
 def test_the_worker_loader_takes_it_also_behind_a_validation_split(folder):
     whole = ImageFolder(folder, get_imagenet_train_transform())
     loader = SimpleNamespace(dataset=Subset(whole, [0, 2]), num_workers=0, collate_fn=None)
-    train = WorkerLoader(loader, LoaderFacts(2, 2, torch.device("cpu"), 1))
+    train = WorkerLoader(loader, LoaderOptions(2, 2, torch.device("cpu"), 1))
     assert train.dataset.dataset.dataset.transform is not whole.transform
     train.set_epoch(1)
     (batch,) = list(train)
     assert batch[0].shape == (2, 3, 224, 224)
     assert sorted(batch[1].tolist()) == [0, 1]
+
+
+# ---- draws and ranks ----
+
+
+def epoch_of(loader, epoch, first=0):
+    loader.set_epoch(epoch)
+    return list(loader.batches_from(first))
+
+
+def test_what_a_worker_draws_from_numpy_and_from_python_follows_from_the_seed_too():
+    class Drawing:
+        def __getitem__(self, index):
+            return float(torch.rand(())), np.random.rand(), random.random()
+
+    images = SeededImages(Drawing(), seed=3)
+    first, other = images[(1, 5)], images[(1, 6)]
+    assert images[(1, 5)] == first
+    assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_an_image_seeds_the_cpus_generator_alone_and_draws_as_before(monkeypatch):
+    class Drawing:
+        def __getitem__(self, index):
+            return torch.rand(3)
+
+    torch.manual_seed(stream(3, "augment", 1, 5))
+    expected = torch.rand(3)
+    monkeypatch.setattr(torch, "manual_seed", None)  # it would seed every device: a hundred times the cost
+    assert torch.equal(SeededImages(Drawing(), seed=3)[(1, 5)], expected)
+
+
+def test_a_worker_loader_draws_the_same_whoever_draws_it_and_can_start_inside_an_epoch():
+    alone = WorkerLoader(loaders()[0], options())
+    source = loaders()[0]
+    source.num_workers = 0
+    with_workers = WorkerLoader(
+        SimpleNamespace(dataset=source.dataset, num_workers=2, collate_fn=source.collate_fn), options()
+    )
+    first, again = epoch_of(alone, 3), epoch_of(with_workers, 3)
+    assert [len(batch[1]) for batch in first] == [8, 8, 8, 6]
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[2], b[2]) for a, b in zip(first, again, strict=True))
+    late = epoch_of(alone, 3, first=2)
+    assert len(late) == 2
+    assert torch.equal(late[0][0], first[2][0])
+    assert not torch.equal(epoch_of(alone, 4)[0][2], first[0][2])
+    assert len(epoch_of(with_workers, 4)) == 4  # the workers that stayed know the new epoch
+
+
+def test_the_ranks_of_a_worker_loader_share_every_batch_and_its_draws():
+    whole = epoch_of(WorkerLoader(loaders()[0], options()), 1)
+    parts = [epoch_of(WorkerLoader(loaders()[0], options(rank=rank, world=2)), 1) for rank in (0, 1)]
+    for number, batch in enumerate(whole):
+        assert torch.equal(torch.cat([part[number][0] for part in parts]), batch[0])
+    seen = [index for batch in RankBatches(30, 8, 1) for _, index in batch]
+    assert sorted(seen) == list(range(30))
