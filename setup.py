@@ -29,6 +29,7 @@ setup(
         "numpy>=1.26",
         "scipy>=1.10",  # digits100, the t-tests of report; mdistiller's OFD imports it without naming it
         "scikit-learn>=1.3",  # the handwritten digits inside digits100
+        "filelock>=3.12",  # one process at a run of a suite
         "safetensors>=0.4",  # deployed students: a format that cannot run code
         "tqdm>=4.60",
         "pyyaml>=6.0",

@@ -30,7 +30,7 @@ COMMANDS = {
     "launch": "run a host's own script with our methods registered: launch PATH/TO/train.py --cfg ...",
     "doctor": "host, versions, devices, data and teachers: what is there, what is missing and how to get it",
 }
-MODULES = {"eval": "commands.evaluate", "report": "report", "leaderboard": "leaderboard"}
+MODULES = {"eval": "commands.evaluate", "report": "report"}
 
 
 def usage():
@@ -100,8 +100,8 @@ def _run(module, args):
             return 1
         print(
             f"{_who()}error: memory ran out ({str(error).splitlines()[0][:160] if str(error) else 'MemoryError'}). "
-            "Lower SOLVER.BATCH_SIZE (or DATASET.TEST.BATCH_SIZE), or raise SOLVER.ACCUMULATE, which needs the memory of "
-            "one micro-batch; SOLVER.AMP bf16 takes about half. What was written before is intact.",
+            "Lower SOLVER.BATCH_SIZE or DATASET.TEST.BATCH_SIZE, or raise SOLVER.ACCUMULATE: it needs the memory of one "
+            "micro-batch. SOLVER.AMP bf16 takes about half. What was written before is intact.",
             file=sys.stderr,
         )
     return 2

@@ -56,6 +56,7 @@ class Contract:
     HYPER: dict[tuple[str, str], dict[str, Any]] = {}  # published hyper-parameters by (teacher, student): {key: value}
     PER_IMAGE = True  # losses are means over images; False refuses ACCUMULATE, and two ranks need not equal one
     HARD_LABELS = False  # True refuses mixed and smoothed labels
+    LEAVES_NETWORKS = False  # True: a run changes networks beside the student, which `adapted` gives out
     GIVES_WAY = True  # where a host has this name already, the host's stays
 
     student: nn.Module
@@ -102,7 +103,7 @@ class Contract:
         return None
 
     def inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """What forward is called with: of a fork's (weak, strong) pair of images the weak one, the usual augmentation."""
+        """What forward is called with: of a fork's (weak, strong) pair of images the weak one."""
         return one_view(inputs)
 
     # ---- the optimizer ----

@@ -47,8 +47,10 @@ def configs_by_teacher(cfg):
 
 
 def configs_of(cfg, names, seeds=()):
-    """The same for networks and seeds that are given."""
-    files = list(cfg.DISTILLER.TEACHER_CKPTS) or [cfg.DISTILLER.TEACHER_CKPT, *[""] * len(names)][: len(names)]
+    """The same for networks and seeds that are given; DISTILLER.TEACHER_CKPTS counts where it has a file for each."""
+    files = list(cfg.DISTILLER.TEACHER_CKPTS)
+    if len(files) != len(names):
+        files = [cfg.DISTILLER.TEACHER_CKPT, *[""] * len(names)][: len(names)]
     seeds = seeds or [cfg.TEACHER.SEED + number for number in range(len(names))]
     each = []
     for name, file, seed in zip(names, files, seeds, strict=True):

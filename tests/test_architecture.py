@@ -34,8 +34,9 @@ FLOORS = [
 FREE_OF_TORCH = [
     "report",
     "reporting.comparisons",
-    "suites.slurm",
-    "leaderboard",
+    "leaderboard.slurm",
+    "leaderboard.plan",
+    "commands.leaderboard",
     "__main__",
     "engine.run_dir",
     "errors",

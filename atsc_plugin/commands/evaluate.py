@@ -23,8 +23,8 @@ def parser():
 
 def run(args):
     from atsc_plugin import build, students
-    from atsc_plugin.engine.evaluate import evaluate
     from atsc_plugin.engine.batches import place_module
+    from atsc_plugin.engine.evaluate import evaluate
 
     students.check_there(args.path)
     cfg = cfg_of_student(args)

@@ -85,7 +85,7 @@ def _has_bf16() -> bool:
 
 
 def slowdown_of_bf16() -> float:
-    """How many times longer a small convolution takes here in bf16 than in fp32: above 1 on a CPU without bf16 units."""
+    """How many times longer a convolution takes here in bf16 than in fp32: above 1 on a CPU without bf16 units."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         layer = nn.Conv2d(32, 32, 3, padding=1, bias=False, dtype=dtype)

@@ -3,8 +3,8 @@
 The handler only takes a note. The loop asks `check()` after every step and before every evaluated batch, where all
 state is consistent. Exit status is 128 + the signal's number, as a shell has it: 143, 130, 138.
 
-Several ranks must leave at the same step, whichever of them got the signal: a signal seen by one rank is acted on by all
-ranks at the next check. That costs a step or a batch of delay and some 0.1 ms of a thread beside the loop.
+Several ranks must leave at the same step, whichever of them got the signal: a signal seen by one rank is acted on by
+all ranks at the next check. That costs a step or a batch of delay and some 0.1 ms of a thread beside the loop.
 """
 
 import os

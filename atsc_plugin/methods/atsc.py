@@ -168,6 +168,7 @@ class ATSC(SharedClassifier):
     """
 
     NODE = "ATSC"
+    LEAVES_NETWORKS = True
     KEYS = KEYS
     OLD_KEYS = OLD_KEYS
     MULTI = "ATSC_MULTI"

@@ -92,6 +92,7 @@ class COTEACH(Method):
     student, and so do we. The two weights are inferred from the code it builds on. Attention is mdistiller's AT.
     """
 
+    LEAVES_NETWORKS = True
     KEYS = (
         Key("COTEACH.SCRATCH_TEACHER", "", "network that learns beside the student; empty: DISTILLER.TEACHER's"),
         Key(
