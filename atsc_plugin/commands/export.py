@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from atsc_plugin.errors import PluginError
-from atsc_plugin.untrusted import expand_user
+from atsc_plugin.untrusted import expand_user, printable
 
 EXAMPLES = """examples:
   export output/quickstart/simkd,res20,res8/seed_1 --format onnx                    -> deploy_last.onnx in the run
@@ -59,7 +59,7 @@ def run(args):
 
     files, agreement = export(module, card, output, args.format, pixels, preprocess=args.preprocess, opset=args.opset)
     for file in files:
-        print(f"{file}  {file.stat().st_size:,} bytes")
+        print(f"{printable(file)}  {file.stat().st_size:,} bytes")
     print(f"reloaded and compared: {agreement.text()}")
     if args.benchmark:
         _benchmark(module, card, cfg, args.compile)
