@@ -40,7 +40,7 @@ class Run:
     @property
     def seed(self):
         folder_seed = self.folder.name.removeprefix("seed_")
-        return (self.result or {}).get("seed", int(folder_seed) if folder_seed.isdigit() else folder_seed)
+        return (self.result or {}).get("seed", int(folder_seed) if folder_seed.isdecimal() else printable(folder_seed))
 
     @property
     def suite(self):
