@@ -132,9 +132,9 @@ def _clean(value, left, depth=0):
     if not isinstance(value, (dict, list)):
         return value
     left[0] -= len(value)
-    if depth > DEPTH or left[0] < 0:
+    if depth >= DEPTH or left[0] < 0:
         raise ValueError(
-            f"it is nested deeper than {DEPTH}" if depth > DEPTH else f"it has more than {ENTRIES:,} entries"
+            f"it is nested deeper than {DEPTH}" if depth >= DEPTH else f"it has more than {ENTRIES:,} entries"
         )
     if isinstance(value, dict):
         return {_clean(key, left): _clean(entry, left, depth + 1) for key, entry in value.items()}

@@ -190,7 +190,7 @@ def has_checkpoint(folder):
 
 def prune(folder, keep):
     """Delete the oldest numbered checkpoints (epoch_N) until `keep` are left; 0 keeps all."""
-    numbered = [path for path in Path(folder).glob("epoch_*") if path.name[6:].isdigit()]
+    numbered = [path for path in Path(folder).glob("epoch_*") if path.name[6:].isdecimal()]
     numbered.sort(key=lambda path: int(path.name[6:]))
     for path in numbered[:-keep] if keep else ():
         path.unlink()
