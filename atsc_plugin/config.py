@@ -13,7 +13,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from atsc_plugin.cards import name_deployed
+from atsc_plugin.cards import CARD, name_deployed
 from atsc_plugin.contract import NONE, SECOND_STEP, SEVERAL
 from atsc_plugin.engine.run_dir import read_tree
 from atsc_plugin.errors import ConfigError
@@ -173,8 +173,12 @@ def check(cfg: CfgNode) -> list[str]:
         problems.append(f"DATASET.VAL_SPLIT: got {cfg.DATASET.VAL_SPLIT}, expected a share below 1, e.g. 0.1.")
     for name in ("DATASET.MEAN", "DATASET.STD"):
         node, leaf = find(cfg, name)
-        if len(node[leaf]) not in (0, 3) or not all(isinstance(value, float) for value in node[leaf]):
-            problems.append(f"{name}: got {node[leaf]}, expected three decimal numbers, e.g. [0.5, 0.5, 0.5], or [].")
+        right = all(isinstance(value, float) for value in node[leaf]) and CARD[leaf.lower()].test(list(node[leaf]))
+        if not right:
+            above = " above 0" if leaf == "STD" else ""
+            problems.append(
+                f"{name}: got {short_repr(node[leaf])}, expected three decimals{above}, e.g. [0.5, 0.5, 0.5], or []."
+            )
     if cfg.SOLVER.TYPE != "SGD":
         problems.append(_unknown("SOLVER.TYPE", cfg.SOLVER.TYPE, ("SGD",)))
     kind = class_of(cfg.DISTILLER.TYPE)
