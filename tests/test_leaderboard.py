@@ -96,9 +96,9 @@ def test_a_run_that_ran_out_of_memory_says_what_to_do(suite, capsys, what, reaso
 
 
 def test_advice_that_the_command_gave_itself_is_not_given_twice(here):
-    Path("log").write_text("error: CUDA ran out of memory; lower SOLVER.BATCH_SIZE.\n")
+    Path("log").write_text("error: memory ran out (CUDA). Lower SOLVER.BATCH_SIZE.\n")
     job = jobs.Job("key", "title", (), Path("log"))
-    assert runner.reason_of(job, 2) == "out of memory: status 2: error: CUDA ran out of memory; lower SOLVER.BATCH_SIZE"
+    assert runner.reason_of(job, 2) == "out of memory: status 2: error: memory ran out (CUDA). Lower SOLVER.BATCH_SIZE"
 
 
 def test_a_second_failure_is_told_with_its_own_words(here):
@@ -198,7 +198,7 @@ AFTER_STILL = {"after": {"adapted_by": "still"}, "still": {}}
 @pytest.mark.parametrize(
     ("arms", "words", "told"),
     [
-        (AFTER_STILL, [], "adapted_by wants an arm whose teacher learns, and that of still does not"),
+        (AFTER_STILL, [], "adapted_by wants an arm whose teacher learns; that of still does not"),
         (AFTER_STILL, ["--arms", "after"], "still/seed_1 leaves; add still to --arms"),
         ({"bad": {"set": {"SOLVER.LRR": 1}}}, [], "The suite was not started. The configuration has a mistake:\n"
          "  - bad.yaml: SOLVER.LRR is no key"),

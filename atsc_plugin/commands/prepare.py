@@ -62,10 +62,10 @@ def _facts(checked):
     """{defaults, configs: {file: resolved keys, teachers, whether the run leaves a teacher of its own}}."""
     from atsc_plugin import teachers
     from atsc_plugin.commands import adapted
-    from atsc_plugin.distillers.teacher_list import configs_by_teacher
     from atsc_plugin.engine.cache import key_of
     from atsc_plugin.host import CFG
     from atsc_plugin.keys import flatten
+    from atsc_plugin.methods.teacher_list import configs_by_teacher
 
     configs = {}
     for path, cfg in checked.items():

@@ -133,8 +133,8 @@ def expand(suite: Suite, output, *, seeds=None, arms=None, pairs=None, overrides
         members = [suite.arms[arm] for arm in arms if pair in suite.arms[arm].pairs]
         members.sort(key=lambda arm: arm.adapted_by is not None)  # after the arms that leave them a teacher
         for teacher_seed in suite.teacher_seeds:
-            names = {arm: ",".join(filter(None, (pair, arm, len(suite.teacher_seeds) > 1 and f"teacher{teacher_seed}")))
-                     for arm in suite.arms}  # fmt: skip
+            crossed = f"teacher{teacher_seed}" if len(suite.teacher_seeds) > 1 else None
+            names = {arm: ",".join(filter(None, (pair, arm, crossed))) for arm in suite.arms}
             last = dict(overrides) | ({} if teacher_seed is None else {"TEACHER.SEED": teacher_seed})
             keys = {arm.name: _keys(suite, arm, pair, last, folder.name, names[arm.name]) for arm in members}
             for seed in seeds:
@@ -232,9 +232,7 @@ def _lost_teachers(runs, checked):
             continue
         if run.source in names:
             if not checked[names[run.source]]["leaves_teacher"]:
-                problems.append(
-                    f"{run.title}: adapted_by wants an arm whose teacher learns, and that of {arm} does not"
-                )
+                problems.append(f"{run.title}: adapted_by wants an arm whose teacher learns; that of {arm} does not")
         elif not (run.source / "result.json").exists():
             problems.append(f"{run.title} starts from the teacher that {run.source} leaves; add {arm} to --arms")
     return problems

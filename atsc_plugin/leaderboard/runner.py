@@ -25,7 +25,7 @@ from atsc_plugin.leaderboard.jobs import Job, Run, environment
 
 HEARTBEAT = 30.0  # seconds between two lines about what is running
 PATIENCE = 15.0  # seconds that a command gets to save its state and leave
-OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|alloc_failed", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(r"memory ran out|out of memory|(can't|cannot) allocate memory|alloc_failed", re.IGNORECASE)
 REMEDY = "lower SOLVER.BATCH_SIZE, use SOLVER.ACCUMULATE or SOLVER.AMP, or fewer --jobs"
 
 
@@ -211,7 +211,7 @@ class Slots:
 
 
 def outcome(attempt) -> str | None:
-    """None, or why the job failed: its own reason, or the error that kept it from being told."""
+    """None, or why the job failed."""
     try:
         return attempt.result()
     except Exception as error:  # a full disk here; on a cluster the node died: submitit raises many kinds
