@@ -318,11 +318,18 @@ def test_a_plan_names_published_figures_and_expected_hours_and_starts_nothing(su
     assert "expected hours: 2.0 h of training, 1.0 h with 2 at a time, as recorded here on a toy" in said
     assert "published" not in said  # two epochs are not the published 240
     common = {**keys, "SOLVER.EPOCHS": 240}
-    assert main([*suite({"kd": {}}, common=common), "--dry-run", "--output", "new"]) == 0
+    assert main([*suite({"kd": {}}, common=common), "--plan", "--output", "new"]) == 0
     said = capsys.readouterr().out
     assert "kd: 70.66 (" in said
     assert "expected hours: unknown" in said
     assert not Path("events.txt").exists() and not Path("new").exists()
+
+
+def test_a_dry_run_lists_and_starts_nothing(suite, capsys, monkeypatch):
+    monkeypatch.setattr(jobs, "COMMAND", ("no such command",))
+    assert main([*suite({"a": {}, "b": {}}), "--dry-run", "--seeds", "3"]) == 0
+    assert capsys.readouterr().out.count("  to do    output/s/") == 6
+    assert not Path("output").exists()
 
 
 @pytest.mark.parametrize(
@@ -331,7 +338,7 @@ def test_a_plan_names_published_figures_and_expected_hours_and_starts_nothing(su
         (["--devices", "gpu"], "--devices is 'gpu'"),
         (["--jobs", "0"], "--jobs is 0"),
         (["--seeds", "0"], "--seeds is 0"),
-        (["--seeds", "1000000000"], "has up to 1,000,000,000 runs"),
+        (["--seeds", "1000000000"], "suite.yaml makes 1,000,000,000 runs; expected at most 20,000"),
         (["--arms", "none"], "has no arm none; expected of good"),
         (["--pairs", "none"], "has no pair none"),
         (["--launcher", "submitit", "--devices", "0"], "--devices is for this machine"),

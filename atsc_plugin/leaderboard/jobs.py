@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("EXPERIMENT.PROJECT", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.SEED")  # make no other configuration
 THE_RUNNERS = ("EXPERIMENT.SEED", "EXPERIMENT.NAME", "EXPERIMENT.PROJECT", "LOG.PREFIX", "TEACHER.SEED")
 EPOCHS, STAGES = 240, [150, 180, 210]  # mdistiller's own, where a configuration names none
-MAX_RUNS = 100_000
+MAX_RUNS = 20_000
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def expand(suite: Suite, output, *, seeds=None, arms=None, pairs=None, overrides
     seeds, arms, pairs = seeds or suite.seeds, arms or list(suite.arms), pairs or list(suite.pairs)
     count = len(seeds) * len(arms) * len(pairs) * len(suite.teacher_seeds)
     if count > MAX_RUNS:
-        raise PluginError(f"{suite.path} has up to {count:,} runs; expected at most {MAX_RUNS:,}. Use fewer seeds.")
+        raise PluginError(f"{suite.path} makes {count:,} runs; expected at most {MAX_RUNS:,}. Name fewer.")
     folder, runs = Path(output) / project_of(suite, overrides), []
     for pair in pairs:
         members = [suite.arms[arm] for arm in arms if pair in suite.arms[arm].pairs]
