@@ -35,9 +35,10 @@ setup(
         "pyyaml>=6.0",
     ],
     extras_require={
-        "test": ["pytest>=7.4", "ruff>=0.6", "hypothesis>=6.100", "setuptools>=70.1", *EXPORT],
+        "test": ["pytest>=7.4", "ruff>=0.6", "hypothesis>=6.100", "setuptools>=70.1", "pyarrow>=15", *EXPORT],
         "export": EXPORT,
         "plots": ["matplotlib>=3.8"],  # the curves of `report --out`
+        "parquet": ["pyarrow>=15"],  # CIFAR-100 as Hugging Face has it
         "slurm": ["submitit>=1.5"],  # `leaderboard --launcher submitit`
     },
     entry_points={"console_scripts": ["atsc-plugin = atsc_plugin.__main__:main"]},

@@ -14,6 +14,7 @@ import traceback
 
 from atsc_plugin import __version__
 from atsc_plugin.errors import Interrupted, PluginError, RunStopped, out_of_memory
+from atsc_plugin.untrusted import printable
 
 COMMANDS = {
     "train": "train a student (and its teacher where it is missing) from a config file",
@@ -24,12 +25,12 @@ COMMANDS = {
     "prepare": "check config files and train the teachers they lack",
     "leaderboard": "run every method and seed of a suite file, then write the page",
     "report": "one table of several run directories",
-    "heads": "train DIH's heads for a teacher beforehand, for a host's own script",
     "adapted": "the teacher as an ATSC run left it, as a checkpoint for other runs",
     "bench": "measure a training step, the data loader, files or an epoch here, each against its alternatives",
     "launch": "run a host's own script with our methods registered: launch PATH/TO/train.py --cfg ...",
     "doctor": "host, versions, devices, data and teachers: what is there, what is missing and how to get it",
 }
+LINES = "\n\t"  # what a message may be laid out with
 MODULES = {"eval": "commands.evaluate", "report": "report"}
 
 
@@ -54,8 +55,10 @@ def main(argv=None):
         print(usage())
         return 0 if argv else 2
     command, *words = argv
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8, nor the terminal
     if command not in COMMANDS:
-        print(f"error: '{command}' is no command; expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        print(f"error: '{printable(command)}' is no command; expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     module = importlib.import_module(f"atsc_plugin.{MODULES.get(command, f'commands.{command}')}")
     args = module.parse(words) if hasattr(module, "parse") else module.parser().parse_intermixed_args(words)
@@ -74,9 +77,9 @@ def _run(module, args):
         sys.stdout.flush()
         return status
     except PluginError as error:
-        print(f"{_who()}error: {error}", file=sys.stderr)
+        print(f"{_who()}error: {printable(error, keep=LINES)}", file=sys.stderr)
     except RunStopped as stop:
-        print(f"stopped: {stop}", file=sys.stderr)
+        print(f"stopped: {printable(stop, keep=LINES)}", file=sys.stderr)
         return 3
     except Interrupted as end:  # it has said how to go on
         return end.code
@@ -88,15 +91,16 @@ def _run(module, args):
         return 141  # 128 + SIGPIPE
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror or error}{place}. What was written before is intact.", file=sys.stderr)
+        reason = printable(f"{error.strerror or error}{place}", keep=LINES)
+        print(f"error: {reason}. What was written before is intact.", file=sys.stderr)
     except Exception as error:
         if not out_of_memory(error):
             traceback.print_exc()  # a mistake of the program; ranks must end here too
             return 1
         print(
             f"{_who()}error: memory ran out ({str(error).splitlines()[0][:160] if str(error) else 'MemoryError'}). "
-            "Lower SOLVER.BATCH_SIZE (or DATASET.TEST.BATCH_SIZE), or raise SOLVER.ACCUMULATE, which needs the memory of "
-            "one micro-batch; SOLVER.AMP bf16 takes about half. What was written before is intact.",
+            "Lower SOLVER.BATCH_SIZE or DATASET.TEST.BATCH_SIZE, or raise SOLVER.ACCUMULATE: it needs the memory of one "
+            "micro-batch. SOLVER.AMP bf16 takes about half. What was written before is intact.",
             file=sys.stderr,
         )
     return 2

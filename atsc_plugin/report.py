@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from atsc_plugin.errors import PluginError
+from atsc_plugin.untrusted import printable
 
 EXAMPLES = """examples:
   report output/quickstart
@@ -45,7 +46,7 @@ def run(args):
         runs = {run.folder: run for table in tables for run in table.runs}.values()
         print(json.dumps([{**run.result, "run": str(run.folder)} for run in runs], indent=2))
         return 0
-    print("\n".join(text.page(tables, skipped, lost)))
+    print(printable("\n".join(text.page(tables, skipped, lost)), keep="\n"))
     if args.collect:
         from atsc_plugin.reporting import kept
 

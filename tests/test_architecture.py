@@ -10,24 +10,26 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "atsc_plugin"
 # Lowest first. A room is a module or a folder; the longest match decides.
 FLOORS = [
-    ["errors", "files", "seeds", "shipped", "key_table", "collapse"],
+    ["errors", "files", "seeds", "shipped", "collapse"],
+    ["untrusted"],
+    ["schema"],
+    ["cards"],
+    ["key_table"],
     [
-        "minidistiller",
         "data",
-        "habits",
         "networks",
         "methods.teacher_list",
     ],  # fmt: skip
     ["engine"],
-    ["host"],
     ["keys", "methods"],
-    ["config", "registration", "deploy"],
+    ["students"],
+    ["config", "registration"],
     ["teachers"],
     ["build"],
-    ["reporting", "benchmark"],
-    ["report", "students"],
-    ["export", "leaderboard"],
-    ["commands", "__main__"],
+    ["reporting", "bench"],
+    ["report"],
+    ["export", "suites"],
+    ["commands", "leaderboard", "__main__"],
 ]
 FREE_OF_TORCH = [
     "report",
@@ -36,7 +38,7 @@ FREE_OF_TORCH = [
     "leaderboard.plan",
     "commands.leaderboard",
     "__main__",
-    "engine.run_files",
+    "engine.run_dir",
     "errors",
     "seeds",
 ]

@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from atsc_plugin.__main__ import main
 from atsc_plugin.commands import leaderboard
-from atsc_plugin.engine import run_lock
+from atsc_plugin.engine import run_dir
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.leaderboard import jobs, runner
 from atsc_plugin.leaderboard.suite import read_suite
@@ -105,8 +105,8 @@ def test_a_second_failure_is_told_with_its_own_words(here):
     Path("log").write_text("error: the first\n")
     begun = Path("log").stat().st_size
     Path("log").write_text("error: the first\nTraceback\nKeyError: 'second'\x1b[31m\n")
-    assert runner.last_words(Path("log"), begun) == "KeyError: 'second'[31m"
-    assert runner.last_words(Path("log")) == "error: the first Traceback KeyError: 'second'[31m"
+    assert runner.last_words(Path("log"), begun) == "KeyError: 'second'\\x1b[31m"
+    assert runner.last_words(Path("log")) == "error: the first Traceback KeyError: 'second'\\x1b[31m"
 
 
 def test_an_interrupt_ends_the_runs_and_the_same_command_resumes(suite, capsys):
@@ -271,7 +271,7 @@ def test_a_run_that_another_process_is_at_is_waited_for(suite, holder):
     attempt = attempt_of(suite({"a": {}}))
     folder = attempt.job.run.folder
     folder.mkdir(parents=True)
-    lock = FileLock(folder.with_name("seed_1.lock")) if holder == "another leaderboard" else run_lock.held(folder)
+    lock = FileLock(folder.with_name("seed_1.lock")) if holder == "another leaderboard" else run_dir.held(folder)
     with lock:
         assert not attempt.start()
         (folder / "result.json").write_text("{}")

@@ -13,7 +13,7 @@ import torch
 from test_checkpoint import Bomb
 
 from atsc_plugin.__main__ import main
-from atsc_plugin.engine import checkpoint, run_files
+from atsc_plugin.engine import checkpoint
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import CFG
 
@@ -182,7 +182,7 @@ def test_the_same_files_do_run_where_they_are_trusted(tmp_path):
 
 def test_a_heads_cache_that_is_malicious_is_refused(here, capsys, monkeypatch):
     """DIH's heads: the bomb lies where the cache would be looked for, whatever its key."""
-    from atsc_plugin.methods import dih_heads
+    from atsc_plugin.methods import dih as dih_heads
 
     (here / "heads.safetensors").write_bytes(forms(here / "ran")["zip"])
     monkeypatch.setattr(dih_heads, "cache_file", lambda *_: here / "heads.safetensors")
@@ -235,7 +235,7 @@ def test_a_project_cannot_leave_the_prefix(tmp_path, project):
     cfg = CFG.clone()
     cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT = str(tmp_path / "output"), project
     with pytest.raises(PluginError, match="EXPERIMENT.PROJECT"):
-        run_files.run_directory(cfg, "name")
+        run_dir.run_directory(cfg, "name")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -248,7 +248,7 @@ def test_a_link_does_not_lead_out_of_the_prefix(tmp_path, link):
     place.parent.mkdir(parents=True)
     place.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(PluginError, match="a link is in between"):
-        run_files.run_directory(cfg, "name")
+        run_dir.run_directory(cfg, "name")
 
 
 def test_a_prefix_that_is_a_link_itself_is_the_persons_own_choice(tmp_path):
@@ -256,7 +256,7 @@ def test_a_prefix_that_is_a_link_itself_is_the_persons_own_choice(tmp_path):
     os.symlink(tmp_path / "big_disk", tmp_path / "output")
     cfg = CFG.clone()
     cfg.LOG.PREFIX = str(tmp_path / "output")
-    assert run_files.run_directory(cfg, "name") == tmp_path / "output" / "distill" / "name" / "seed_1"
+    assert run_dir.run_directory(cfg, "name") == tmp_path / "output" / "distill" / "name" / "seed_1"
 
 
 @pytest.mark.parametrize("name", ["../up", "/tmp/up", "a/../../up"])

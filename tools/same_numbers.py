@@ -45,6 +45,9 @@ def parser():
     words.add_argument(
         "--arms", nargs="+", default=ARMS.split(), metavar="ARM", help="files of configs/quickstart; OLD=NEW"
     )
+    words.add_argument(
+        "--keep", metavar="DIR", help="keep the other commit's runs there, and reuse them if they are there"
+    )
     words.add_argument("--rename", nargs="*", default=[], metavar="OLD=NEW", help="starts of tensor names that changed")
     return words
 
@@ -58,7 +61,7 @@ def run(tree, arms, place):
     ]
     argv = [sys.executable, "-c", DRIVER, json.dumps(commands)]
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
-    place.mkdir()
+    place.mkdir(parents=True)
     with open(place / "output.txt", "w") as output:
         done = subprocess.run(argv, cwd=place, env=environment, stdout=output, stderr=output)
     if done.returncode:
@@ -110,17 +113,20 @@ def main():
     pairs = [(arm.partition("=")[0], arm.partition("=")[2] or arm) for arm in args.arms]
     renames = [tuple(text.split("=")) for text in args.rename]
     with tempfile.TemporaryDirectory(prefix="same_numbers_") as scratch:
-        place, old_tree = Path(scratch), Path(scratch) / "tree"
-        add = ["git", "worktree", "add", "--detach", "--force", old_tree, args.commit]
-        subprocess.run(add, cwd=ROOT, check=True, capture_output=True)
-        try:
-            run(old_tree, [old for old, _ in pairs], place / "old")
-        finally:
-            subprocess.run(["git", "worktree", "remove", "--force", old_tree], cwd=ROOT, check=True)
+        place = Path(scratch)
+        old_runs = Path(args.keep).absolute() if args.keep else place / "old"
+        if not old_runs.is_dir():
+            tree = place / "tree"
+            add = ["git", "worktree", "add", "--detach", "--force", tree, args.commit]
+            subprocess.run(add, cwd=ROOT, check=True, capture_output=True)
+            try:
+                run(tree, [old for old, _ in pairs], old_runs)
+            finally:
+                subprocess.run(["git", "worktree", "remove", "--force", tree], cwd=ROOT, check=True)
         run(ROOT, [new for _, new in pairs], place / "new")
         wrong = 0
         for old, new in pairs:
-            found = differences(only_run(place / "old" / old), only_run(place / "new" / new), renames)
+            found = differences(only_run(old_runs / old), only_run(place / "new" / new), renames)
             wrong += bool(found)
             print(f"{new:<16} {'equal to the bit' if not found else '; '.join(found)}", flush=True)
     return bool(wrong)

@@ -5,14 +5,14 @@ unfinished ones are resumed, failures are listed at the end while the rest goes 
 Imports no torch. The format of a suite file stands in leaderboard/suite.py.
 """
 
-import argparse
 import sys
 
+from atsc_plugin.commands import parser_of
 from atsc_plugin.errors import PluginError
 from atsc_plugin.leaderboard import jobs, plan
 from atsc_plugin.leaderboard.suite import read_suite
 
-EXAMPLES = """examples:
+EXAMPLES = """
   leaderboard --suite configs/leaderboard/quick.yaml --jobs 2
   leaderboard --suite configs/leaderboard/quick.yaml --seeds 1 SOLVER.EPOCHS 1      # a trial, in a folder of its own
   leaderboard --suite configs/leaderboard/cifar100_main.yaml --devices 0,1 --pairs res32x4_res8x4
@@ -21,12 +21,7 @@ EXAMPLES = """examples:
 
 
 def parser():
-    words = argparse.ArgumentParser(
-        "leaderboard",
-        description="Run every arm of a suite with every seed, then write the page.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    words = parser_of("leaderboard", "Run every arm of a suite with every seed, then write the page.", EXAMPLES)
     words.add_argument("--suite", required=True, metavar="FILE", help="suite file, e.g. configs/leaderboard/quick.yaml")
     words.add_argument("--seeds", type=int, metavar="N", help="seeds 1..N instead of the suite's")
     words.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms of the suite")

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from atsc_plugin.engine.layouts import PLAIN_CLASSES, network_named_in, state_of_network
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import NUMPY_NUMBERS, whole_file, write_json
+from atsc_plugin.untrusted import as_plugin_error, first_line, open_regular
 
 CHECKSUM = "checksum"
 UNSAFE = "ATSC_UNSAFE_LOAD"  # environment: sha256 of the files that may execute what is in them
@@ -35,6 +36,8 @@ def digest(content):
 
 def _feed(running, value):
     if isinstance(value, torch.Tensor):
+        if value.is_meta or value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of {tuple(value.shape)} has no numbers of its own")  # a copy could be any size
         running.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
         running.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     elif isinstance(value, dict):
@@ -55,7 +58,11 @@ def _verified(content, path, required=False):
     kept = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
     if kept is None and not required:
         return content
-    if kept != digest(content):
+    with as_plugin_error(
+        f"{path} cannot be read as a checkpoint ({{}}); expected one written by a run. Use another one."
+    ):
+        found = digest(content)  # of self-references and nesting without end, too
+    if kept != found:
         what = "has no checksum" if kept is None else "is damaged: its content does not match its checksum"
         raise PluginError(f"{path} {what}; expected a whole file written by a run. Use another one.")
     return content
@@ -77,10 +84,15 @@ def save(state, path):
 
 def save_tensors(tensors, path, facts):
     """`path`.safetensors with the tensors and `path`.json with the facts to rebuild the module around them."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with whole_file(f"{path}.safetensors") as file:
-        file.write(safetensors.torch.save(plain, {CHECKSUM: digest(dict(sorted(plain.items())))}))
+    write_tensors(tensors, f"{path}.safetensors")
     write_json(facts, f"{path}.json")
+
+
+def write_tensors(tensors, path):
+    """A .safetensors file, whole, with a checksum in its header."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with whole_file(path) as file:
+        file.write(safetensors.torch.save(plain, {CHECKSUM: digest(dict(sorted(plain.items())))}))
 
 
 # ---- reading ----
@@ -88,14 +100,11 @@ def save_tensors(tensors, path, facts):
 
 def load_tensors(path):
     """{name: tensor} of a .safetensors file."""
-    try:
+    with as_plugin_error(f"{path} is not a readable safetensors file ({{}}); expected one written by a run."):
+        open_regular(path).close()
         with safe_open(path, "pt") as file:
             kept = (file.metadata() or {}).get(CHECKSUM)
         tensors = safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise PluginError(
-            f"{path} is not a readable safetensors file ({error}); expected one written by a run."
-        ) from error
     tensors = dict(sorted(tensors.items()))
     return _verified(tensors if kept is None else {**tensors, CHECKSUM: kept}, path)
 
@@ -113,7 +122,7 @@ def load(path, checked=False):
         content = _trusted(path, error)
     except Exception as error:  # a truncated zip, a text file, a lost permission: torch throws many kinds
         raise PluginError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {_first_line(error)}); expected a file "
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {first_line(error)}); expected a file "
             "written by torch.save. Fetch or write it again."
         ) from error
     return _verified(content, path, required=checked)
@@ -135,11 +144,7 @@ def _trusted(path, error):
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
     except Exception as broken:  # even a trusted file may not load
-        raise PluginError(f"{path} cannot be loaded ({type(broken).__name__}: {_first_line(broken)}).") from broken
-
-
-def _first_line(error):
-    return (str(error).splitlines() or ["no detail"])[0][:160]
+        raise PluginError(f"{path} cannot be loaded ({type(broken).__name__}: {first_line(broken)}).") from broken
 
 
 def load_network(network, path, name, classes):
@@ -172,5 +177,6 @@ def load_network(network, path, name, classes):
         raise PluginError(
             f"{path} does not fit a {name}: {'; '.join(told)}.{said} Name the network the file was made with."
         )
-    network.load_state_dict(state)
+    with as_plugin_error(f"{path} does not fit a {name} ({{}}). Name the network the file was made with."):
+        network.load_state_dict(state)  # sparse, quantised or complex tensors of the right shape
     return network

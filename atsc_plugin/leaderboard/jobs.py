@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from atsc_plugin.engine.run_files import PLACES, read_tree
+from atsc_plugin.engine.run_dir import PLACES, read_tree
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.files import write_text
 from atsc_plugin.keys import flatten

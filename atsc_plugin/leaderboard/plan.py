@@ -2,7 +2,7 @@
 
 import statistics
 
-from atsc_plugin.engine.run_files import read_json
+from atsc_plugin.engine.run_dir import read_json
 from atsc_plugin.errors import PluginError
 
 

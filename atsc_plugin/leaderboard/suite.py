@@ -21,32 +21,19 @@ An arm may have `trials` of its own; unequal ones need `unequal_trials: why`, wh
 
 import difflib
 import re
-import reprlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from atsc_plugin.engine.run_files import read_yaml
+from atsc_plugin.engine.run_dir import read_yaml
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.shipped import config_file
-
-_short = reprlib.Repr()  # a file may hold megabytes, or a list that contains itself
-_short.maxstring = _short.maxother = 80
-_short.maxlevel = 2
-
-
-def show(value) -> str:
-    """A value in an error message, cut short."""
-    try:
-        return _short.repr(value)
-    except ValueError:  # Python refuses to print a number of thousands of digits
-        return "a number that is too long to print"
+from atsc_plugin.untrusted import short_repr
 
 
 def is_plain(value) -> bool:
-    """Whether a configuration can hold it: text, a number of a size to print, a flat list of such."""
+    """Whether a configuration can hold it: text, a number, a flat list of such."""
     entries = value if isinstance(value, list) else [value]
-    plain = all(type(entry) in (str, int, float, bool, type(None)) for entry in entries)
-    return plain and not any(type(entry) is int and abs(entry) >= 2**63 for entry in entries)
+    return all(type(entry) in (str, int, float, bool, type(None)) for entry in entries)
 
 
 def _is_name(value):
@@ -54,8 +41,7 @@ def _is_name(value):
 
 
 def _is_text(value):
-    """Text that a terminal shows as it is: no control characters."""
-    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 1000
+    return isinstance(value, str) and 0 < len(value) <= 1000
 
 
 def _is_count(value):
@@ -138,12 +124,12 @@ def read_suite(path: str | Path) -> Suite:
     for arm in arms.values():
         problems += _source_problems(arm, arms)
     if unknown := [name for name in node["against"] if name not in arms]:
-        problems.append(f"against: got {show(unknown)}, expected a list of arms, of {', '.join(arms)}")
+        problems.append(f"against: got {short_repr(unknown)}, expected a list of arms, of {', '.join(arms)}")
     trials = {arm.name: arm.trials for arm in arms.values()}
     if len(set(trials.values())) > 1:
         node["notes"] = [*node["notes"], f"Why tuning trials differ: {node['unequal_trials']}"]
         if not node["unequal_trials"]:
-            problems.append(f"tuning trials differ between arms ({show(trials)}); say why: unequal_trials")
+            problems.append(f"tuning trials differ between arms ({short_repr(trials)}); say why: unequal_trials")
     if problems:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
     return Suite(str(path), **node)
@@ -152,12 +138,12 @@ def read_suite(path: str | Path) -> Suite:
 def _checked(content, kind, place, problems):
     """{key: value or default} of a mapping, by the fields of `kind`; what does not fit is added to `problems`."""
     table = {key.name: key for key in fields(kind) if key.metadata}
-    problems += [f"{place}unknown key {show(key)}; {_near(key, table)}" for key in content if key not in table]
+    problems += [f"{place}unknown key {short_repr(key)}; {_near(key, table)}" for key in content if key not in table]
     values = {}
     for name, key in table.items():
         value = content.get(name)
         if value is not None and not key.metadata["fits"](value):
-            problems.append(f"{place}{name}: got {show(value)}, expected {key.metadata['expected']}")
+            problems.append(f"{place}{name}: got {short_repr(value)}, expected {key.metadata['expected']}")
             value = None
         values[name] = key.default_factory() if value is None else value
     return values
@@ -166,10 +152,10 @@ def _checked(content, kind, place, problems):
 def _arm(name, body, suite, problems):
     """An Arm, or None where it has a mistake."""
     if not _is_name(name) and not _is_count(name):
-        problems.append(f"arm {show(name)}: expected letters, digits and ._+-")
+        problems.append(f"arm {short_repr(name)}: expected letters, digits and ._+-")
         return None
     if not isinstance(body, dict) or body.get("cfg") is None:
-        problems.append(f"arm {name} is {show(body)}; expected at least cfg: an existing file")
+        problems.append(f"arm {name} is {short_repr(body)}; expected at least cfg: an existing file")
         return None
     before, node, known = len(problems), _checked(body, Arm, f"arm {name}, ", problems), suite["pairs"]
     node["pairs"] = list(known) if node["pairs"] is None else node["pairs"]
@@ -200,5 +186,5 @@ def _source_problems(arm, arms):
 
 def _near(name, known):
     known = [str(entry) for entry in known]
-    near = difflib.get_close_matches(name[:80] if isinstance(name, str) else show(name), known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:80] if isinstance(name, str) else short_repr(name), known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"expected of {', '.join(sorted(known))}"

@@ -1,14 +1,17 @@
 """COTEACH: a teacher that learns from scratch beside the student, and a frozen expert that guides by attention."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 
-from atsc_plugin.engine.agreement import on_the_first, sum_of
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
-from atsc_plugin.errors import ConfigError, ModelRefused
-from atsc_plugin.host import Distiller, image_size, new_network
-from atsc_plugin.methods.sister_checks import coteach_problems
-from atsc_plugin.networks.maps import check_classes, evaluating, full, probe_image
+from atsc_plugin.errors import ModelRefused
+from atsc_plugin.host import image_size, models_for, new_network
+from atsc_plugin.losses import full
+from atsc_plugin.methods.base import EpochReport, Key, Method, Network, method
+from atsc_plugin.methods.monitor import Hits
+from atsc_plugin.networks.maps import check_classes, evaluating, probe_image
 from atsc_plugin.networks.stages import attention_distance, check_stages, stage_facts
 from atsc_plugin.seeds import stream
 
@@ -76,7 +79,8 @@ def stage_pairs(wanted, student, expert, student_name, expert_name):
     return list(zip(theirs, ours, strict=True))
 
 
-class COTEACH(Distiller):
+@method("COTEACH")
+class COTEACH(Method):
     """Highlight Every Step: Knowledge Distillation via Collaborative Teaching (Zhao et al., 2019, arXiv 1907.09643).
 
     loss = CE(z_c, y) + CE(z_s, y) + LOGITS * ||sg(z_c) - z_s||^2 / batch + ATTENTION * sum over stages of
@@ -88,31 +92,79 @@ class COTEACH(Distiller):
     student, and so do we. The two weights are inferred from the code it builds on. Attention is mdistiller's AT.
     """
 
+    LEAVES_NETWORKS = True
+    KEYS = (
+        Key("COTEACH.SCRATCH_TEACHER", "", "network that learns beside the student; empty: DISTILLER.TEACHER's"),
+        Key(
+            "COTEACH.LOSS.LOGITS_WEIGHT",
+            0.03,
+            "weight of the squared distance to the scratch teacher's logits",
+            minimum=0.0,
+            symbol="gamma",
+        ),
+        Key(
+            "COTEACH.LOSS.ATTENTION_WEIGHT",
+            1000.0,
+            "weight of the attention transfer from the expert",
+            minimum=0.0,
+            symbol="beta",
+        ),
+        Key(
+            "COTEACH.STAGES",
+            [],
+            "pairs [expert, student] of indices into feats whose attention is compared, e.g. [[1, 1], [2, 3]]; empty: "
+            "all but the stems, in order",
+        ),
+        Key(
+            "COTEACH.SHARE_STEM",
+            False,
+            "the scratch teacher and the student share the layers before their first stage, which must be equal in "
+            "shape",
+        ),
+    )
+
+    @classmethod
+    def problems(cls, cfg):
+        problems, stages, name = [], cfg.COTEACH.STAGES, cfg.COTEACH.SCRATCH_TEACHER
+        if not all(_is_pair(pair) for pair in stages):
+            problems.append(
+                f"COTEACH.STAGES: got {stages}, expected pairs [expert, student] of indices, e.g. [[1, 1], [2, 3]], or "
+                "[]."
+            )
+        if name and name not in models_for(cfg.DATASET.TYPE):
+            problems.append(
+                f"COTEACH.SCRATCH_TEACHER: got '{name}', expected one of {', '.join(models_for(cfg.DATASET.TYPE))}."
+            )
+        return problems
+
     def __init__(self, student, teacher, cfg):
-        if problems := coteach_problems(cfg):
-            raise ConfigError(problems)
         super().__init__(student, teacher, cfg)
-        self.node, side = cfg.COTEACH, image_size(cfg.DATASET)
-        scratch_name = self.node.SCRATCH_TEACHER or cfg.DISTILLER.TEACHER
+        teacher, side = self.teacher, image_size(cfg.DATASET)
+        self.node = cfg.COTEACH
+        self.scratch_title = self.node.SCRATCH_TEACHER or cfg.DISTILLER.TEACHER
         names = f"student {cfg.DISTILLER.STUDENT}", f"expert {cfg.DISTILLER.TEACHER}"
         facts = stage_facts(student, side, names[0]), stage_facts(teacher, side, names[1])
         check_classes(*facts, *names)
         self.stages = stage_pairs(self.node.STAGES, *facts, *names)
-        self.scratch = scratch_network(cfg, scratch_name, facts[0].classes)
-        told = f"scratch teacher {scratch_name}"
-        check_classes(facts[0], stage_facts(self.scratch, side, told), names[0], told)
+        self.scratch = scratch_network(cfg, self.scratch_title, facts[0].classes)
+        title = f"scratch teacher {self.scratch_title}"
+        check_classes(facts[0], stage_facts(self.scratch, side, title), names[0], title)
         if self.node.SHARE_STEM:
-            share_stem(student, self.scratch, side, (names[0], told))
+            share_stem(student, self.scratch, side, (names[0], title))
         teacher.requires_grad_(False)
-        self.hits = self.seen = 0
+        self.hits = Hits()
 
     def get_learnable_parameters(self):
         own = {id(p) for p in self.student.parameters()}
         return [*self.student.parameters(), *(p for p in self.scratch.parameters() if id(p) not in own)]
 
     def get_extra_parameters(self):
+        """mdistiller's own: how many parameters the method adds."""
         learnable = sum(p.numel() for p in self.get_learnable_parameters())
         return learnable - sum(p.numel() for p in self.student.parameters())
+
+    def networks(self):
+        return [*super().networks(), Network("scratch", self.scratch_title, self.scratch, True)]
 
     def forward_train(self, image, target, **kwargs):
         logits, feats = self.student(image)
@@ -120,8 +172,7 @@ class COTEACH(Distiller):
         with torch.no_grad():
             expert_feats = self.teacher(image)[1]["feats"]
         guidance = sum(attention_distance(feats["feats"][s], expert_feats[e]) for e, s in self.stages)
-        self.hits = self.hits + (scratch_logits.detach().argmax(1) == target).sum()
-        self.seen += len(target)
+        self.hits.add(scratch_logits.detach(), target)
         weights = self.node.LOSS
         return logits, {
             "loss_ce": F.cross_entropy(logits, target),
@@ -132,18 +183,20 @@ class COTEACH(Distiller):
 
     def after_epoch(self, epoch, loader):
         """The scratch teacher's figures for the log."""
-        hits, seen = sum_of(self.hits, self.seen)
-        figures = {"scratch_train_top1": 100 * hits / seen} if seen else {}
-        self.hits = self.seen = 0
+        figures = {}
+        if (top1 := self.hits.top1()) is not None:
+            figures["scratch_train_top1"] = top1
         device = next(self.scratch.parameters()).device
         with evaluating(self.scratch):
             figures["scratch_top1"] = evaluate(in_eval_mode(self.scratch), loader, device, "scratch")["top1"]
-        return {"figures": figures, "warning": None, "stop": False}
+        return EpochReport(figures)
 
     def run_state(self):
-        """What an epoch that is gone on with needs beside the weights: the ranks' counts of its first steps."""
-        hits, seen = sum_of(self.hits, self.seen)
-        return {"hits": hits, "seen": seen}
+        return self.hits.state()
 
     def load_run_state(self, state):
-        self.hits, self.seen = on_the_first(state["hits"], state["seen"])
+        self.hits.load_state(state)
+
+
+def _is_pair(pair) -> bool:
+    return isinstance(pair, (list, tuple)) and len(pair) == 2 and all(type(i) is int and i >= 0 for i in pair)

@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from atsc_plugin import host
 from atsc_plugin.errors import HostError
 from atsc_plugin.methods.averkd import FrozenTeachers
+from atsc_plugin.methods.base import method
 
 
+@method("DKD_MULTI", "DKD, several teachers")
 class DKDMulti(FrozenTeachers):
     """Decoupled Knowledge Distillation (Zhao et al., CVPR 2022, arXiv 2203.08679) from K teachers; the mean is ours.
 

@@ -6,13 +6,13 @@ classifier reach when they are trained plainly, or by KD.
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from atsc_plugin.methods.atsc import softened_divergence
+from atsc_plugin.losses import pool, softened_divergence
+from atsc_plugin.methods.base import method
 from atsc_plugin.methods.shared_classifier import SharedClassifier
-from atsc_plugin.networks.maps import pool
 
 
+@method("PROJECTED_VANILLA", "projected vanilla")
 class ProjectedVanilla(SharedClassifier):
     """loss = CE(C(pool(P(F_s))), y) with C a fresh linear layer of the shape of the teacher's. Ours, a control.
 
@@ -21,26 +21,24 @@ class ProjectedVanilla(SharedClassifier):
     """
 
     def __init__(self, student, teacher, cfg):
-        super().__init__(student, teacher, cfg, cfg.SIMKD, "SIMKD")
-        self.head = nn.Linear(self.maps[0].channels, self.student_facts.classes)
+        super().__init__(student, teacher, cfg, own_classifier=True)
         self.freeze_unused()
         self.teacher.requires_grad_(False)
-
-    def classifier_behind(self, teacher):
-        """The student's own."""
-        return self.head
 
     def get_learnable_parameters(self):
         return self.student_parameters() + list(self.head.parameters())
 
-    def get_extra_parameters(self):
-        return super().get_extra_parameters() + sum(p.numel() for p in self.head.parameters())
+    def student_logits(self, image):
+        """C(pool(P(F_s)))"""
+        (branch,) = self.branches
+        return branch.classifier(pool(branch.project(self.read_student(image)[1])))
 
     def forward_train(self, image, target, **kwargs):
-        logits = self.classifier(pool(self.projected(image)[1]))
+        logits = self.student_logits(image)
         return logits, {"loss_ce": F.cross_entropy(logits, target)}
 
 
+@method("PROJECTED_KD", "projected KD")
 class ProjectedKD(ProjectedVanilla):
     """loss = CE_WEIGHT * CE(z, y) + KD_WEIGHT * T^2 KL(softmax(z_t / T) || softmax(z / T)), z = C(pool(P(F_s))).
 
@@ -53,7 +51,7 @@ class ProjectedKD(ProjectedVanilla):
         self.weights, self.temperature = cfg.KD.LOSS, cfg.KD.TEMPERATURE
 
     def forward_train(self, image, target, **kwargs):
-        logits = self.classifier(pool(self.projected(image)[1]))
+        logits = self.student_logits(image)
         with torch.no_grad():
             teacher_logits, _ = self.teacher(image)
         return logits, {

@@ -1,8 +1,10 @@
 """SimKD with several frozen teachers, and the control for it: one teacher, several projectors."""
 
+from atsc_plugin.methods.base import SEVERAL, method
 from atsc_plugin.methods.simkd import SimKD
 
 
+@method("SIMKD_MULTI", "SimKD, several teachers")
 class SimKDMulti(SimKD):
     """SimKD's loss towards each of several frozen teachers, side by side. Ours, as no definition is published.
 
@@ -13,7 +15,6 @@ class SimKDMulti(SimKD):
     With one teacher and one projector it is SimKD to the last digit.
     """
 
-    several = True
-
-    def __init__(self, student, teacher, cfg):
-        super().__init__(student, teacher, cfg, projectors=cfg.SIMKD.PROJECTOR.COUNT)
+    KEYS = ()
+    TEACHERS = SEVERAL
+    MULTI = ""

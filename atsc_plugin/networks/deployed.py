@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atsc_plugin.networks.maps import align, pool
-
-ENSEMBLES = ("logits", "probs")
+from atsc_plugin.losses import align, pool
 
 
 def ensemble_of(logits, rule):
@@ -45,24 +43,25 @@ class DeployedStudent(nn.Module):
     """Logits of a student: C(pool(P(align(F_s)))), an ensemble over several such heads, or the backbone's own logits.
 
     The modules are called projector, classifier, projector_2, classifier_2, ...; a classifier that several heads share
-    is there once, under the number of the first.
+    is there once, under the number of the first. `unused` names the backbone's modules behind the projected map: they
+    are not stored.
     """
 
-    def __init__(self, backbone, source=None, heads=(), ensemble="logits"):
+    def __init__(self, backbone, source=None, heads=(), ensemble="logits", unused=()):
         super().__init__()
-        self.backbone, self.source, self.ensemble = backbone, source, ensemble
+        self.backbone, self.source, self.ensemble, self.unused = backbone, source, ensemble, list(unused)
         self.map_sizes = [head.map_size for head in heads]
         owners = [id(head.classifier) for head in heads]
         self.owners = [owners.index(owner) for owner in owners]  # for each head, the first that has its classifier
         for number, head in enumerate(heads):
-            self.add_module(_name("projector", number), head.projector)
+            self.add_module(name_of("projector", number), head.projector)
             if self.owners[number] == number:
-                self.add_module(_name("classifier", number), head.classifier)
+                self.add_module(name_of("classifier", number), head.classifier)
 
     def heads(self):
         """The heads, first to last."""
         return [
-            Head(size, getattr(self, _name("projector", number)), getattr(self, _name("classifier", owner)))
+            Head(size, getattr(self, name_of("projector", number)), getattr(self, name_of("classifier", owner)))
             for number, (size, owner) in enumerate(zip(self.map_sizes, self.owners, strict=True))
         ]
 
@@ -75,6 +74,7 @@ class DeployedStudent(nn.Module):
     def facts(self):
         """What must be known beside the tensors to build this module again."""
         return {
+            "unused": self.unused,
             "ensemble": self.ensemble,
             "heads": [
                 {
@@ -91,16 +91,14 @@ class DeployedStudent(nn.Module):
         }
 
 
-def _name(part, number):
+def name_of(module, number):
     """The first head's modules carry no number."""
-    return part if number == 0 else f"{part}_{number + 1}"
+    return module if number == 0 else f"{module}_{number + 1}"
 
 
-def deployed_of(distiller):
-    """(module that predicts, names of the backbone's modules it does without) of any method's distiller."""
-    if hasattr(distiller, "deployed"):
-        return distiller.deployed(), distiller.unused_modules()
-    return DeployedStudent(distiller.student), []
+def deployed_of(method):
+    """The module that predicts, of any method: its own, or the student as it is."""
+    return method.deployed() or DeployedStudent(method.student)
 
 
 def modules_of(names):
@@ -108,9 +106,9 @@ def modules_of(names):
     return sorted({name.rpartition(".")[0] for name in names})
 
 
-def tensors_of(deployed, unused_modules):
+def tensors_of(deployed):
     """The state that is stored: everything but the backbone's unused modules."""
-    dropped = tuple(f"backbone.{module}." for module in unused_modules)
+    dropped = tuple(f"backbone.{module}." for module in deployed.unused)
     return {name: tensor for name, tensor in deployed.state_dict().items() if not name.startswith(dropped)}
 
 

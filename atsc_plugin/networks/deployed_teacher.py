@@ -7,7 +7,7 @@ SimKD and ATSC look for in a teacher. One with several heads has neither; it tea
 import torch.nn.functional as F
 from torch import nn
 
-from atsc_plugin.networks.maps import align, pool
+from atsc_plugin.losses import align, pool
 
 
 def as_teacher(deployed):

@@ -1,4 +1,4 @@
-"""Weights that move, measured against where they started: theta_0, the drift penalty, and a rate of one's own.
+"""Weights that move, measured against where they started: theta_0, the drift penalty, the relative motion.
 
 The penalty's gradient is written down instead of derived by autograd, so it costs two passes over the weights and no
 graph; it is still a loss like any other and works under a trainer that only knows losses.
@@ -25,6 +25,11 @@ class StartingPoint(nn.Module):
     def items(self):
         """(name in the network, tensor) pairs."""
         return [(name, getattr(self, f"start_{number}")) for number, name in enumerate(self.names)]
+
+    def tensors(self, names):
+        """The tensors of these names, in their order."""
+        number = {name: index for index, name in enumerate(self.names)}
+        return [getattr(self, f"start_{number[name]}") for name in names]
 
     @torch.no_grad()
     def remember(self, network):
@@ -75,26 +80,15 @@ def drift_penalty(parameters, start, weight):
     return _Drift.apply(weight, len(parameters), *parameters, *start)
 
 
-def rescaled_gradient(parameter, scale, decay, common_decay):
-    """The hook that gives one parameter a rate of its own under an optimizer with one rate for all.
-
-    SGD makes theta -= lr * momentum(g + common_decay * theta). With g' = scale * (g + decay * theta) - common_decay *
-    theta it makes the step of a group of rate lr * scale and weight decay `decay`, momentum included.
-    """
-
-    def hook(gradient):
-        with torch.no_grad():
-            return scale * (gradient + decay * parameter) - common_decay * parameter
-
-    return hook
-
-
-def relative_motion(network, start, names=None):
-    """||theta - theta_0|| / ||theta_0|| over the named parameters (all by default), as a float."""
-    parameters = dict(network.named_parameters())
-    moved = kept = 0.0
-    for name, tensor in start.items():
-        if name in parameters and (names is None or name in names):
-            moved += (parameters[name].detach() - tensor).double().pow(2).sum().item()
-            kept += tensor.double().pow(2).sum().item()
-    return (moved / kept) ** 0.5 if kept else 0.0
+def relative_motion(network, start, groups):
+    """{group: ||theta - theta_0|| / ||theta_0|| over the parameters named in it}; waits for the device once."""
+    present = dict(network.named_parameters())
+    kept = {name: tensor for name, tensor in start.items() if name in present}
+    moved = torch._foreach_sub([present[name].detach() for name in kept], list(kept.values()))
+    squares = torch.stack([tensor.double().pow(2).sum() for tensor in [*moved, *kept.values()]]).tolist()
+    each = dict(zip(kept, zip(squares, squares[len(kept) :], strict=False), strict=True))
+    ratios = {}
+    for group, names in groups.items():
+        distance, length = (sum(each[name][place] for name in names if name in each) for place in (0, 1))
+        ratios[group] = (distance / length) ** 0.5 if length else 0.0
+    return ratios

@@ -1,24 +1,18 @@
-"""A teacher that is the average over time of a copy that learns: it moves smoothly where the copy's steps are large."""
+"""The exponential moving average (EMA) of a network."""
 
-import copy
+from __future__ import annotations
 
 import torch
-
-
-def learner_of(teacher):
-    """A copy that goes on learning in the teacher's place; the teacher itself gets no gradient any more."""
-    learner = copy.deepcopy(teacher)
-    teacher.requires_grad_(False)
-    return learner
+from torch import nn
 
 
 @torch.no_grad()
-def follow(average, learner, keep):
-    """theta_bar <- keep * theta_bar + (1 - keep) * theta, of weights and BN statistics alike; counts are copied."""
-    pairs = [*zip(average.parameters(), learner.parameters(), strict=True)]
-    pairs += zip(average.buffers(), learner.buffers(), strict=True)
+def update_ema(average: nn.Module, online: nn.Module, decay: float) -> None:
+    """theta_bar <- decay * theta_bar + (1 - decay) * theta, of weights and BN statistics alike; counts are copied."""
+    pairs = [*zip(average.parameters(), online.parameters(), strict=True)]
+    pairs += zip(average.buffers(), online.buffers(), strict=True)
     floats = [pair for pair in pairs if pair[0].is_floating_point()]
-    torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - keep)
+    torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - decay)
     for mine, current in pairs:
         if not mine.is_floating_point():
             mine.copy_(current)

@@ -1,9 +1,10 @@
-"""What feature distillation needs to know of a network: its classifier, its last map, and the projector between two.
+"""What feature distillation needs to know of a network: its classifier, and its last map and where to read it.
 
 Pure torch, no host: the networks only have to return (logits, {"feats": [...], "preact_feats": [...]}), as mdistiller's
 do. A network that cannot be served is refused by name when a distiller is built, never in the middle of a run.
 """
 
+import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atsc_plugin.errors import ModelRefused
-from atsc_plugin.networks.map_source import FEATS, PREACT, MapSource
+from atsc_plugin.losses import pool
 
 
 def classifier_of(model, name="the network"):
@@ -31,61 +32,68 @@ def classifier_of(model, name="the network"):
     )
 
 
-def pool(feature_map):
-    """N x C x H x W -> N x C, the mean over the map."""
-    return feature_map.mean(dim=(2, 3))
+@dataclass(frozen=True)
+class MapSource:
+    """Where a network's last map is read: 'feats', 'preact', or the path of one of its modules; then a ReLU or not."""
+
+    place: str
+    relu: bool = False
+
+    def __call__(self, model, image):
+        """(logits, map) of one forward pass."""
+        logits, _, feature_map = self.read(model, image)
+        return logits, feature_map
+
+    def read(self, model, image):
+        """(logits, the network's own dict of maps, map) of one forward pass."""
+        if self.place in ("feats", "preact"):
+            logits, feats = model(image)
+            feature_map = feats["feats" if self.place == "feats" else "preact_feats"][-1]
+        else:
+            with _recording(model.get_submodule(self.place)) as seen:
+                logits, feats = model(image)
+            feature_map = seen[-1]
+        return logits, feats, F.relu(feature_map) if self.relu else feature_map
 
 
-def full(tensor):
-    """A 16-bit tensor in fp32, any other as it is: sums over classes and images lose too much in 16 bits."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+FEATS, PREACT = MapSource("feats"), MapSource("preact", relu=True)
 
 
-def align(feature_map, size):
-    """Average-pool a map larger than `size` down to it; a smaller one is left as it is."""
-    return F.adaptive_avg_pool2d(feature_map, size) if feature_map.shape[-1] > size else feature_map
+@contextmanager
+def _recording(module):
+    seen = []
+    handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
-class _ScaledGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, tensor, factor):
-        ctx.factor = factor
-        return tensor.view_as(tensor)
+class MapReader:
+    """image -> (logits, map) of a network.
 
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * ctx.factor, None
+    It is compiled as a whole: a compiled network would return all of its maps, and each costs zeros on the way back.
+    """
 
+    def __init__(self, network, source):
+        self.network, self.source = network, source
+        self._compiled = None
 
-def scale_gradient(tensor, factor):
-    """The tensor itself on the way forward; on the way back its gradient is multiplied by `factor`."""
-    if factor == 1:
-        return tensor
-    return _ScaledGradient.apply(tensor, factor) if factor else tensor.detach()
+    def __call__(self, image):
+        return self._read(image) if self._compiled is None else self._compiled(image)
 
+    def _read(self, image):
+        return self.source(self.network, image)
 
-class Projector(nn.Sequential):
-    """SimKD's bottleneck C_s -> inner -> C_t: 1x1, 3x3, 1x1 convolutions without bias, each with BN and ReLU."""
+    def compile(self, **options):
+        """Compile, and whether that can be: a map read by a hook inside the network would be missed."""
+        if self.source.place not in ("feats", "preact"):
+            return False
+        self._compiled = torch.compile(self._read, **options)
+        return True
 
-    def __init__(self, channels_in, inner, channels_out):
-        layers = []
-        for before, after, kernel in ((channels_in, inner, 1), (inner, inner, 3), (inner, channels_out, 1)):
-            layers.append(nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False))
-            layers += [nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
-        super().__init__(*layers)
-
-
-def projector(channels_in, channels_out, factor, key):
-    """A Projector whose inner width is C_t / factor; `key` is the config key that a refusal names."""
-    check_factor(channels_out, factor, key)
-    return Projector(channels_in, channels_out // factor, channels_out)
-
-
-def check_factor(channels_out, factor, key):
-    if not 1 <= factor <= channels_out:
-        raise ModelRefused(
-            f"{key} is {factor}, but the teacher's map has {channels_out} channels; expected 1 to {channels_out}."
-        )
+    def __deepcopy__(self, memo):
+        return MapReader(copy.deepcopy(self.network, memo), self.source)
 
 
 @dataclass(frozen=True)

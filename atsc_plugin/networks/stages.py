@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from atsc_plugin.errors import ModelRefused
-from atsc_plugin.networks.maps import align, evaluating, full, outputs_of, probe_image
+from atsc_plugin.losses import align, full
+from atsc_plugin.networks.maps import evaluating, outputs_of, probe_image
 
 
 @dataclass(frozen=True)

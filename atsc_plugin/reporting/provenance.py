@@ -57,7 +57,7 @@ def link(path, page_folder):
     """A relative link from the page's folder, with forward slashes and no character that ends an address."""
     from urllib.parse import quote
 
-    return quote(os.path.relpath(path, page_folder).replace(os.sep, "/"))
+    return quote(os.fsencode(os.path.relpath(path, page_folder).replace(os.sep, "/")))  # names need not be UTF-8
 
 
 def files(row, page_folder):

@@ -4,19 +4,18 @@ Reads the text files of a run only (result.json, cfg.yaml, about.json, log.jsonl
 suite runner). Nothing that cannot be read ends a report: it is listed with its reason and skipped.
 """
 
-import json
 import math
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import yaml
-
 from atsc_plugin.collapse import collapsed, figures_of
-from atsc_plugin.engine.run_files import read_json
+from atsc_plugin.engine.run_dir import FIELDS, log_lines, read_json
 from atsc_plugin.errors import PluginError
 from atsc_plugin.keys import flatten
+from atsc_plugin.schema import problems
+from atsc_plugin.untrusted import read_yaml
 
 NUMBERS = ("epochs", "top1_last", "top1_best", "seconds", "images_per_second", "params_deployed", "params_trained")
 TEXTS = ("method", "student", "dataset", "device", "host", "host_version", "selected_on")
@@ -50,16 +49,7 @@ class Run:
     @cached_property
     def log(self):
         """The lines of log.jsonl; a line cut off by a crash is left out."""
-        lines = []
-        path = self.folder / "log.jsonl"
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and isinstance(line.get("epoch"), int):
-                lines.append(line)
-        return lines
+        return log_lines(self.folder)
 
     @property
     def teacher_id(self):
@@ -123,9 +113,9 @@ def read_run(folder):
     if not (folder / "cfg.yaml").is_file() and "suite" not in job:
         raise PluginError("no cfg.yaml: no run directory of ours, or cut off while it was made")
     if result is not None:
-        problems = _problems(result)
-        if problems:
-            raise PluginError(f"result.json is none of ours: {'; '.join(problems)}")
+        wrong = _problems(result)
+        if wrong:
+            raise PluginError(f"result.json is none of ours: {'; '.join(wrong)}")
     about, stopped = read_json(folder, "about.json") or {}, read_json(folder, "stopped.json")
     return Run(folder, _read_cfg(folder), result, about, job, stopped)
 
@@ -134,13 +124,13 @@ def _read_cfg(folder):
     path = folder / "cfg.yaml"
     if not path.is_file():
         return {}
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise PluginError(f"cfg.yaml cannot be read: {' '.join(str(error).split())[:120]}") from error
+    tree = read_yaml(path, "The configuration")
     if tree is not None and not isinstance(tree, dict):
         raise PluginError("cfg.yaml holds no keys")
-    return flatten(tree or {})
+    keys = flatten(tree or {})
+    if wrong := problems(keys, FIELDS["cfg.yaml"]):
+        raise PluginError(f"cfg.yaml is none of ours: {'; '.join(wrong[:3])}")
+    return keys
 
 
 def _problems(result):
