@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("EXPERIMENT.PROJECT", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.SEED")  # make no other configuration
 THE_RUNNERS = ("EXPERIMENT.SEED", "EXPERIMENT.NAME", "EXPERIMENT.PROJECT", "LOG.PREFIX", "TEACHER.SEED")
 EPOCHS, STAGES = 240, [150, 180, 210]  # mdistiller's own, where a configuration names none
-MAX_RUNS = 100_000
+MAX_RUNS = 20_000
 
 
 @dataclass(frozen=True)
