@@ -1,14 +1,20 @@
-"""The card of a deployed student: which fields it has and what each may hold; the one place where cards are checked.
+"""The card of a deployed student: where it lies, which fields it has and what each may hold.
 
 A card comes with a file from somebody else, as `deploy_*.json` or inside an ONNX file. It decides which network is
 built and how images are prepared, so every size in it is bounded before memory is asked for. Needs no torch.
 """
 
-from atsc_plugin.errors import PluginError
-from atsc_plugin.schema import BOOLEAN, FIGURE, NULL, Rule, list_of, number, one_of, problems, text, whole
-from atsc_plugin.untrusted import as_plugin_error, parse_json, printable, read_json
+from __future__ import annotations
 
-LARGEST_SIDE = 2048  # pixels; one map of 64 channels at this size has a GB
+from collections.abc import Sequence
+from pathlib import Path
+
+from atsc_plugin.errors import PluginError
+from atsc_plugin.keys import LARGEST_SIDE
+from atsc_plugin.schema import BOOLEAN, FIGURE, NULL, Rule, list_of, number, one_of, problems, text, whole
+from atsc_plugin.untrusted import as_plugin_error, expand_user, parse_json, printable, read_json
+
+ENDINGS = (".safetensors", ".json")
 LARGEST_CLASSES = 100_000
 LARGEST_WIDTH = 65_536  # channels
 ENSEMBLES = ("logits", "probs")
@@ -87,3 +93,57 @@ def parse(content: str, place: object, needed: tuple = TO_PREPARE) -> dict:
     with as_plugin_error(f"{place} has a card that cannot be read ({{}}); expected {EXPECTED}."):
         card = parse_json(content)
     return checked(card, place, needed)
+
+
+# ---- where cards lie ----
+
+
+def stem_of(path, which: str = "last") -> Path:
+    """The deploy pair that a run directory or one of the pair's files stands for, without ending; there or not."""
+    path = expand_user(path)
+    if path.is_dir():
+        return path / f"deploy_{which}"
+    return path.with_suffix("") if path.suffix in ENDINGS else path
+
+
+def deployed_stem(path) -> Path | None:
+    """`stem_of` a pair whose card is one of ours; None for anything else, such as a checkpoint file."""
+    if not str(path):
+        return None
+    stem = stem_of(path)
+    try:
+        content = read_json(f"{stem}.json", EXPECTED)
+    except (OSError, PluginError):
+        return None
+    return stem if isinstance(content, dict) and "heads" in content and "student" in content else None
+
+
+def network_of(path) -> str | None:
+    """The network that a deployed student is, None for a file that is none."""
+    stem = deployed_stem(path)
+    return read(f"{stem}.json")["student"] if stem else None
+
+
+def untrained_head(path) -> bool:
+    """Whether a file is the bare student of a run whose deployed student predicts through another head."""
+    path = Path(path)
+    stem = deployed_stem(path.parent) if path.name in ("student_latest", "student_best") else None
+    return bool(stem and read(f"{stem}.json")["heads"])
+
+
+def name_deployed(cfg, overridden: Sequence = ()) -> list[str]:
+    """Set DISTILLER.TEACHER to the network that a deployed TEACHER_CKPT is; what contradicts it, as a list of problems.
+
+    `overridden` are the keys of the command line: there, unlike in a file, naming another network is a mistake.
+    """
+    node = cfg.DISTILLER
+    pairs = [("DISTILLER.TEACHER", node.TEACHER, node.TEACHER_CKPT)] if "DISTILLER.TEACHER" in overridden else []
+    lists = zip(node.get("TEACHERS", []), node.get("TEACHER_CKPTS", []), strict=False)
+    pairs += [("DISTILLER.TEACHERS", name, file) for name, file in lists if isinstance(file, str)]
+    problems = [
+        f"{key} says {name}, but {file} is a deployed {network}. Write {network} there, or name another file."
+        for key, name, file in pairs
+        if (network := network_of(file)) not in (None, name)
+    ]
+    node.TEACHER = network_of(node.TEACHER_CKPT) or node.TEACHER
+    return problems

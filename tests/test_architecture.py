@@ -16,32 +16,29 @@ FLOORS = [
     ["cards"],
     ["key_table"],
     [
-        "minidistiller",
         "data",
-        "habits",
-        "distillers.map_source",
-        "distillers.parts",
-        "distillers.deployed",
-        "distillers.teacher_list",
+        "networks",
+        "methods.teacher_list",
     ],  # fmt: skip
     ["engine"],
-    ["host"],
-    ["keys", "distillers"],
-    ["config", "registration", "deploy"],
+    ["keys", "methods"],
+    ["students"],
+    ["config", "registration"],
     ["teachers"],
     ["build"],
-    ["reporting", "benchmark"],
-    ["report", "students"],
+    ["reporting", "bench"],
+    ["report"],
     ["export", "suites"],
     ["commands", "leaderboard", "__main__"],
 ]
 FREE_OF_TORCH = [
     "report",
     "reporting.comparisons",
-    "suites.slurm",
-    "leaderboard",
+    "leaderboard.slurm",
+    "leaderboard.plan",
+    "commands.leaderboard",
     "__main__",
-    "engine.run_files",
+    "engine.run_dir",
     "errors",
     "seeds",
 ]
@@ -113,8 +110,8 @@ def test_only_the_door_names_a_host():
             assert not name.startswith("atsc_plugin.minidistiller"), f"{module} imports {name}"
 
 
-def test_the_init_files_of_engine_data_and_distillers_import_nothing():
-    for room in ("engine", "data", "distillers"):
+def test_the_init_files_of_the_packages_import_nothing():
+    for room in ("engine", "data", "methods", "networks"):
         assert imports_of(PACKAGE / room / "__init__.py") == []
 
 

@@ -9,7 +9,7 @@ from deploy_files import card_of, write_student
 from hostile import onnx_student, output_of, time_limit
 from PIL import Image
 
-from atsc_plugin import cards, deploy
+from atsc_plugin import cards, students
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.errors import PluginError
 
@@ -123,7 +123,7 @@ def test_a_head_that_the_tensors_do_not_have_is_told_before_it_is_made(here, cha
     card = json.loads((here / "small.json").read_text())
     (here / "small.json").write_text(json.dumps({**card, "heads": [{**card["heads"][0], **changes}]}))
     with pytest.raises(PluginError, match=message):
-        deploy.load(here / "small")
+        students.load(here / "small")
 
 
 def test_more_classes_than_the_tensors_have_rows_are_told(here):
@@ -131,7 +131,7 @@ def test_more_classes_than_the_tensors_have_rows_are_told(here):
     card = json.loads((here / "small.json").read_text())
     (here / "small.json").write_text(json.dumps({**card, "classes": 99_999, "class_names": []}))
     with pytest.raises(PluginError, match="no tensor has 99999 rows, one for each class"):
-        deploy.load(here / "small")
+        students.load(here / "small")
 
 
 def test_logits_that_are_not_finite_are_told(here):

@@ -120,7 +120,7 @@ def test_a_deploy_file_that_does_not_fit_its_card_is_told(here, capsys):
     card.write_text(json.dumps({**content, "student": "resnet999"}))
     refused(capsys, main(["eval", str(run_folder(here))]), "resnet999")
     card.unlink()
-    refused(capsys, main(["eval", str(run_folder(here))]), "expected the card")
+    refused(capsys, main(["eval", str(run_folder(here))]), "has checkpoints but no deploy_last files")
 
 
 def test_an_imagenet_teacher_comes_from_torchvisions_cache_or_a_named_file(here, capsys, monkeypatch):

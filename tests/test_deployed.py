@@ -7,12 +7,12 @@ import torch
 from tiny import TinyNet, batch
 from torch import nn
 
-from atsc_plugin import deploy
-from atsc_plugin.distillers.deployed import DeployedStudent, Head, ensemble_of, tensors_of
-from atsc_plugin.distillers.parts import FEATS, Projector
+from atsc_plugin import students
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import cifar_model_dict
+from atsc_plugin.networks.deployed import DeployedStudent, Head, ensemble_of, tensors_of
+from atsc_plugin.networks.maps import FEATS, Projector
 
 Z = [torch.tensor([[0.0, 2.0]]), torch.tensor([[4.0, 1.0]])]
 
@@ -59,7 +59,7 @@ def test_several_heads_go_to_their_files_and_come_back_bit_for_bit_with_a_shared
     assert names == {"backbone", "projector", "classifier", "projector_2", "classifier_2", "projector_3"}
     card = {"dataset": "cifar100", "student": "resnet8", "classes": 10, "unused": ["fc"], **module.facts()}
     checkpoint.save_tensors(tensors_of(module, ["fc"]), tmp_path / "deploy_last", card)
-    again, read = deploy.load(tmp_path / "deploy_last")
+    again, read = students.load(tmp_path / "deploy_last")
     assert [head["classifier"] for head in read["heads"]] == [0, 1, 0]
     images, _ = batch(3)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_a_card_whose_head_points_to_a_classifier_that_is_not_there_is_told(tmp_
     card["heads"][0]["classifier"] = 7
     checkpoint.save_tensors(tensors_of(module, ["fc"]), tmp_path / "d", card)
     with pytest.raises(PluginError, match="head 0: classifier is 7, expected 0 or an earlier head with its own"):
-        deploy.load(tmp_path / "d")
+        students.load(tmp_path / "d")
 
 
 @pytest.mark.parametrize("change", [{"heads": None}, {"unused": ["no.such.layer"]}, {"classes": "ten"}, None])
@@ -94,4 +94,4 @@ def test_a_card_of_the_wrong_shape_is_told(tmp_path, change):
     checkpoint.save_tensors(tensors_of(module, ["fc"]), tmp_path / "d", card)
     (tmp_path / "d.json").write_text(json.dumps([] if change is None else {**card, **change}))
     with pytest.raises(PluginError, match="d.json is no card .*expected one written by a run"):
-        deploy.load(tmp_path / "d")
+        students.load(tmp_path / "d")

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import atsc_plugin
-from atsc_plugin.engine.placement import inputs_of
+from atsc_plugin.engine.batches import inputs_of
 
 MARKS = (1, 10, 50, 100, 200, 500, 1000)
 

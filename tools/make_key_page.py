@@ -28,6 +28,12 @@ Your own images: `DATASET.TYPE npz` with `DATASET.ROOT file.npz` (arrays `train_
 with `DATASET.ROOT dir` (`train/` and `val/` or `test/`, a folder a class). Without a teacher file add
 `TEACHER.TRAIN_IF_MISSING True`.
 
+CIFAR-100 (`DATASET.TYPE cifar100`): `DATASET.ROOT` is a file or folder with its images in any of these containers: the
+original pickles (`cifar-100-python/`), `cifar100.npz` (arrays as above, or lossless WebP columns as `train_blob`,
+`train_offsets`, `train_labels`), `train/` and `test/` with a folder a class, Hugging Face's `train*.parquet` and
+`test*.parquet` (`pip install "atsc_plugin[parquet]"`). Images, normalisation and augmentation are the same for all;
+`doctor --cfg FILE` and `train --dry-run` say which one is read. result.json has a hash of images, labels and order.
+
 The files below `configs/cifar100`, `configs/imagenet` and `configs/tiny_imagenet` are written by
 `tools/make_configs.py` from one table a data set. Keys of the host (SOLVER, KD, DKD, REVIEWKD, ...) are mdistiller's
 and keep its defaults, but for LOG.WANDB, which is off on the embedded host.

@@ -5,9 +5,10 @@ from pathlib import Path
 import yaml
 
 from atsc_plugin import untrusted
-from atsc_plugin.engine import run_files
+from atsc_plugin.engine import run_dir
 from atsc_plugin.errors import PluginError
-from atsc_plugin.keys import DEFAULTS, flatten
+from atsc_plugin.keys import flatten
+from atsc_plugin.registration import all_keys
 
 # May change between the start and the continuation of a run: places, names, how much is logged, how long it goes on.
 FREE = (
@@ -31,7 +32,7 @@ UNSAID = ("LOG.", "TEACHER.CACHE")  # make no other run
 
 def complete(folder, cfg):
     """True, and said, when this very run is finished; an error when another configuration's is."""
-    result = run_files.read_json(folder, "result.json")
+    result = run_dir.read_json(folder, "result.json")
     if result is None:
         return False
     other = [_text(*change) for change in differences(folder, cfg) if not change[0].startswith(UNSAID)]
@@ -48,7 +49,7 @@ def complete(folder, cfg):
 
 def refuse_unfinished(folder):
     """Without --resume or --overwrite an unfinished run is not touched."""
-    stopped = run_files.read_json(folder, "stopped.json")
+    stopped = run_dir.read_json(folder, "stopped.json")
     what = f"a run that was stopped ({stopped.get('reason')})" if stopped else "an unfinished run"
     raise PluginError(f"{folder} holds {what}. Continue it with --resume, or start anew with --overwrite.")
 
@@ -75,7 +76,8 @@ def say_changes(folder, cfg):
 def differences(folder, cfg):
     """(key, value in the directory's cfg.yaml, value asked) of each that differs; a newer key has its default."""
     stored, asked = flatten(_stored(folder)), flatten(yaml.safe_load(cfg.dump()))
-    before = {name: stored.get(name, DEFAULTS.get(name, "absent")) for name in stored.keys() | asked.keys()}
+    defaults = {key.name: key.default for key in all_keys()}
+    before = {name: stored.get(name, defaults.get(name, "absent")) for name in stored.keys() | asked.keys()}
     return [
         (name, old, asked.get(name, "absent"))
         for name, old in sorted(before.items())

@@ -1,28 +1,27 @@
-"""The most likely classes of image files, by a run directory, a deployed student or an exported ONNX file."""
-
-import argparse
-import json
-import sys
-
-import numpy as np
-
-from atsc_plugin.errors import PluginError
-from atsc_plugin.untrusted import as_plugin_error, expand_user, printable
-
-EXAMPLES = """examples:
-  predict photo.png --model output/quickstart/simkd,res20,res8/seed_1
-  predict photos/ more/cat.jpg --model student.onnx --top 3
-  predict photos/ --model deploy_best.safetensors --json > predictions.json
+"""The most likely classes of image files, by a run directory, a deployed student or an exported ONNX file.
 
 Images are resized and normalised as the model's card says. One that cannot be read is named and skipped, and the exit
 status is 1 then.
 """
 
+import json
+import sys
+
+import numpy as np
+
+from atsc_plugin.commands import parser_of
+from atsc_plugin.errors import PluginError
+from atsc_plugin.untrusted import as_plugin_error, expand_user, printable
+
+EXAMPLES = """
+  predict photo.png --model output/quickstart/simkd,res20,res8/seed_1
+  predict photos/ more/cat.jpg --model student.onnx --top 3
+  predict photos/ --model deploy_best.safetensors --json > predictions.json
+"""
+
 
 def parser():
-    words = argparse.ArgumentParser(
-        "predict", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    words = parser_of("predict", __doc__, EXAMPLES)
     words.add_argument("images", nargs="+", metavar="FILE_OR_FOLDER", help="image files, or folders of them")
     words.add_argument("--model", required=True, help="run directory, deploy_* file, or .onnx file of `export`")
     words.add_argument("--which", choices=("last", "best"), default="last", help="of a run directory (default: last)")

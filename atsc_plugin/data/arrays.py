@@ -177,16 +177,6 @@ def _check_sizes(folder, sizes, image_size):
         )
 
 
-def refuse_too_large(splits, side):
-    """What images take once they are resized to `side` is told before they are."""
-    needed = 3 * side * side * sum(len(labels) for _, labels in splits.values())
-    if needed > memory_limit():
-        raise PluginError(
-            f"The images take {needed:,} bytes at {side} x {side} pixels, more than half of this machine's memory. Set "
-            "a smaller DATASET.IMAGE_SIZE, or use fewer images."
-        )
-
-
 def read_cifar10(root, download):
     """CIFAR-10 from its own files below DATASET.ROOT, through torchvision."""
     from torchvision.datasets import CIFAR10

@@ -94,10 +94,15 @@ def save(state, path):
 
 def save_tensors(tensors, path, facts):
     """`path`.safetensors with the tensors and `path`.json with the facts to rebuild the module around them."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with whole_file(f"{path}.safetensors") as file:
-        file.write(safetensors.torch.save(plain, {CHECKSUM: digest(dict(sorted(plain.items())))}))
+    write_tensors(tensors, f"{path}.safetensors")
     write_json(facts, f"{path}.json")
+
+
+def write_tensors(tensors, path):
+    """A .safetensors file, whole, with a checksum in its header."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with whole_file(path) as file:
+        file.write(safetensors.torch.save(plain, {CHECKSUM: digest(dict(sorted(plain.items())))}))
 
 
 # ---- reading ----

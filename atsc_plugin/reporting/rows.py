@@ -6,7 +6,7 @@ What differs otherwise gets a row of its own, named after the difference.
 import statistics
 from dataclasses import dataclass, field
 
-from atsc_plugin.engine.run_files import PLACES
+from atsc_plugin.engine.run_dir import PLACES
 from atsc_plugin.reporting.runs import Run
 from atsc_plugin.reporting.statistics import spread
 

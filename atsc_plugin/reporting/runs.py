@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from atsc_plugin.collapse import collapsed, figures_of
-from atsc_plugin.engine.run_files import FIELDS, log_lines, read_json
+from atsc_plugin.engine.run_dir import FIELDS, log_lines, read_json
 from atsc_plugin.errors import PluginError
 from atsc_plugin.keys import flatten
 from atsc_plugin.schema import problems
