@@ -100,8 +100,8 @@ def _run(module, args):
             return 1
         print(
             f"{_who()}error: memory ran out ({str(error).splitlines()[0][:160] if str(error) else 'MemoryError'}). "
-            "Lower SOLVER.BATCH_SIZE or DATASET.TEST.BATCH_SIZE, or raise SOLVER.ACCUMULATE: it needs the memory of one "
-            "micro-batch. SOLVER.AMP bf16 takes about half. What was written before is intact.",
+            "Lower SOLVER.BATCH_SIZE or DATASET.TEST.BATCH_SIZE, or raise SOLVER.ACCUMULATE, which takes the memory of "
+            "one micro-batch. SOLVER.AMP bf16 takes about half. What was written before is intact.",
             file=sys.stderr,
         )
     return 2

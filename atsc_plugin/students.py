@@ -118,11 +118,14 @@ def load(path, which: str = "last") -> tuple[DeployedStudent, dict]:
 
 
 def open_student(path, which: str = "last", cfg=None, data=None, skeleton: Callable | None = None) -> Opened:
-    """The student of anything that holds one; a checkpoint needs its configuration, its data and build.skeleton."""
+    """The student of anything that holds one; a checkpoint needs its configuration, its data and build.skeleton.
+
+    Data of another number of classes than the student's are refused; without `data` a deployed student is not compared.
+    """
     path = check_there(path)
     if is_deployed(path, which):
         module, card = load(path, which)
-        if data is not None and card["classes"] != data.classes:
+        if data is not None and data.classes != card["classes"]:
             raise PluginError(
                 f"{path} tells {card['classes']} classes apart, {data.name} has {data.classes}; expected the data it "
                 "was trained on. Name their configuration with --cfg."

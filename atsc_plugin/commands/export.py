@@ -64,7 +64,7 @@ def run(args):
     if args.images:
         pixels = verified.pixels_of_files(args.images, opened.card, args.check)
     else:
-        pixels = verified.pixels_of_data(data, opened.card, args.check)
+        pixels = verified.pixels_of_data(data, args.check)
     options = {"preprocess": args.preprocess, "opset": args.opset}
     files, result = verified.verified_export(opened.module, opened.card, output, args.format, pixels, **options)
     for file in files:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from atsc_plugin import untrusted
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import write_json, write_text
-from atsc_plugin.schema import FIGURE, MAPPING, NULL, Rule, list_of, number, one_of, problems, text, whole
+from atsc_plugin.schema import BOOLEAN, FIGURE, MAPPING, NULL, Rule, list_of, number, one_of, problems, text, whole
 from atsc_plugin.untrusted import read_yaml
 
 LATEST, PREVIOUS = "latest", "latest_previous"
@@ -47,6 +47,7 @@ LOG_BYTES, LOG_LINES = 8 << 20, 20_000  # of log.jsonl
 # What the text files of a run may hold, as far as somebody reads it; what else stands in them is let be.
 _NAMES = one_of(NULL, text(), list_of(text(), 64))  # a teacher, or several
 _FIGURES = one_of(FIGURE, list_of(FIGURE, 64))
+NETWORK = {"name": text(), "title": text(), "moved": BOOLEAN}  # beside the student
 FIELDS = {
     "result.json": {
         **dict.fromkeys(("method", "method_name", "student", "dataset", "selected_on", "host", "host_version", "torch",
@@ -57,14 +58,11 @@ FIELDS = {
         **dict.fromkeys(("top1_last", "top1_best", "top5_last", "ece", "nll", "peak_memory_mb"), FIGURE),
         **dict.fromkeys(("teacher_top1_before", "teacher_top1_after"), _FIGURES),
         "teacher": _NAMES,
+        "networks": one_of(list_of(Rule(lambda v: not problems(v, NETWORK, tuple(NETWORK)), "a network"), 64), NULL),
         "epochs": whole(1, 10**9),
         "best_epoch": one_of(whole(0, 10**9), NULL),
         "image_size": one_of(whole(1, 10**6), NULL),
         "seed": one_of(whole(0, 2**64), text(), NULL),
-        "networks": Rule(
-            lambda v: isinstance(v, list) and all(isinstance(n, dict) and {"name", "moved"} <= n.keys() for n in v),
-            "a list of networks, each with name and moved",
-        ),
     },
     "job.json": {
         **dict.fromkeys(("suite", "suite_file", "cfg", "status", "reason", "pair", "adapted_by", "teacher_file",
