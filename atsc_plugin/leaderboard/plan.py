@@ -6,14 +6,17 @@ from atsc_plugin.engine.run_dir import read_json
 from atsc_plugin.errors import PluginError
 
 
+def states(runs: list) -> list:
+    """A line a run: done, stopped or to do."""
+    return [f"  {'done' if run.done else 'stopped' if run.stopped else 'to do':7}  {run.folder}" for run in runs]
+
+
 def lines(runs: list, checked: dict, slots: int) -> list:
     """The plan as lines of text."""
-    states = {run: "done" if run.done else "stopped" if run.stopped else "to do" for run in runs}
-    told = [f"  {state:7}  {run.folder}" for run, state in states.items()]
     figures = {run.name: found for run in runs if (found := published_beside(run, checked[run.name]))}
-    told += ["published top-1 to meet:"] if figures else []
+    told = ["published top-1 to meet:"] if figures else []
     told += [f"  {name}: {found.top1:.2f} ({found.source})" for name, found in figures.items()]
-    return [*told, hours([run for run in runs if states[run] == "to do"], slots)]
+    return [*states(runs), *told, hours([run for run in runs if not (run.done or run.stopped)], slots)]
 
 
 def published_beside(run, facts: dict):
