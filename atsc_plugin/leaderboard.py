@@ -71,8 +71,9 @@ def run(args):
         whole = jobs_of.expand(suite, args.output, overrides=jobs_of.parse_overrides(args.opts))
         there = {job.arm for job in whole if job.done}  # the page is of all that lies there, not of this call's arms
         against = [arm for arm in suite.against if arm in there]
-        words = [str(folder), "--out", str(folder / "page"), *(["--against", *against] if against else [])]
-        report.run(report.parser().parse_args(words))
+        print("\n".join(report.summary([folder], against)))
+        written = report.write([folder], folder / "page", against)
+        print(f"written: {', '.join(map(str, written))}")
     return 1 if failures else 0
 
 

@@ -8,9 +8,8 @@ import yaml
 from test_leaderboard import ROOT, SMALL
 
 from atsc_plugin.__main__ import main
-from atsc_plugin.reporting import provenance
-from atsc_plugin.reporting.runs import read_runs
-from atsc_plugin.reporting.tables import build_tables
+from atsc_plugin.report import compared
+from atsc_plugin.report.layout import again
 
 SIMKD, ATSC = (str(ROOT / f"configs/quickstart/{name}.yaml") for name in ("simkd", "atsc"))
 MOVED = {"ATSC.DRIFT.WEIGHT": 1.0}
@@ -40,12 +39,10 @@ def test_a_run_starts_from_the_teacher_that_the_other_run_of_its_seed_and_teache
     assert starts == [result(f"atsc,teacher{seed}")["teacher_top1_after"] for seed in (1, 2)]
     config = yaml.safe_load(Path("output/s/after,teacher2/seed_1/cfg.yaml").read_text())
     assert config["DISTILLER"]["TEACHER_CKPT"] == "output/s/atsc,teacher2/seed_1/teacher_last"
-    (table,) = build_tables(read_runs(["output/s"])[0])[0]
+    (table,) = compared(["output/s"])[0]
     after = next(row for row in table.rows if row.label == "after")
     assert {run.teacher_id for run in after.runs} == {"seed 1", "seed 2"}  # paired with the other rows' teachers
-    assert table.row_of("SIMKD").label == "simkd"
-    again = "python tools/leaderboard.py --suite suite.yaml --arms atsc after --output ./again"
-    assert provenance.facts(after)["again"] == again
+    assert again(after.first) == "atsc-plugin leaderboard --suite suite.yaml --arms atsc after --output again"
 
 
 def test_without_the_run_that_leaves_the_teacher_nothing_starts(suite, capsys):

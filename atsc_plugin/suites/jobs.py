@@ -128,7 +128,7 @@ def _job(suite, arm, pair, teacher_seed, seed, project, output, overrides):
         "suite": suite.name, "suite_file": suite.path, "arm": arm.name, "pair": pair, "seed": seed,
         "cfg": arm.cfg.replace("{pair}", pair or ""), "set": arm.keys, "stretch": arm.stretch, "trials": arm.trials,
         "adapted_by": arm.adapted_by, "teacher_file": tree.get("DISTILLER", {}).get("TEACHER_CKPT") or None,
-        "notes": suite.notes, "images": suite.images,
+        "notes": suite.notes, "images": suite.images, "against": suite.against, "primary": suite.primary,
         "overrides": [word for key, value in overrides for word in (key, str(value))],
     }  # fmt: skip
     source = folder / named(arm.adapted_by) / f"seed_{seed}" if arm.adapted_by else None

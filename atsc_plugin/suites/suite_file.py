@@ -6,7 +6,8 @@
     trials: 0                   # optional; tuning trials that each method was given, printed with the table
     notes: ["..."]              # optional; printed below the table
     images: "my photographs"    # optional; what the tables call images that are the user's own (npz, folder)
-    against: [simkd]            # optional; the arms that the others are compared with (else vanilla, KD and SimKD)
+    against: [simkd]            # optional; the arms that the others are compared with
+    primary: [atsc, simkd]      # optional; the one comparison (first minus second) settled before any run
     common: {SOLVER.EPOCHS: 6}  # optional; keys for every arm
     pairs: [res32x4_res8x4]     # optional; {pair} in an arm's cfg stands for each of them; or a mapping name: keys
     arms:
@@ -36,6 +37,7 @@ KEYS = {
     "notes",
     "images",
     "against",
+    "primary",
     "common",
     "pairs",
     "arms",
@@ -74,6 +76,7 @@ class Suite:
     notes: list = field(default_factory=list)
     images: str | None = None
     against: list = field(default_factory=list)
+    primary: list = field(default_factory=list)
 
 
 def read_suite(path):
@@ -110,9 +113,12 @@ def read_suite(path):
     against = content.get("against") or []
     if not isinstance(against, list) or not all(isinstance(arm, str) and arm in arms for arm in against):
         problems.append(f"against: got {against!r}, expected a list of arms, of {', '.join(arms)}")
+    primary = content.get("primary") or []
+    if primary and (not isinstance(primary, list) or len(primary) != 2 or any(arm not in [*arms] for arm in primary)):
+        problems.append(f"primary: got {primary!r}, expected two arms, of {', '.join(arms)}")
     if problems:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
-    return Suite(str(path), name, seeds, arms, pairs, teacher_seeds, common, notes, images, against)
+    return Suite(str(path), name, seeds, arms, pairs, teacher_seeds, common, notes, images, against, primary)
 
 
 def _content(path):
