@@ -111,6 +111,15 @@ def test_a_difference_that_was_significant_alone_is_not_among_twelve(tmp_path):
     assert found.verdict == "no difference shown"
 
 
+def test_two_rows_that_are_each_others_reference_have_one_verdict(tmp_path):
+    """a - simkd is one of three tests; simkd - a, the same test, would be corrected less among more extreme ones."""
+    arms(tmp_path, {"a": 2.2, "b": 40.0, "c": 2.2})
+    (table,) = report.compared([tmp_path], ["simkd", "a"])[0]
+    there, back = row(table, "a").differences["simkd"], row(table, "simkd").differences["a"]
+    assert there.p == back.p
+    assert there.p_holm == back.p_holm == pytest.approx(2 * there.p)  # b first, then a and c
+
+
 def test_holm_runs_over_the_pairs_of_networks_too(tmp_path):
     arms(tmp_path / "p", {"a": 2.0}, job={"pair": "p"})
     arms(tmp_path / "q", {"a": 2.0}, job={"pair": "q"}, student="resnet14")

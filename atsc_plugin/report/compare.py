@@ -56,9 +56,13 @@ def compare(tables: list[Table], against: list[str] | None = None) -> None:
                     found.primary = len(primary) == 2 and row is primary[0] and other is primary[1]
                     row.differences[other.label] = found
                     family = (table.runs[0].get("suite"), table.trial, table.data, other.label, found.primary)
-                    families.setdefault(family, []).append((row, other, found))
+                    families.setdefault(family, []).append(found)
     for family in families.values():
-        _correct(family)
+        tested = [found for found in family if found.p is not None and found.n >= FEWEST]
+        for found, p in zip(tested, holm([found.p for found in tested]), strict=True):
+            found.p_holm, found.family = p, len(tested)
+    for table in tables:
+        _judge(table)
 
 
 def difference(ours: list[float], theirs: list[float]) -> Difference:
@@ -135,10 +139,19 @@ def _compared(row, other):
     return found
 
 
-def _correct(family):
-    """Holm and the verdicts of one family of tests; a difference of too few runs is not tested."""
-    tested = [found for _, _, found in family if found.p is not None and found.n >= FEWEST]
-    for found, p in zip(tested, holm([found.p for found in tested]), strict=True):
-        found.p_holm, found.family = p, len(tested)
-    for row, other, found in family:
-        found.verdict = verdict(found, len(row.missing) + len(other.missing))
+def _judge(table):
+    """The verdicts. Two rows that are each other's reference were tested in two families: the larger p counts for both."""
+    for row in table.rows:
+        for other in table.references:
+            back = other.differences.get(row.label)
+            if (
+                (found := row.differences.get(other.label))
+                and back
+                and found.family
+                and not found.primary | back.primary
+            ):
+                found.p_holm = back.p_holm = max(found.p_holm, back.p_holm)
+    for row in table.rows:
+        for other in table.references:
+            if found := row.differences.get(other.label):
+                found.verdict = verdict(found, len(row.missing) + len(other.missing))

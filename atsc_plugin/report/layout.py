@@ -20,8 +20,9 @@ TOYS = {
 SPLITS = {"val": "a validation split", "test": "the TEST split (mdistiller's habit: optimistic)"}
 TESTS = (
     "Test: last epoch, Student's t on differences paired by student seed (two-sided). p (Holm) is corrected over all "
-    "arms compared with the same reference, on all pairs of networks. Welch's unpaired t is a check. Intervals are not "
-    f"corrected. No verdict below {FEWEST} seeds or with a missing run."
+    "arms compared with the same reference, on all pairs of networks; of two rows that are each other's reference the "
+    "larger p counts. Welch's unpaired t is a check. Intervals are not corrected. "
+    f"No verdict below {FEWEST} seeds or with a missing run."
 )
 PRIMARY = "Primary: named in the suite file before the runs, and corrected over the pairs of networks alone."
 COST = (
@@ -36,6 +37,7 @@ TEACHERS = (
     "(FEAT var F_t). Collapsed: runs that lost a teacher. BN's batch statistics alone move a map: compare motion with "
     "that of a teacher whose weights stay."
 )
+AGAIN = "To repeat a row, check out its (first) commit and run the command: later versions may name keys otherwise."
 MONITORED = {  # column: (name in log.jsonl, format)
     "agreement": ("teacher_agreement", "{:.3f}"),
     "scale": ("feature_scale", "{:.3f}"),
@@ -178,25 +180,28 @@ def figures_elsewhere(table: Table) -> Grid:
 
 def sources(table: Table) -> Grid:
     """Where a row comes from, and the command that makes its first run again."""
-    rows = []
+    rows, some_files = [], any(map(_files, table.rows))
     for row in table.rows:
         runs, first = row.runs or row.missing or row.unfinished, row.first
         keys = ", ".join(f"{key} {value}" for key, value in first.get("set", {}).items())
         named = str(first.get("command", "")).partition(" --cfg ")[2].split()[:1] or ["cfg.yaml of the run"]
-        files = [
-            (f"{row.naming(run)} {text}", run.path / name)
-            for run in (*row.runs, *row.missing)
-            for name, text in (("log.jsonl", "log"), ("cfg.yaml", "config"), ("result.json", "result"))
-            if (run.path / name).is_file()
-        ]
-        line = {"method": Cell(row.label), "config": Cell(f"{', '.join(_every(runs, 'cfg') or named)} {keys}".strip())}
-        line |= {"seeds": Cell(", ".join(_every(runs, "seed"))), "commit": Cell(", ".join(_every(runs, "commit")))}
-        line |= {"torch": Cell(", ".join(_every(runs, "torch"))), "again": Cell(again(first))}
-        line["teachers"] = Cell(
-            ", ".join(_every(runs, "teacher_from") or sorted({run.teacher_id for run in runs} - {None}))
-        )
-        rows.append(line | ({"files": Cell(links=tuple(files))} if any(run.path.name != "" for run in runs) else {}))
-    return Grid("Where the rows come from", rows)
+        taught = _every(runs, "teacher_from") or sorted({run.teacher_id for run in runs} - {None})
+        line = {"method": row.label, "config": f"{', '.join(_every(runs, 'cfg') or named)} {keys}".strip()}
+        line |= {name: ", ".join(_every(runs, name.removesuffix("s"))) for name in ("seeds", "commit", "torch")}
+        line = {
+            name: Cell(text) for name, text in {**line, "teachers": ", ".join(taught), "again": again(first)}.items()
+        }
+        rows.append(line | ({"files": Cell(links=_files(row))} if some_files else {}))
+    return Grid("Where the rows come from", rows, (AGAIN,))
+
+
+def _files(row):
+    """(text, path) of what the row's runs left and a reader may open."""
+    wanted = (("log.jsonl", "log"), ("cfg.yaml", "config"), ("result.json", "result"))
+    every = [
+        (f"{row.naming(run)} {text}", run.path / name) for run in (*row.runs, *row.missing) for name, text in wanted
+    ]
+    return tuple((text, path) for text, path in every if path.is_file())
 
 
 def again(run: Run) -> str:
