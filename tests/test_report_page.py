@@ -81,8 +81,8 @@ def test_every_row_links_to_its_log_and_config_and_says_how_to_run_it_again(runs
     report.write([runs], tmp_path / "page")
     text = (tmp_path / "page" / "leaderboard.html").read_text()
     for seed in (1, 2, 3):
-        assert f'<a href="../runs/low/seed_{seed}/log.jsonl">seed {seed} log</a>' in text
-        assert f'<a href="../runs/middle/seed_{seed}/cfg.yaml">seed {seed} config</a>' in text
+        assert f'seed {seed}: <a href="../runs/low/seed_{seed}/log.jsonl">log</a>' in text
+        assert f'<a href="../runs/middle/seed_{seed}/cfg.yaml">config</a>' in text
     assert "LOG.PREFIX again EXPERIMENT.SEED 1" in text
     assert set(re.findall(r'<a href="#(.*?)"', text)) == set(re.findall(r'<span id="(.*?)"', text))
 

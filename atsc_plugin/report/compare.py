@@ -140,18 +140,12 @@ def _compared(row, other):
 
 
 def _judge(table):
-    """The verdicts. Two rows that are each other's reference were tested in two families: the larger p counts for both."""
-    for row in table.rows:
-        for other in table.references:
-            back = other.differences.get(row.label)
-            if (
-                (found := row.differences.get(other.label))
-                and back
-                and found.family
-                and not found.primary | back.primary
-            ):
-                found.p_holm = back.p_holm = max(found.p_holm, back.p_holm)
-    for row in table.rows:
-        for other in table.references:
-            if found := row.differences.get(other.label):
-                found.verdict = verdict(found, len(row.missing) + len(other.missing))
+    """The verdicts. Rows that are each other's reference were tested in two families: the larger p counts for both."""
+    both = [(row, other) for row in table.rows for other in table.references if other.label in row.differences]
+    for row, other in both:
+        found, back = row.differences[other.label], other.differences.get(row.label)
+        if back and found.family and not (found.primary or back.primary):
+            found.p_holm = back.p_holm = max(found.p_holm, back.p_holm)
+    for row, other in both:
+        found = row.differences[other.label]
+        found.verdict = verdict(found, len(row.missing) + len(other.missing))

@@ -53,7 +53,7 @@ class Cell(NamedTuple):
     text: str = ""
     value: float | None = None
     more: dict[str, Any] = {}  # {what the CSV adds to the column's name: value}
-    links: tuple[tuple[str, Path], ...] = ()
+    links: tuple[tuple[str, dict[str, Path]], ...] = ()  # (what a run is called, {text: file})
 
 
 class Grid(NamedTuple):
@@ -63,8 +63,8 @@ class Grid(NamedTuple):
 
     @property
     def columns(self) -> dict[str, bool]:
-        """{title: whether it holds numbers}."""
-        names = dict.fromkeys(name for row in self.rows for name in row)
+        """{title: whether it holds numbers} of the columns that are not empty."""
+        names = [name for name in self.rows[0] if any(row[name].text or row[name].links for row in self.rows)]
         return {name: any(row[name].value is not None for row in self.rows) for name in names}
 
 
@@ -180,7 +180,7 @@ def figures_elsewhere(table: Table) -> Grid:
 
 def sources(table: Table) -> Grid:
     """Where a row comes from, and the command that makes its first run again."""
-    rows, some_files = [], any(map(_files, table.rows))
+    rows = []
     for row in table.rows:
         runs, first = row.runs or row.missing or row.unfinished, row.first
         keys = ", ".join(f"{key} {value}" for key, value in first.get("set", {}).items())
@@ -191,17 +191,16 @@ def sources(table: Table) -> Grid:
         line = {
             name: Cell(text) for name, text in {**line, "teachers": ", ".join(taught), "again": again(first)}.items()
         }
-        rows.append(line | ({"files": Cell(links=_files(row))} if some_files else {}))
+        rows.append(line | {"files": Cell(links=_files(row))})
     return Grid("Where the rows come from", rows, (AGAIN,))
 
 
 def _files(row):
-    """(text, path) of what the row's runs left and a reader may open."""
-    wanted = (("log.jsonl", "log"), ("cfg.yaml", "config"), ("result.json", "result"))
-    every = [
-        (f"{row.naming(run)} {text}", run.path / name) for run in (*row.runs, *row.missing) for name, text in wanted
-    ]
-    return tuple((text, path) for text, path in every if path.is_file())
+    """What the row's runs left and a reader may open."""
+    wanted = (("log", "log.jsonl"), ("config", "cfg.yaml"), ("result", "result.json"))
+    every = [(row.naming(run), {text: run.path / name for text, name in wanted}) for run in (*row.runs, *row.missing)]
+    there = [(name, {text: path for text, path in files.items() if path.is_file()}) for name, files in every]
+    return tuple((name, files) for name, files in there if files)
 
 
 def again(run: Run) -> str:

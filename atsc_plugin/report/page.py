@@ -57,8 +57,11 @@ def _grid(grid: Grid, folder: Path, name: str) -> str:
 
 def _cell(cell: Cell, kind: str, folder: Path) -> str:
     sort = "" if cell.value is None else f' data-sort="{cell.value}"'
-    links = [f'<a href="{escape(_address(path, folder))}">{escape(name)}</a>' for name, path in cell.links]
-    return f"<td{kind}{sort}>{escape(cell.text)}{'<br>'.join(links)}</td>"
+    lines = []
+    for name, files in cell.links:
+        links = (f'<a href="{escape(_address(path, folder))}">{escape(text)}</a>' for text, path in files.items())
+        lines.append(f"{escape(name)}: {' '.join(links)}")
+    return f"<td{kind}{sort}>{escape(cell.text)}{'<br>'.join(lines)}</td>"
 
 
 def _address(path, folder):
