@@ -46,7 +46,7 @@ def test_from_nothing_to_the_page_failures_listed_and_a_second_call_trains_nothi
     job = json.loads(Path("output/s/bad/seed_1/job.json").read_text())
     assert (job["status"], job["at_once"], job["device"]) == ("failed", 2, "cpu")
     assert Path("output/s/page/leaderboard.md").is_file()
-    assert "bad seed 1 failed: status 2" in said.out
+    assert "bad: no result for seed 1. Seed 1 failed: status 2" in said.out
     assert "training one for 1 epochs" in Path("output/s/configs/teacher_of_kd.log").read_text()
     assert "no teacher" not in Path("output/s/kd/seed_1.log").read_text()
     before = Path("output/s/kd/seed_1/result.json").stat().st_mtime_ns
@@ -87,7 +87,7 @@ def test_a_run_that_its_guard_stopped_has_ended_and_is_not_gone_on_with(suite, c
     assert main(["leaderboard", "--suite", path, "--devices", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "2 runs: 1 done, 1 stopped by the guard, 0 to do" in said
-    assert "lost seed 1 stopped in epoch" in said
+    assert "lost: no result for seed 1. Seed 1 stopped in epoch" in said
     assert Path("output/s/lost/seed_1/log.jsonl").read_bytes() == log
     changed = suite(seeds=[1], arms={"lost": {"cfg": RELEASED, "set": {**settings, "ATSC.DRIFT.WEIGHT": 1.0}}})
     assert main(["leaderboard", "--suite", changed, "--dry-run"]) == 2

@@ -120,7 +120,7 @@ def test_a_stopped_run_is_missing_with_its_reason(tmp_path):
     make_run(tmp_path, "kd", 1, 50.0)
     folder = make_run(tmp_path, "atsc", 1, None, "ATSC")
     (folder / "stopped.json").write_text(json.dumps({"epoch": 3, "reason": "the teacher has collapsed"}))
-    told = "atsc: no result for seed 1. Seed 1 stopped: in epoch 3, the teacher has collapsed"
+    told = "atsc: no result for seed 1. Seed 1 stopped in epoch 3: the teacher has collapsed"
     assert [line.lower() for line in layout.warnings(tables_of(tmp_path)[0])] == [told.lower()]
 
 

@@ -46,7 +46,7 @@ MONITORED = {  # column: (name in log.jsonl, format)
     "drift of scales, shifts, biases": ("drift_vectors", "{:.2%}"),
     "kappa": ("kappa", "{:.2f}"),
 }
-MINUS = "minus {} [95 %]"
+MINUS, BEFORE = "minus {} [95 %]", "teacher_top1_before"
 
 
 class Cell(NamedTuple):
@@ -149,22 +149,17 @@ def teachers(table: Table) -> Grid:
 def cost(table: Table) -> Grid:
     rows = []
     for row in table.rows:
+        figures = {name: row.any(name) for name in ("epochs", "params_trained", "params_deployed", "params_student")}
         if row.runs:
-            deployed, student = row.any("params_deployed"), row.any("params_student")
+            epochs, trained, deployed, student = figures.values()
             extra = None if student is None else deployed - student
-            per_epoch = statistics.median(run.get("seconds") / run.get("epochs") for run in row.runs)
-            line = {
-                "method": Cell(row.label),
-                "epochs": _number(row.any("epochs")),
-                "trained": _number(row.any("params_trained")),
-            }
-            line |= {
-                "deployed": _number(deployed),
-                "extra": _number(extra, "{:+,}"),
-                "seconds": _number(row.median("seconds")),
-            }
-            line |= {"s / epoch": _number(per_epoch, "{:.1f}"), "images/s": _number(row.median("images_per_second"))}
-            rows.append(line | {"peak MB": _number(max(row.figures("peak_memory_mb"), default=None))})
+            line = {"epochs": epochs, "trained": trained, "deployed": deployed, "extra": extra}
+            line |= {"seconds": row.median("seconds"), "images/s": row.median("images_per_second")}
+            line["s / epoch"] = statistics.median(run.get("seconds") / run.get("epochs") for run in row.runs)
+            line["peak MB"] = max(row.figures("peak_memory_mb"), default=None)
+            forms = {"extra": "{:+,}", "s / epoch": "{:.1f}"}
+            cells = {name: _number(value, forms.get(name, "{:,.0f}")) for name, value in line.items()}
+            rows.append({"method": Cell(row.label), **cells})
     return Grid("Cost", rows, (COST,))
 
 
@@ -188,10 +183,8 @@ def sources(table: Table) -> Grid:
         taught = _every(runs, "teacher_from") or sorted({run.teacher_id for run in runs} - {None})
         line = {"method": row.label, "config": f"{', '.join(_every(runs, 'cfg') or named)} {keys}".strip()}
         line |= {name: ", ".join(_every(runs, name.removesuffix("s"))) for name in ("seeds", "commit", "torch")}
-        line = {
-            name: Cell(text) for name, text in {**line, "teachers": ", ".join(taught), "again": again(first)}.items()
-        }
-        rows.append(line | {"files": Cell(links=_files(row))})
+        line |= {"teachers": ", ".join(taught), "again": again(first)}
+        rows.append({name: Cell(text) for name, text in line.items()} | {"files": Cell(links=_files(row))})
     return Grid("Where the rows come from", rows, (AGAIN,))
 
 
@@ -205,38 +198,26 @@ def _files(row):
 
 def again(run: Run) -> str:
     """A command that trains a run anew. A run of a suite is made by the suite, with the run that leaves its teacher."""
-    if run.suite.get("suite_file"):
-        pair = ["--pairs", run.get("pair")] if run.get("pair") else []
-        words = [
-            "--suite",
-            run.suite["suite_file"],
-            "--arms",
-            *filter(None, (run.get("adapted_by"), run.get("arm"))),
-            *pair,
-        ]
-        return shlex.join(
-            ["atsc-plugin", "leaderboard", *words, "--output", "again", *map(str, run.get("overrides", []))]
-        )
-    if (run.path / "cfg.yaml").is_file():
-        words = ["--cfg", str(run.path / "cfg.yaml"), "LOG.PREFIX", "again", "EXPERIMENT.SEED", str(run.get("seed"))]
-        return shlex.join(["atsc-plugin", "train", *words])
-    return run.get("command", "")
+    words = ["atsc-plugin", "leaderboard", "--suite", run.suite.get("suite_file", ""), "--arms"]
+    words += [name for name in (run.get("adapted_by"), run.get("arm")) if name]
+    words += [*(["--pairs", run.get("pair")] if run.get("pair") else []), "--output", "again"]
+    words += map(str, run.get("overrides", []))
+    if not run.suite.get("suite_file"):
+        if not (run.path / "cfg.yaml").is_file():
+            return run.get("command", "")
+        words = ["atsc-plugin", "train", "--cfg", str(run.path / "cfg.yaml"), "LOG.PREFIX", "again"]
+        words += ["EXPERIMENT.SEED", str(run.get("seed"))]
+    return shlex.join(words)
 
 
 def warnings(table: Table) -> list[str]:
     """What a reader must see first: trials, and collapsed, failed and stopped runs by name."""
     told = [f"A trial, not the suite: {table.trial}."] if table.trial else []
     for row in table.rows:
-        lost = [
-            f"{row.naming(run)} in epoch {run.collapsed} ({run.get('top1_last'):.2f})"
-            for run in row.runs
-            if run.collapsed
-        ]
-        told += (
-            [f"{row.label}: {len(lost)} of {len(row.runs)} runs collapsed and are counted: {'; '.join(lost)}."]
-            if lost
-            else []
-        )
+        lost = {run: f"in epoch {run.collapsed} ({run.get('top1_last'):.2f})" for run in row.runs if run.collapsed}
+        if lost:
+            which = "; ".join(f"{row.naming(run)} {when}" for run, when in lost.items())
+            told.append(f"{row.label}: {len(lost)} of {len(row.runs)} runs collapsed and are counted: {which}.")
         if row.missing:
             first, seeds = row.missing[0], ", ".join(str(run.get("seed")) for run in row.missing)
             told.append(f"{row.label}: no result for seed {seeds}. Seed {first.get('seed')} {first.trouble}")
@@ -245,26 +226,21 @@ def warnings(table: Table) -> list[str]:
 
 def notes(table: Table) -> list[str]:
     """What must be said below a table."""
-    chosen = " / ".join(SPLITS.get(split, split) for split in sorted(_every(table.runs, "selected_on")))
     told = [TOYS[table.data[0]]] if table.data[0] in TOYS else []
-    told += [
-        f"Top-1 in percent on the test split, mean ± standard deviation. Best epoch chosen on {chosen}.",
-        *_teachers_note(table),
-    ]
-    trials = {row.label: row.first.get("trials") for row in table.rows if row.first.get("trials") is not None}
-    if len(set(trials.values())) > 1:
-        told.append(
-            f"Tuning trials are NOT equal: {', '.join(f'{label} {number}' for label, number in trials.items())}."
-        )
+    chosen = " / ".join(SPLITS.get(split, split) for split in sorted(_every(table.runs, "selected_on")))
+    told.append(f"Top-1 in percent on the test split, mean ± standard deviation. Best epoch chosen on {chosen}.")
+    told += _teachers_note(table)
+    trials = [(row.label, row.first.get("trials")) for row in table.rows if row.first.get("trials") is not None]
+    if len({number for _, number in trials}) > 1:
+        told.append(f"Tuning trials are NOT equal: {', '.join(f'{label} {number}' for label, number in trials)}.")
     elif trials:
-        told.append(f"Tuning trials per method: {next(iter(trials.values()))}.")
-    at_once = max((run.get("at_once", 1) for run in table.runs), default=1)
+        told.append(f"Tuning trials per method: {trials[0][1]}.")
+    at_once = max(run.get("at_once", 1) for run in table.runs)
     told += [f"Up to {at_once} runs shared the machine: compare times with care."] if at_once > 1 else []
     told += map(str, table.suite.get("notes", []))
-    other = published.elsewhere(table)
-    return told + (
-        [f"Published under another recipe (SimKD's repository), not comparable: {'; '.join(other)}."] if other else []
-    )
+    if other := published.elsewhere(table):
+        told.append(f"Published under another recipe (SimKD's repository), not comparable: {'; '.join(other)}.")
+    return told
 
 
 def _teachers_note(table):
@@ -296,10 +272,8 @@ def _number(value: float | None, form: str = "{:,.0f}") -> Cell:
 
 def _count(row: Row) -> Cell:
     """n, and of how many where some are missing."""
-    missing = len(row.missing)
-    return Cell(
-        f"{len(row.runs)}" + (f" of {len(row.runs) + missing}" if missing else ""), len(row.runs), {"missing": missing}
-    )
+    done, missing = len(row.runs), len(row.missing)
+    return Cell(f"{done} of {done + missing}" if missing else f"{done}", done, {"missing": missing})
 
 
 def _spread(row: Row, name: str, digits: int = 2) -> Cell:
@@ -326,7 +300,7 @@ def _p(p: float | None) -> str:
 
 def _teacher(row: Row) -> Cell:
     """The teacher's accuracy before and after, the second only where it changed."""
-    before, after = (_accuracies(row.runs, f"teacher_top1_{when}") for when in ("before", "after"))
+    before, after = _accuracies(row.runs, BEFORE), _accuracies(row.runs, "teacher_top1_after")
     return Cell(before if before == after or not after else f"{before} → {after}")
 
 
@@ -334,11 +308,8 @@ def _accuracies(runs, name):
     """88.58, or 88.58 / 87.90 for several teachers: for each its mean over the runs; of more than three the range."""
     same = {}
     for run in runs:
-        each = [
-            value if isinstance(value, list) else [] if value is None else [value]
-            for value in map(run.get, ("teacher_top1_before", name))
-        ]
-        same.setdefault(tuple(each[0]), []).append(each[1])
+        before, each = (value if isinstance(value, list) else [value] for value in map(run.get, (BEFORE, name)))
+        same.setdefault(tuple(before), []).append([top1 for top1 in each if top1 is not None])
     means = [statistics.fmean(tops) for group in same.values() for tops in zip(*group, strict=False)]
     if len(same) > 3 and means:
         return f"{statistics.fmean(means):.2f} ({min(means):.2f} to {max(means):.2f})"
@@ -347,7 +318,10 @@ def _accuracies(runs, name):
 
 def _every(runs, *names):
     """The different values that runs have for a field (or fields), as text."""
-    found = ([run.get(name) for name in names] for run in runs if run.get(names[0]) is not None)
-    return list(
-        dict.fromkeys(" ".join(", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in one) for one in found)
-    )
+    every = {}
+    for run in runs:
+        values = [run.get(name) for name in names]
+        if values[0] is not None:
+            values = values[0] if isinstance(values[0], list) else [" ".join(map(str, values))]
+            every[", ".join(map(str, values))] = True
+    return list(every)

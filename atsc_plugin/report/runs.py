@@ -67,7 +67,8 @@ class Run:
     @property
     def trouble(self) -> str:
         """Why there is no result, in words."""
-        return f"{self.values['status']}: {self.get('reason', 'no reason kept')}" if self.missing else "unfinished"
+        said = {"failed": "failed: ", "stopped": "stopped "}.get(self.values["status"])
+        return f"{said}{self.get('reason', 'and kept no reason')}" if said else "unfinished"
 
     @property
     def name(self) -> str:
@@ -142,7 +143,7 @@ def read_run(folder: Path) -> Run:
         values["teacher"] = keys.get("DISTILLER.TEACHERS") or keys.get("DISTILLER.TEACHER")
         values |= own | {"status": "failed" if job.get("status") == "failed" else "unfinished"}
         if stopped:
-            said = f"in epoch {stopped.get('epoch', '?')}, {stopped.get('reason', 'no reason kept')}"
+            said = f"in epoch {stopped.get('epoch', '?')}: {stopped.get('reason', 'no reason kept')}"
             values |= {"status": "stopped", "reason": said}
     suite = {name: found for name in OF_THE_SUITE if (found := values.pop(name, None)) is not None}
     log = []

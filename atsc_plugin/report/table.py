@@ -220,11 +220,11 @@ def _label(what, run, clusters):
         text = what[0]
     else:
         text = run.get("method_name") or (what[1] if run.teachers else "vanilla")
-    twins = [(other[2], runs[0]) for other, runs in clusters if other[:2] == what[:2] and runs[0] is not run]
+    twins = [(other, runs[0]) for other, runs in clusters if other[0] == what[0] and runs[0] is not run]
     if twins:  # one name over two configurations: never averaged, and told apart by what differs
-        precision, twin = twins[0]
-        formats = [f"precision={what[2]}"] if precision != what[2] else []
-        text += f" [{', '.join([*formats, *_differing(twin, run)][:2])}]"
+        (_, method, precision), twin = twins[0]
+        named = [*([what[1]] if method != what[1] else []), *([f"precision={what[2]}"] if precision != what[2] else [])]
+        text += f" [{', '.join([*named, *_differing(twin, run)][:2])}]"
     return text + (f" (x{stretch(run):g} epochs)" if stretch(run) != 1 else "")
 
 

@@ -1,6 +1,6 @@
 """The report for a terminal: aligned columns, plain ASCII signs."""
 
-from atsc_plugin.report.layout import MINUS, TESTS, Cell, Section, results
+from atsc_plugin.report.layout import MINUS, TESTS, Cell, Grid, Section, results
 
 ASCII = str.maketrans({"±": "+-", "→": ">", "−": "-"})
 
@@ -8,7 +8,8 @@ ASCII = str.maketrans({"±": "+-", "→": ">", "−": "-"})
 def lines(sections: list[Section], leftovers: list[str]) -> list[str]:
     told, notes = [], []
     for section in sections:
-        grid = results(section.table, front=True)
+        pairs = zip(section.results.rows, results(section.table, front=True).rows, strict=True)
+        grid = Grid("", [row | judged for row, judged in pairs])
         minus = [MINUS.format(other.label) for other in section.table.references]
         told += [section.heading, "", *aligned(grid, [name for name in grid.columns if name not in minus]), ""]
         told += [*aligned(grid, ["method", *minus]), ""] if minus else []
