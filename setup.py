@@ -19,7 +19,7 @@ setup(
     license="MIT",
     packages=[*find_packages(include=["atsc_plugin", "atsc_plugin.*"]), "atsc_plugin.configs"],
     package_dir={"atsc_plugin.configs": "configs"},  # a wheel carries the configuration files inside the package
-    package_data={"atsc_plugin.configs": ["**/*.yaml"], "atsc_plugin.reporting": ["*.csv", "*.css", "*.js"]},
+    package_data={"atsc_plugin.configs": ["**/*.yaml"], "atsc_plugin.report": ["*.csv", "*.css", "*.js"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.7",  # safe_globals with (callable, name): NumPy numbers in older checkpoints
@@ -27,7 +27,7 @@ setup(
         "yacs>=0.1.8",  # the host's config tree
         "tensorboardX>=2.6",  # the host's event files
         "numpy>=1.26",
-        "scipy>=1.10",  # digits100, the t-tests of report; mdistiller's OFD imports it without naming it
+        "scipy>=1.11",  # t-tests with confidence_interval in report; mdistiller's OFD imports it without naming it
         "scikit-learn>=1.3",  # the handwritten digits inside digits100
         "filelock>=4.0",  # one process a run directory, a cached teacher, a suite; a forked worker keeps no lock
         "safetensors>=0.4",  # deployed students: a format that cannot run code

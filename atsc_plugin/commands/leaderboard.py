@@ -119,8 +119,7 @@ def _run(args, runs, to_do, devices):
 def _write_page(folder, against):
     """The table and page of all finished runs of the suite: the one place that calls the report."""
     from atsc_plugin import report
-    from atsc_plugin.reporting import text
 
-    tables, skipped, lost = report.gather([folder], against or None)
-    print("\n".join(text.page(tables, skipped, lost)))
-    report._write(tables, skipped, lost, folder / "page")
+    print("\n".join(report.summary([folder], against)))
+    written = report.write([folder], folder / "page", against)
+    print(f"written: {', '.join(map(str, written))}")

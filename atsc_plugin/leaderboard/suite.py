@@ -6,7 +6,8 @@
     trials: 0                   # optional; tuning trials that each method was given, printed with the table
     notes: ["..."]              # optional; printed below the table
     images: "my photographs"    # optional; what the tables call images that are the user's own (npz, folder)
-    against: [simkd]            # optional; the arms that the others are compared with (else vanilla, KD and SimKD)
+    against: [simkd]            # optional; the arms that the others are compared with
+    primary: [atsc, simkd]      # optional; the one comparison that was fixed beforehand: its p value stands uncorrected
     common: {SOLVER.EPOCHS: 6}  # optional; keys for every arm
     pairs: [res32x4_res8x4]     # optional; {pair} in an arm's cfg stands for each of them; or a mapping name: keys
     arms:
@@ -50,6 +51,10 @@ def _is_count(value):
 
 def _list_of(fits):
     return lambda values: isinstance(values, list) and all(map(fits, values))
+
+
+def _is_pair_of_arms(values):
+    return _list_of(_is_name)(values) and len(values) == 2
 
 
 def _are_seeds(values):
@@ -106,6 +111,7 @@ class Suite:
     notes: list = _key(_list_of(_is_text), "a list of sentences", [])
     images: str | None = _key(_is_text, "a few words")
     against: list = _key(_list_of(_is_name), "a list of arms", [])
+    primary: list = _key(_is_pair_of_arms, "two arms", [])
     common: dict = _key(_are_keys, _KEYS, {})
     pairs: dict = _key(_are_pairs, "names such as res32x4_res8x4, or a mapping of them to KEYS", {None: {}})
     arms: dict = _key(lambda arms: isinstance(arms, dict) and bool(arms), "a mapping", {})
@@ -123,8 +129,9 @@ def read_suite(path: str | Path) -> Suite:
     node["arms"] = arms = {arm.name: arm for arm in arms if arm}
     for arm in arms.values():
         problems += _source_problems(arm, arms)
-    if unknown := [name for name in node["against"] if name not in arms]:
-        problems.append(f"against: got {short_repr(unknown)}, expected a list of arms, of {', '.join(arms)}")
+    for key in ("against", "primary"):
+        if unknown := [name for name in node[key] if name not in arms]:
+            problems.append(f"{key}: got {short_repr(unknown)}, expected arms, of {', '.join(arms)}")
     trials = {arm.name: arm.trials for arm in arms.values()}
     if len(set(trials.values())) > 1:
         node["notes"] = [*node["notes"], f"Why tuning trials differ: {node['unequal_trials']}"]
