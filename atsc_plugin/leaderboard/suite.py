@@ -9,13 +9,14 @@
     against: [simkd]            # optional; the arms that the others are compared with
     primary: [atsc, simkd]      # optional; the one comparison that was fixed beforehand: its p value stands uncorrected
     common: {SOLVER.EPOCHS: 6}  # optional; keys for every arm
-    pairs: [res32x4_res8x4]     # optional; {pair} in an arm's cfg stands for each of them; or a mapping name: keys
+    pairs:                      # optional; names with keys, or a list of names for which {pair} in an arm's cfg stands
+      res32x4_res8x4: {DISTILLER.TEACHER: resnet32x4, DISTILLER.STUDENT: resnet8x4}
     arms:
-      simkd: {cfg: "configs/cifar100/simkd/{pair}.yaml", display: SimKD}  # display: the name in tables, else the arm's
-      vanilla: {cfg: "configs/cifar100/vanilla/{pair}.yaml", pairs: [res32x4_res8x4]}  # optional: on these alone
-      atsc_drift_1: {cfg: "configs/cifar100/atsc/{pair}.yaml", set: {ATSC.DRIFT.WEIGHT: 1.0}}
-      simkd_equal_cost: {cfg: "configs/cifar100/simkd/{pair}.yaml", stretch: 2}        # epochs and decay stages times 2
-      after: {cfg: "configs/cifar100/simkd/{pair}.yaml", adapted_by: atsc_drift_1}     # from the teacher that run left
+      simkd: {cfg: configs/cifar100/simkd.yaml, display: SimKD}  # display: the name in tables, else the arm's
+      vanilla: {cfg: configs/cifar100/vanilla.yaml, pairs: [res32x4_res8x4]}  # optional: on these alone
+      atsc_drift_1: {cfg: configs/cifar100/atsc.yaml, set: {ATSC.DRIFT.WEIGHT: 1.0}}
+      simkd_equal_cost: {cfg: configs/cifar100/simkd.yaml, stretch: 2}        # epochs and decay stages times 2
+      after: {cfg: configs/cifar100/simkd.yaml, adapted_by: atsc_drift_1}     # from the teacher that run left
 
 An arm may have `trials` of its own; unequal ones need `unequal_trials: why`, which is printed.
 """
