@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import torch
-from test_trainer import tiny_loader
+from runs import tiny_loader
 from tiny_stages import TinyStages
 
 import atsc_plugin
