@@ -19,6 +19,17 @@ def _cache_of_the_tests(tmp_path_factory):
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """The trainer of runs.trainer_of after its run: what a run that was broken off has to end as. Not to be changed."""
+    from runs import config, trainer_of
+
+    top = tmp_path_factory.mktemp("whole")
+    trainer = trainer_of(config(top), top / "run")
+    trainer.train()
+    return trainer
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty working directory; output goes below it."""
