@@ -14,7 +14,7 @@ import traceback
 
 from atsc_plugin import __version__
 from atsc_plugin.errors import Interrupted, PluginError, RunStopped, out_of_memory
-from atsc_plugin.untrusted import printable
+from atsc_plugin.untrusted import message_of, printable
 
 COMMANDS = {
     "train": "train a student (and its teacher where it is missing) from a config file",
@@ -30,7 +30,6 @@ COMMANDS = {
     "launch": "run a host's own script with our methods registered: launch PATH/TO/train.py --cfg ...",
     "doctor": "host, versions, devices, data and teachers: what is there, what is missing and how to get it",
 }
-LINES = "\n\t"  # what a message may be laid out with
 MODULES = {"eval": "commands.evaluate", "report": "report"}
 
 
@@ -77,9 +76,9 @@ def _run(module, args):
         sys.stdout.flush()
         return status
     except PluginError as error:
-        print(f"{_who()}error: {printable(error, keep=LINES)}", file=sys.stderr)
+        print(f"{_who()}error: {message_of(error)}", file=sys.stderr)
     except RunStopped as stop:
-        print(f"stopped: {printable(stop, keep=LINES)}", file=sys.stderr)
+        print(f"stopped: {message_of(stop)}", file=sys.stderr)
         return 3
     except Interrupted as end:  # it has said how to go on
         return end.code
@@ -91,16 +90,18 @@ def _run(module, args):
         return 141  # 128 + SIGPIPE
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        reason = printable(f"{error.strerror or error}{place}", keep=LINES)
-        print(f"error: {reason}. What was written before is intact.", file=sys.stderr)
+        print(
+            f"error: {message_of(error.strerror or error)}{message_of(place)}. What was written before is intact.",
+            file=sys.stderr,
+        )
     except Exception as error:
         if not out_of_memory(error):
             traceback.print_exc()  # a mistake of the program; ranks must end here too
             return 1
         print(
             f"{_who()}error: memory ran out ({str(error).splitlines()[0][:160] if str(error) else 'MemoryError'}). "
-            "Lower SOLVER.BATCH_SIZE or DATASET.TEST.BATCH_SIZE, or raise SOLVER.ACCUMULATE: it needs the memory of one "
-            "micro-batch. SOLVER.AMP bf16 takes about half. What was written before is intact.",
+            "Lower SOLVER.BATCH_SIZE or DATASET.TEST.BATCH_SIZE, or raise SOLVER.ACCUMULATE, which takes the memory of "
+            "one micro-batch. SOLVER.AMP bf16 takes about half. What was written before is intact.",
             file=sys.stderr,
         )
     return 2

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 
 from atsc_plugin import contract, host, teachers
-from atsc_plugin.config import OWN_DATASETS
+from atsc_plugin.config import OWN_DATASETS, pair_settings
 from atsc_plugin.contract import Contract
 from atsc_plugin.data.datasets import Data, LoaderOptions, host_data, memory_data
 from atsc_plugin.engine import distributed, run_dir
 from atsc_plugin.engine.batches import device_of
 from atsc_plugin.engine.trainer import PluginTrainer, parameter_count
 from atsc_plugin.errors import PluginError
+from atsc_plugin.keys import flatten
 from atsc_plugin.methods.base import class_of
 from atsc_plugin.networks.maps import evaluating
 from atsc_plugin.seeds import stream
@@ -217,6 +218,9 @@ def plan(run: Run) -> list[tuple[str, str]]:
         ("method", f"{cfg.DISTILLER.TYPE} ({kind.__module__}.{kind.__name__})"),
         ("student", f"{cfg.DISTILLER.STUDENT}, {parameter_count(method.student.parameters()):,} parameters"),
     ]
+    chosen = {name: value for name, value in pair_settings(cfg).items() if flatten(cfg)[name] == value}
+    if chosen:
+        pairs.append(("pair", ", ".join(f"{name} {value}" for name, value in chosen.items())))
     origins = run.teacher_from if isinstance(run.teacher_from, list) else [run.teacher_from]
     for network, origin in zip(method.networks(), origins, strict=False):
         size = parameter_count(network.module.parameters())

@@ -9,10 +9,11 @@ from __future__ import annotations
 import ast
 import difflib
 import os
+from typing import Any
 
 from yacs.config import CfgNode
 
-from atsc_plugin.cards import name_deployed
+from atsc_plugin.cards import CARD, name_deployed
 from atsc_plugin.contract import NONE, SECOND_STEP, SEVERAL
 from atsc_plugin.engine.run_dir import read_tree
 from atsc_plugin.errors import ConfigError
@@ -37,6 +38,8 @@ HOST_BOUNDS = {
     "DATASET.NUM_WORKERS": (0, 1024),
     "LOG.SAVE_CHECKPOINT_FREQ": (1, 10**6),
 }
+# Students that every published CIFAR-100 table trains at a fifth of the usual rate.
+LIGHT_STUDENTS, LIGHT_RATE = ("MobileNetV2", "ShuffleV1", "ShuffleV2"), 0.01
 # The engine's keys with the value at which they do nothing; neither a host's trainer nor a second step knows them.
 NEUTRAL = {"AMP": ("auto", "none"), "COMPILE": ("none",), "ACCUMULATE": (1,), "CLIP_NORM": (0.0,), "SYNC_BN": (False,)}
 
@@ -47,7 +50,9 @@ def load_cfg(path, overrides=()) -> CfgNode:
     cfg.defrost()
     problems = []
     tree = read_tree(config_file(path), " Name one, e.g. --cfg configs/quickstart/simkd.yaml.")
+    named = {*overrides[::2]}
     for name, value in _leaves(tree, problems):
+        named.add(name)
         problems += _set(cfg, name, value, strict=True)
         if len(problems) >= MOST_PROBLEMS:
             raise ConfigError([*problems, "... and perhaps more: the rest of the file was not looked at."])
@@ -56,11 +61,21 @@ def load_cfg(path, overrides=()) -> CfgNode:
     for name, text in zip(overrides[::2], overrides[1::2], strict=False):
         problems += _set(cfg, name, text, strict=False)
     problems += name_deployed(cfg, overrides[::2])
+    for name, value in pair_settings(cfg).items():
+        if name not in named:
+            problems += _set(cfg, name, value, strict=True)
     problems += check(cfg)
     if problems:
         raise ConfigError(problems)
     cfg.freeze()
     return cfg
+
+
+def pair_settings(cfg: CfgNode) -> dict[str, Any]:
+    """{key: value} published for this method on this pair of networks; of keys that nobody names, these hold."""
+    student, teachers = cfg.DISTILLER.STUDENT, [name for name in teacher_names(cfg) if isinstance(name, str)]
+    rate = {"SOLVER.LR": LIGHT_RATE} if student in LIGHT_STUDENTS else {}
+    return rate | class_of(cfg.DISTILLER.TYPE).HYPER.get((*teachers[:1], student), {})
 
 
 def _leaves(tree, problems, prefix=""):
@@ -158,8 +173,12 @@ def check(cfg: CfgNode) -> list[str]:
         problems.append(f"DATASET.VAL_SPLIT: got {cfg.DATASET.VAL_SPLIT}, expected a share below 1, e.g. 0.1.")
     for name in ("DATASET.MEAN", "DATASET.STD"):
         node, leaf = find(cfg, name)
-        if len(node[leaf]) not in (0, 3) or not all(isinstance(value, float) for value in node[leaf]):
-            problems.append(f"{name}: got {node[leaf]}, expected three decimal numbers, e.g. [0.5, 0.5, 0.5], or [].")
+        right = all(isinstance(value, float) for value in node[leaf]) and CARD[leaf.lower()].test(list(node[leaf]))
+        if not right:
+            above = " above 0" if leaf == "STD" else ""
+            problems.append(
+                f"{name}: got {short_repr(node[leaf])}, expected three decimals{above}, e.g. [0.5, 0.5, 0.5], or []."
+            )
     if cfg.SOLVER.TYPE != "SGD":
         problems.append(_unknown("SOLVER.TYPE", cfg.SOLVER.TYPE, ("SGD",)))
     kind = class_of(cfg.DISTILLER.TYPE)

@@ -17,6 +17,7 @@ from pathlib import Path
 from torch import nn
 
 from atsc_plugin.errors import HostError, PluginError
+from atsc_plugin.untrusted import expand_user
 
 REAL, EMBEDDED = "mdistiller", "atsc_plugin.minidistiller"
 # Without these there is no registry to join; everything else is probed for, since forks differ in it.
@@ -206,7 +207,7 @@ NORMALISATION = {
 def data_root(root=""):
     """DATASET.ROOT, or the `data` folder beside the host's package."""
     if root:
-        return Path(root).expanduser()
+        return expand_user(root)
     return (Path(FOLDER).parent if NAME == "mdistiller" else Path(FOLDER).parents[1]) / "data"
 
 

@@ -118,10 +118,18 @@ def load(path, which: str = "last") -> tuple[DeployedStudent, dict]:
 
 
 def open_student(path, which: str = "last", cfg=None, data=None, skeleton: Callable | None = None) -> Opened:
-    """The student of anything that holds one; a checkpoint needs its configuration, its data and build.skeleton."""
+    """The student of anything that holds one; a checkpoint needs its configuration, its data and build.skeleton.
+
+    Data of another number of classes than the student's are refused; without `data` a deployed student is not compared.
+    """
     path = check_there(path)
     if is_deployed(path, which):
         module, card = load(path, which)
+        if data is not None and data.classes != card["classes"]:
+            raise PluginError(
+                f"{path} tells {card['classes']} classes apart, {data.name} has {data.classes}; expected the data it "
+                "was trained on. Name their configuration with --cfg."
+            )
         return Opened(module, card, f"deployed student ({card.get('method')}, {locate(path, which).name})")
     content = checkpoint.load(path)
     state = content.get("model", content) if isinstance(content, dict) else content

@@ -23,6 +23,7 @@ from atsc_plugin.keys import DEFAULTS
 from atsc_plugin.methods.base import teacher_names
 from atsc_plugin.networks.deployed_teacher import as_teacher
 from atsc_plugin.seeds import stream
+from atsc_plugin.untrusted import expand_user
 
 IMAGE_KEYS = ("MEAN", "STD", "FLIP", "PADDING")
 
@@ -129,7 +130,7 @@ def find(cfg, data, taken=()):
     """
     name = cfg.DISTILLER.TEACHER
     if cfg.DISTILLER.TEACHER_CKPT:
-        path = Path(cfg.DISTILLER.TEACHER_CKPT).expanduser()
+        path = expand_user(cfg.DISTILLER.TEACHER_CKPT)
         if stem := cards.deployed_stem(path):
             return Source(Path(f"{stem}.safetensors"), False, f"{stem}.safetensors (a deployed student)", ready=True)
         if cards.untrained_head(path):

@@ -18,11 +18,13 @@ import yaml
 from atsc_plugin.errors import PluginError
 
 JSON_BYTES = 4 << 20  # a card with 100,000 class names has about 2 MB
+ENTRIES = 300_000  # of a JSON file; each costs 2 us
 YAML_BYTES = 200_000  # the parser is written in Python: about a second
 DEPTH = 50
 NODES = 10_000  # of a YAML file, those behind aliases counted each time
 PLAIN_TEXT = 4_000  # characters of a YAML scalar without quotes: numbers are among them, in base 60, too
 DIGITS = 20  # longer whole numbers become decimals: no format and no division of ours takes 10 ** 400
+LONGEST_LINE = 2_000  # characters of a message
 HIDDEN = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}  # control, direction, bytes that are not UTF-8, unassigned, lines
 JOINERS = "\u200c\u200d"  # of the same category, and needed to write Persian, Hindi and many emoji
 
@@ -38,6 +40,12 @@ def printable(text: object, keep: str = "") -> str:
     return "".join(
         c if c in keep or c in JOINERS or unicodedata.category(c) not in HIDDEN else ascii(c)[1:-1] for c in text
     )
+
+
+def message_of(error: BaseException) -> str:
+    """What a command prints of an error: printable, each line cut where a foreign value made it endless."""
+    lines = printable(error, keep="\n\t").split("\n")
+    return "\n".join(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..." for line in lines)
 
 
 def short_repr(value: object) -> str:
@@ -106,9 +114,9 @@ def memory_limit() -> int:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON, nested at most DEPTH deep, its strings printable; ValueError for anything else."""
+    """JSON within ENTRIES and DEPTH, its strings printable; ValueError for anything else."""
     try:
-        return _clean(json.loads(text, parse_int=_whole))
+        return _clean(json.loads(text, parse_int=_whole), [ENTRIES])
     except RecursionError:
         raise ValueError(f"it is nested deeper than {DEPTH}") from None
 
@@ -117,14 +125,20 @@ def _whole(digits):
     return int(digits) if len(digits) <= DIGITS else float(digits)
 
 
-def _clean(value, depth=0):
+def _clean(value, left, depth=0):
+    """A copy with printable strings; `left` holds how many more entries there may be."""
     if isinstance(value, str):
         return printable(value, keep="\n\t")
-    if depth > DEPTH:
-        raise ValueError(f"it is nested deeper than {DEPTH}")
+    if not isinstance(value, (dict, list)):
+        return value
+    left[0] -= len(value)
+    if depth >= DEPTH or left[0] < 0:
+        raise ValueError(
+            f"it is nested deeper than {DEPTH}" if depth >= DEPTH else f"it has more than {ENTRIES:,} entries"
+        )
     if isinstance(value, dict):
-        return {_clean(key): _clean(entry, depth + 1) for key, entry in value.items()}
-    return [_clean(entry, depth + 1) for entry in value] if isinstance(value, list) else value
+        return {_clean(key, left): _clean(entry, left, depth + 1) for key, entry in value.items()}
+    return [_clean(entry, left, depth + 1) for entry in value]
 
 
 def read_json(path: object, expected: str) -> Any:
@@ -183,7 +197,7 @@ class _BoundedLoader(yaml.SafeLoader):
 
 def parse_yaml(text: str) -> Any:
     """YAML of plain values, bounded in depth and size, its strings printable; an exception of any kind else."""
-    return _clean(yaml.load(text, Loader=_BoundedLoader))  # noqa: S506 - a SafeLoader
+    return _clean(yaml.load(text, Loader=_BoundedLoader), [ENTRIES])  # noqa: S506 - a SafeLoader
 
 
 def read_yaml(path: object, kind: str, advice: str = "") -> Any:

@@ -22,21 +22,19 @@ def student(heads=1, seed=0, classes=10, name="resnet8", channels=24):
     backbone = cifar_model_dict[name][0](num_classes=classes)
     width = backbone.fc.in_features
     all_heads = [Head(8, Projector(width, 8, channels), torch.nn.Linear(channels, classes)) for _ in range(heads)]
-    module = DeployedStudent(backbone, MapSource("feats"), all_heads) if heads else DeployedStudent(backbone)
-    module.train()
+    source, unused = (MapSource("feats"), ["fc"]) if heads else (None, [])
+    module = DeployedStudent(backbone, source, all_heads, unused=unused).train()
     with torch.no_grad():
         for _ in range(3):
             module(torch.randn(16, 3, 32, 32))
-    if heads:
-        drop_modules(backbone, ["fc"])
+    drop_modules(backbone, unused)
     return module.eval()
 
 
 def write_student(path, *, heads=1, seed=0, without=(), classes=10, name="resnet8", **changes):
     """Write the pair of files at `path`; the module that they hold."""
     module = student(heads, seed, classes, name)
-    unused = ["fc"] if heads else []
     names = [f"class {i}" for i in range(classes)]
-    card = card_of(student=name, classes=classes, class_names=names) | {**module.facts(), "unused": unused} | changes
-    save_tensors(tensors_of(module, unused), path, {key: value for key, value in card.items() if key not in without})
+    card = card_of(student=name, classes=classes, class_names=names) | module.facts() | changes
+    save_tensors(tensors_of(module), path, {key: value for key, value in card.items() if key not in without})
     return module

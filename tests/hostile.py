@@ -19,14 +19,17 @@ import numpy as np
 import torch
 import yaml
 from deploy_files import card_of, write_student
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from run_folders import RESULT, make_run
 
 from atsc_plugin.__main__ import main
 
 LIMIT = 10  # seconds
-SMALL = {"DATASET.DIGITS100.TRAIN_IMAGES": 100, "DATASET.DIGITS100.VAL_IMAGES": 100,
-         "DATASET.DIGITS100.TEST_IMAGES": 100}  # fmt: skip
+SMALL = {
+    "DATASET.DIGITS100.TRAIN_IMAGES": 100,
+    "DATASET.DIGITS100.VAL_IMAGES": 100,
+    "DATASET.DIGITS100.TEST_IMAGES": 100,
+}
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 ESCAPE = "\x1b]0;x\x07\x1b[31m"
 seen = Counter()
@@ -98,12 +101,13 @@ def fake_ghostscript(folder):
     programs.mkdir(parents=True)
     (programs / "gs").write_text(f"#!/bin/sh\ntouch {trace}\ncat > /dev/null\nexit 1\n")
     (programs / "gs").chmod(0o755)
+    EpsImagePlugin.gs_binary = None  # where Pillow remembers whether there is one
     before = os.environ["PATH"]
     os.environ["PATH"] = f"{programs}{os.pathsep}{before}"
     try:
         yield trace
     finally:
-        os.environ["PATH"] = before
+        os.environ["PATH"], EpsImagePlugin.gs_binary = before, None
 
 
 # ---- drawing ----
@@ -111,9 +115,37 @@ def fake_ghostscript(folder):
 
 def value(draw, depth=0):
     """A JSON or YAML value of no particular use."""
-    simple = [None, True, False, 0, -1, 1, 3, 7, 10**9, 10**19, 10**400, -(10**30), 0.0, -0.5, 1e-300, 1e300, float("nan"),
-              float("inf"), "", "x", "nan", ESCAPE, "\udcff", "\u202e", "../..", "/dev/zero", "a" * 5000, "feats",
-              "logits"]  # fmt: skip
+    simple = [
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        3,
+        7,
+        10**9,
+        10**19,
+        10**400,
+        -(10**30),
+        0.0,
+        -0.5,
+        1e-300,
+        1e300,
+        float("nan"),
+        float("inf"),
+        "",
+        "x",
+        "nan",
+        ESCAPE,
+        "\udcff",
+        "\u202e",
+        "../..",
+        "/dev/zero",
+        "a" * 5000,
+        "feats",
+        "logits",
+    ]
     kind = draw.randrange(8)
     if depth > 2 or kind < 5:
         return draw.choice(simple)
@@ -149,8 +181,14 @@ def mangled(draw, content):
     """Bytes with something done to them."""
     at, size = draw.randrange(len(content) + 1), draw.choice([1, 4, 100, 2000])
     fill = draw.randbytes(size)
-    kinds = [content[:at], content[:at] + fill + content[at + size :], content[:at] + fill + content[at:],
-             content[:at] + content[at + size :], content[:at] + b"\xff" * size + content[at + size :], fill]  # fmt: skip
+    kinds = [
+        content[:at],
+        content[:at] + fill + content[at + size :],
+        content[:at] + fill + content[at:],
+        content[:at] + content[at + size :],
+        content[:at] + b"\xff" * size + content[at + size :],
+        fill,
+    ]
     return draw.choice(kinds)
 
 
@@ -178,11 +216,26 @@ def encoded(draw, kind):
 
 def picture(draw):
     whole = encoded(draw, draw.choice(["PNG", "JPEG", "BMP", "WEBP", "PPM", "GIF", "TIFF", "ICO", "TGA", "PDF", "EPS"]))
-    return draw.choice([
-        whole, mangled(draw, whole), EPS, b"", b"\0" * 100, png(2**31 - 1, 2**31 - 1), png(100_000, 100_000), png(0, 0),
-        png(1, 60_000), png(4, 4, 16, 0), png(4, 4, 16, 2), b"P5 4 4 65535\n" + b"\x80\0" * 16, b"P6 9999999 9999999 255\n",
-        b"Pf 4 4 -1.0\n" + b"\0" * 64, b"II*\0" + b"\xff" * 60, b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-    ])  # fmt: skip
+    return draw.choice(
+        [
+            whole,
+            mangled(draw, whole),
+            EPS,
+            b"",
+            b"\0" * 100,
+            png(2**31 - 1, 2**31 - 1),
+            png(100_000, 100_000),
+            png(0, 0),
+            png(1, 60_000),
+            png(4, 4, 16, 0),
+            png(4, 4, 16, 2),
+            b"P5 4 4 65535\n" + b"\x80\0" * 16,
+            b"P6 9999999 9999999 255\n",
+            b"Pf 4 4 -1.0\n" + b"\0" * 64,
+            b"II*\0" + b"\xff" * 60,
+            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        ]
+    )
 
 
 def name_of_a_file(draw):
@@ -235,18 +288,39 @@ def some_folder(place, draw):
 
 
 def student(place, draw):
-    write_student(place / "small", heads=draw.choice([0, 1, 2]), class_names=[ESCAPE, *"abcdefghi"])
+    write_student(
+        place / "small", heads=draw.choice([0, 1, 2]), classes=100, class_names=[ESCAPE, *map(str, range(99))]
+    )
     Image.new("RGB", (32, 32)).save(place / "good.png")
     keys = {"DATASET": {"TYPE": "digits100"}, "DISTILLER": {"TYPE": "NONE", "STUDENT": "resnet8"}}
     (place / "cfg.yaml").write_text(yaml.safe_dump(keys))
     small = [str(word) for pair in SMALL.items() for word in pair]
     stem = str(place / "small")
-    return draw.choice([
-        ["predict", str(place / "good.png"), "--model", stem],
-        ["eval", stem, *small],
-        ["export", stem, "--format", "safetensors", "--output", str(place / "out"), "--images", str(place / "good.png")],
-        ["train", "--cfg", "configs/quickstart/kd.yaml", "--dry-run", "DISTILLER.TEACHER_CKPT", f"{stem}.json", *small],
-    ])  # fmt: skip
+    return draw.choice(
+        [
+            ["predict", str(place / "good.png"), "--model", stem],
+            ["eval", stem, *small],
+            [
+                "export",
+                stem,
+                "--format",
+                "safetensors",
+                "--output",
+                str(place / "out"),
+                "--images",
+                str(place / "good.png"),
+            ],
+            [
+                "train",
+                "--cfg",
+                "configs/quickstart/kd.yaml",
+                "--dry-run",
+                "DISTILLER.TEACHER_CKPT",
+                f"{stem}.json",
+                *small,
+            ],
+        ]
+    )
 
 
 def some_card(place, draw):
@@ -266,10 +340,15 @@ def some_tensors(place, draw):
     words = student(place, draw)
     path = place / "small.safetensors"
     content = path.read_bytes()
-    header = draw.choice([
-        json.dumps({"a": {"dtype": "F32", "shape": [10**15], "data_offsets": [0, 4 * 10**15]}}), deep("list", 100_000),
-        json.dumps({"backbone.fc.weight": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}}), "[]", "null",
-    ]).encode()  # fmt: skip
+    header = draw.choice(
+        [
+            json.dumps({"a": {"dtype": "F32", "shape": [10**15], "data_offsets": [0, 4 * 10**15]}}),
+            deep("list", 100_000),
+            json.dumps({"backbone.fc.weight": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}}),
+            "[]",
+            "null",
+        ]
+    ).encode()
     lies = draw.choice([struct.pack("<Q", len(header)) + header, struct.pack("<Q", 2**63) + header])
     path.write_bytes(draw.choice([lies, mangled(draw, content), mangled(draw, content)]))
     return words, (0, 2)
@@ -277,17 +356,34 @@ def some_tensors(place, draw):
 
 def arrays_of(draw):
     pixels = np.frombuffer(draw.randbytes(8 * 32 * 32 * 3), np.uint8).reshape(8, 32, 32, 3)
-    return {"train_images": pixels, "train_labels": np.arange(8) % 3, "test_images": pixels, "test_labels": np.arange(8) % 3,
-            "class_names": np.array(["a", "b", "c"])}  # fmt: skip
+    return {
+        "train_images": pixels,
+        "train_labels": np.arange(8) % 3,
+        "test_images": pixels,
+        "test_labels": np.arange(8) % 3,
+        "class_names": np.array(["a", "b", "c"]),
+    }
 
 
 ODD_ARRAYS = [
-    lambda: np.array("a"), lambda: np.zeros(0), lambda: np.full(8, 10**9), lambda: np.full(8, 2**64 - 1, np.uint64),
-    lambda: np.arange(8, dtype=np.uint64) % 3, lambda: np.zeros(8, "O"), lambda: np.zeros((8, 0, 0, 3), np.uint8),
-    lambda: np.zeros((8, 32, 32, 3)), lambda: np.array([ESCAPE, "\udcff", "b"]), lambda: np.array([b"\xff\xfe", b"b", b"c"]),
-    lambda: np.zeros(8, [("a", "i4")]), lambda: np.full(8, -5), lambda: np.zeros(8, bool), lambda: np.zeros(8, "M8[s]"),
-    lambda: np.array(["x" * 5000, "y", "z"]), lambda: np.zeros(3, "V0"), lambda: np.float16([1, np.nan, 2]),
-]  # fmt: skip
+    lambda: np.array("a"),
+    lambda: np.zeros(0),
+    lambda: np.full(8, 10**9),
+    lambda: np.full(8, 2**64 - 1, np.uint64),
+    lambda: np.arange(8, dtype=np.uint64) % 3,
+    lambda: np.zeros(8, "O"),
+    lambda: np.zeros((8, 0, 0, 3), np.uint8),
+    lambda: np.zeros((8, 32, 32, 3)),
+    lambda: np.array([ESCAPE, "\udcff", "b"]),
+    lambda: np.array([b"\xff\xfe", b"b", b"c"]),
+    lambda: np.zeros(8, [("a", "i4")]),
+    lambda: np.full(8, -5),
+    lambda: np.zeros(8, bool),
+    lambda: np.zeros(8, "M8[s]"),
+    lambda: np.array(["x" * 5000, "y", "z"]),
+    lambda: np.zeros(3, "V0"),
+    lambda: np.float16([1, np.nan, 2]),
+]
 
 
 def npz_bytes(arrays, encrypted=False):
@@ -339,9 +435,24 @@ def some_npz(place, draw):
 
 
 def some_run_file(place, draw):
-    job = {"suite": "s", "suite_file": "s.yaml", "arm": "kd", "pair": None, "seed": 1, "cfg": "c.yaml", "set": {}, "stretch": 1,
-           "trials": 0, "adapted_by": None, "notes": ["n"], "images": None, "overrides": ["SOLVER.LR", "1"], "at_once": 2,
-           "status": "done", "reason": None}  # fmt: skip
+    job = {
+        "suite": "s",
+        "suite_file": "s.yaml",
+        "arm": "kd",
+        "pair": None,
+        "seed": 1,
+        "cfg": "c.yaml",
+        "set": {},
+        "stretch": 1,
+        "trials": 0,
+        "adapted_by": None,
+        "notes": ["n"],
+        "images": None,
+        "overrides": ["SOLVER.LR", "1"],
+        "at_once": 2,
+        "status": "done",
+        "reason": None,
+    }
     line = {
         "epoch": 1,
         "loss": 1.0,
@@ -382,11 +493,35 @@ def yaml_bytes(draw, tree):
     merges = "\n".join(
         ["m0: &m0 {a: 1}", *(f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 9)}]}}" for i in range(1, 12))]
     )
-    odd = ["a: &a [*a]", "a: &a {<<: *a}", bomb, merges, deep("list", 100_000), "a: " + deep("list", 60), "- " * 3000 + "a",
-           "a: 2001-99-99", "a: !!int ''", "a: !!bool x", "a: !!timestamp x", "a: " + "9" * 5000, "a: " + "1:" * 3000 + "1",
-           "? [a, b]\n: 1", "a: !!python/object/apply:os.system ['touch x']", "\ufeff", "a: !!binary x", "a: !!set {b}",
-           'SOLVER: {LR: "\\e[31m"}', "LOG: {PREFIX: \"\\e]0;x\\a\"}", "a: b\n" * 9000, "x" * 300_000, "--- a\n--- b",
-           "\n".join(f"KEY{i}: 1" for i in range(3000)), "a: " + "[" * 900, "%YAML 9.9\n---\na: 1", "&a a: *b"]  # fmt: skip
+    odd = [
+        "a: &a [*a]",
+        "a: &a {<<: *a}",
+        bomb,
+        merges,
+        deep("list", 100_000),
+        "a: " + deep("list", 60),
+        "- " * 3000 + "a",
+        "a: 2001-99-99",
+        "a: !!int ''",
+        "a: !!bool x",
+        "a: !!timestamp x",
+        "a: " + "9" * 5000,
+        "a: " + "1:" * 3000 + "1",
+        "? [a, b]\n: 1",
+        "a: !!python/object/apply:os.system ['touch x']",
+        "\ufeff",
+        "a: !!binary x",
+        "a: !!set {b}",
+        'SOLVER: {LR: "\\e[31m"}',
+        'LOG: {PREFIX: "\\e]0;x\\a"}',
+        "a: b\n" * 9000,
+        "x" * 300_000,
+        "--- a\n--- b",
+        "\n".join(f"KEY{i}: 1" for i in range(3000)),
+        "a: " + "[" * 900,
+        "%YAML 9.9\n---\na: 1",
+        "&a a: *b",
+    ]
     if kind < 7:
         return draw.choice(odd).encode()
     return mangled(draw, yaml.safe_dump(tree).encode())
@@ -394,10 +529,19 @@ def yaml_bytes(draw, tree):
 
 def some_yaml(place, draw):
     trees = {
-        "train": {"DISTILLER": {"TYPE": "NONE", "STUDENT": "resnet8"}, "DATASET": {"TYPE": "digits100"}, "SOLVER": {"EPOCHS": 1}},
-        "leaderboard": {"name": "s", "seeds": [1], "arms": {"kd": {"cfg": "configs/quickstart/kd.yaml"}}, "notes": ["n"],
-                        "common": {"SOLVER.EPOCHS": 1}},
-    }  # fmt: skip
+        "train": {
+            "DISTILLER": {"TYPE": "NONE", "STUDENT": "resnet8"},
+            "DATASET": {"TYPE": "digits100"},
+            "SOLVER": {"EPOCHS": 1},
+        },
+        "leaderboard": {
+            "name": "s",
+            "seeds": [1],
+            "arms": {"kd": {"cfg": "configs/quickstart/kd.yaml"}},
+            "notes": ["n"],
+            "common": {"SOLVER.EPOCHS": 1},
+        },
+    }
     command = draw.choice(sorted(trees))
     path = place / "c.yaml"
     path.write_bytes(yaml_bytes(draw, trees[command]))
@@ -415,14 +559,32 @@ def some_checkpoint(place, draw):
     state = cifar_model_dict["resnet8"][0](num_classes=100).state_dict()
     first, loop = next(iter(state)), []
     loop.append(loop)
-    odd = draw.choice([
-        {1: state[first]}, {"model": {1: state[first]}}, {(1, 2): 3}, {"model": {**state, 7: 1}}, {"model": list(state)},
-        {"model": {**state, first: "text"}}, {"model": {**state, first: state[first].to_sparse()}}, loop, 5, None, [], {},
-        {"model": {**state, first: torch.zeros(1).expand(10**9)}}, {"model": {**state, first: torch.empty(16, 3, 3, 3, device="meta")}},
-        {"model": {**state, first: state[first].to(torch.complex64)}}, {"checksum": "x", "model": loop}, {"state_dict": 5, "model": 5},
-        {"model": {f"student.{name}": 1 for name in state}}, {"model": {f"student.{name}": t for name, t in state.items()}},
-        {"checksum": 5, "a": torch.zeros(1).expand(10**12)}, {"arch": ESCAPE, "state_dict": {"a": torch.zeros(1)}}, {"proj": {}, "model": state},
-    ])  # fmt: skip
+    odd = draw.choice(
+        [
+            {1: state[first]},
+            {"model": {1: state[first]}},
+            {(1, 2): 3},
+            {"model": {**state, 7: 1}},
+            {"model": list(state)},
+            {"model": {**state, first: "text"}},
+            {"model": {**state, first: state[first].to_sparse()}},
+            loop,
+            5,
+            None,
+            [],
+            {},
+            {"model": {**state, first: torch.zeros(1).expand(10**9)}},
+            {"model": {**state, first: torch.empty(16, 3, 3, 3, device="meta")}},
+            {"model": {**state, first: state[first].to(torch.complex64)}},
+            {"checksum": "x", "model": loop},
+            {"state_dict": 5, "model": 5},
+            {"model": {f"student.{name}": 1 for name in state}},
+            {"model": {f"student.{name}": t for name, t in state.items()}},
+            {"checksum": 5, "a": torch.zeros(1).expand(10**12)},
+            {"arch": ESCAPE, "state_dict": {"a": torch.zeros(1)}},
+            {"proj": {}, "model": state},
+        ]
+    )
     path = place / draw.choice(["latest", "t.pth", "student_best"])
     torch.save(odd, path)
     if draw.random() < 0.3:
@@ -431,26 +593,57 @@ def some_checkpoint(place, draw):
     small = [str(word) for pair in SMALL.items() for word in pair]
     vanilla = ["--cfg", "configs/quickstart/vanilla.yaml"]
     Image.new("RGB", (32, 32)).save(place / "good.png")
-    return draw.choice([
-        ["eval", str(path), *vanilla, "DISTILLER.STUDENT", "resnet8", *small],
-        ["export", str(path), *vanilla, "--format", "safetensors", "--output", str(place / "out"), "DISTILLER.STUDENT", "resnet8", *small],
-        ["train", "--cfg", "configs/quickstart/kd.yaml", "--dry-run", "DISTILLER.TEACHER", "resnet8", "DISTILLER.TEACHER_CKPT",
-         str(path), *small],
-    ]), (0, 2)  # fmt: skip
+    return draw.choice(
+        [
+            ["eval", str(path), *vanilla, "DISTILLER.STUDENT", "resnet8", *small],
+            [
+                "export",
+                str(path),
+                *vanilla,
+                "--format",
+                "safetensors",
+                "--output",
+                str(place / "out"),
+                "DISTILLER.STUDENT",
+                "resnet8",
+                *small,
+            ],
+            [
+                "train",
+                "--cfg",
+                "configs/quickstart/kd.yaml",
+                "SOLVER.EPOCHS",
+                "1",
+                "DISTILLER.TEACHER",
+                "resnet8",
+                "DISTILLER.TEACHER_CKPT",
+                str(path),
+                *small,
+            ],
+        ]
+    ), (0, 2, 3)
 
 
 def onnx_student(path, card, classes=10):
     """A smallest network as ONNX: the mean over the image, then a linear layer; the card as it is given."""
     from onnx import TensorProto, helper, numpy_helper
 
-    nodes = [helper.make_node("GlobalAveragePool", ["image"], ["pooled"]), helper.make_node("Flatten", ["pooled"], ["flat"]),
-             helper.make_node("Gemm", ["flat", "weight", "bias"], ["logits"])]  # fmt: skip
-    weights = [numpy_helper.from_array(np.ones((3, classes), np.float32), "weight"),
-               numpy_helper.from_array(np.arange(classes, dtype=np.float32), "bias")]  # fmt: skip
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "weight", "bias"], ["logits"]),
+    ]
+    weights = [
+        numpy_helper.from_array(np.ones((3, classes), np.float32), "weight"),
+        numpy_helper.from_array(np.arange(classes, dtype=np.float32), "bias"),
+    ]
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 32, 32])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])], weights,
-    )  # fmt: skip
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 32, 32])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])],
+        weights,
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     entry = model.metadata_props.add()
     entry.key, entry.value = "atsc_plugin.card", card
@@ -467,17 +660,58 @@ def some_onnx(place, draw):
 
 
 def some_override(place, draw):
-    key = draw.choice(["DATASET.IMAGE_SIZE", "DATASET.DIGITS100.TRAIN_IMAGES", "DATASET.PADDING", "SOLVER.BATCH_SIZE",
-                       "DATASET.NUM_WORKERS", "EXPERIMENT.SEED", "DATASET.TEST.BATCH_SIZE", "DATASET.ROOT", "LOG.PREFIX",
-                       "EXPERIMENT.NAME", "DATASET.MEAN", "SOLVER.EPOCHS", "TEACHER.EPOCHS", "DISTILLER.TEACHER_CKPT"])  # fmt: skip
-    word = draw.choice(["1000000", "1000000000000", "9" * 30, "9" * 5000, "-1", "nan", "1e400", "[" * 500, "\udcff", ESCAPE,
-                        "~nobody_here/x", "/dev/zero", "a" * 300, "[" + "1.0," * 5000 + "]"])  # fmt: skip
+    key = draw.choice(
+        [
+            "DATASET.IMAGE_SIZE",
+            "DATASET.DIGITS100.TRAIN_IMAGES",
+            "DATASET.PADDING",
+            "SOLVER.BATCH_SIZE",
+            "DATASET.NUM_WORKERS",
+            "EXPERIMENT.SEED",
+            "DATASET.TEST.BATCH_SIZE",
+            "DATASET.ROOT",
+            "LOG.PREFIX",
+            "EXPERIMENT.NAME",
+            "DATASET.MEAN",
+            "SOLVER.EPOCHS",
+            "TEACHER.EPOCHS",
+            "DISTILLER.TEACHER_CKPT",
+        ]
+    )
+    word = draw.choice(
+        [
+            "1000000",
+            "1000000000000",
+            "9" * 30,
+            "9" * 5000,
+            "-1",
+            "nan",
+            "1e400",
+            "[" * 500,
+            "\udcff",
+            ESCAPE,
+            "~nobody_here/x",
+            "/dev/zero",
+            "a" * 300,
+            "[" + "1.0," * 5000 + "]",
+        ]
+    )
     small = [str(part) for pair in SMALL.items() for part in pair if pair[0] != key]
     return ["train", "--cfg", "configs/quickstart/kd.yaml", "--dry-run", *small, key, word], (0, 2)
 
 
-KINDS = [some_picture, some_folder, some_card, some_tensors, some_npz, some_run_file, some_yaml, some_checkpoint,
-         some_onnx, some_override]  # fmt: skip
+KINDS = [
+    some_picture,
+    some_folder,
+    some_card,
+    some_tensors,
+    some_npz,
+    some_run_file,
+    some_yaml,
+    some_checkpoint,
+    some_onnx,
+    some_override,
+]
 
 
 def case(seed, place):

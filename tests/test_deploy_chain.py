@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from atsc_plugin.methods.review_checks import review_problems
 from deploy_files import student, write_student
+from tiny import TinyNet
 
-from atsc_plugin import build, registration, students
+from atsc_plugin import build, host, registration, students
 from atsc_plugin.__main__ import main
 from atsc_plugin.config import load_cfg
 from atsc_plugin.errors import ConfigError, ModelRefused, PluginError
 from atsc_plugin.networks.deployed_teacher import as_teacher
-from atsc_plugin.networks.maps import classifier_of, pool, teacher_map
+from atsc_plugin.networks.maps import classifier_of, teacher_map
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ROOT / "configs" / "quickstart"
@@ -51,7 +51,7 @@ def test_a_student_with_one_head_teaches_with_its_logits_its_projected_map_and_t
     head = deployed.heads()[0]
     feature_map = deployed.source(deployed.backbone, image)[1]
     assert torch.equal(maps["feats"][-1], head.projector(feature_map))
-    assert torch.equal(maps["pooled_feat"], pool(maps["feats"][-1]))
+    assert torch.equal(maps["pooled_feat"], maps["feats"][-1].mean(dim=(2, 3)))
     assert torch.equal(maps["preact_feats"][-1].relu(), maps["feats"][-1])
     assert (maps["preact_feats"][-1] < 0).any()  # no ReLU in place has overwritten it
     assert classifier_of(teacher) is head.classifier
@@ -125,12 +125,16 @@ def test_reviewkd_takes_a_chain_whose_maps_fit_its_lists_and_refuses_another_by_
     assert train("reviewkd", *words, teacher="resnet", student="resnet8") == 0
 
 
-def test_reviewkd_needs_pre_activations():
-    class Net(torch.nn.Module):
+def test_reviewkd_needs_pre_activations(monkeypatch, capsys):
+    class WithoutPreActivations(TinyNet):
         def forward(self, x):
-            return x.mean(), {"feats": [x], "pooled_feat": x.mean(dim=(2, 3))}
+            logits, maps = super().forward(x)
+            return logits, {"feats": maps["feats"], "pooled_feat": maps["pooled_feat"]}
 
-    assert "has no pre-activation maps" in review_problems({}, Net(), 8, "net")[0]
+    monkeypatch.setitem(host.cifar_model_dict, "plain", (WithoutPreActivations, None))
+    words = ["DISTILLER.TEACHER", "plain", "DISTILLER.STUDENT", "plain", "--dry-run", *SMALL]
+    assert main(["train", "--cfg", str(QUICK / "reviewkd.yaml"), *words]) == 2
+    assert "teacher plain has no pre-activation maps" in capsys.readouterr().err
 
 
 # ---- refused ----

@@ -19,7 +19,8 @@ from atsc_plugin.engine import checkpoint
 from atsc_plugin.errors import PluginError
 from atsc_plugin.export import latency, onnx_files, verified
 from atsc_plugin.networks.deployed import DeployedStudent, Head
-from atsc_plugin.networks.maps import MapSource, Projector
+from atsc_plugin.networks.maps import MapSource
+from atsc_plugin.networks.projector import Projector
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["DATASET.DIGITS100.TRAIN_IMAGES", "200", "DATASET.DIGITS100.VAL_IMAGES", "100",
@@ -165,6 +166,13 @@ def test_without_a_configuration_images_are_asked_for_and_used(tmp_path, capsys,
     assert "3 of 3 top-1 equal" in capsys.readouterr().out
     (tmp_path / "photos" / "x.png").write_text("no image")
     refused(capsys, [*words, "--images", str(tmp_path / "photos")], "an image cannot be read")
+
+
+def test_data_of_other_classes_are_refused_by_eval_and_export(tmp_path, capsys):
+    write_student(tmp_path / "small", name="tiny")
+    own = [str(tmp_path / "small"), "--cfg", str(ROOT / "configs/quickstart/vanilla.yaml"), *SMALL]
+    for words in (["eval", *own], ["export", *own, "--format", "torch"]):
+        refused(capsys, words, "tells 10 classes apart, digits100 has 100")
 
 
 @pytest.mark.parametrize(

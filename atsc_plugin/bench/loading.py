@@ -15,7 +15,7 @@ from atsc_plugin import host
 from atsc_plugin.bench.steps import CLASSES, Arm, PreparedStep, configuration, distiller_of
 from atsc_plugin.bench.timing import interleaved, milliseconds, row
 from atsc_plugin.data.device_loader import DeviceLoader
-from atsc_plugin.data.tensor_crops import cropped_as_tensors
+from atsc_plugin.data.worker_loader import cropped_as_tensors
 from atsc_plugin.engine.batches import inputs_of
 
 CIFAR100, IMAGENET = (transforms.Normalize(*host.NORMALISATION[name]) for name in ("cifar100", "imagenet"))

@@ -50,10 +50,10 @@ def _moved(folder):
     result = read_json(folder, "result.json") if folder.is_dir() else None
     if result is None:
         raise PluginError(f"{folder} is no finished run (no result.json); expected the directory of one.")
-    moved = [network for network in result.get("networks", []) if network["moved"]]
+    moved = [network for network in result.get("networks") or [] if network["moved"]]
     if not moved:
         raise PluginError(
-            f"{folder} is a run of {result['method']}, which leaves its teacher as it was; expected a run whose "
+            f"{folder} is a run of {result.get('method')}, which leaves its teacher as it was; expected a run whose "
             "teacher learns, e.g. of ATSC. Use the teacher that it was given."
         )
     return moved

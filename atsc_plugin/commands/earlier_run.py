@@ -87,7 +87,10 @@ def differences(folder, cfg):
 
 def _stored(folder):
     path = Path(folder) / "cfg.yaml"
-    tree = untrusted.read_yaml(path, "The configuration", " Start with --overwrite.")
+    try:
+        tree = untrusted.read_yaml(path, "The configuration")
+    except PluginError as error:
+        raise PluginError(f"{error} Start anew with --overwrite.") from error
     if not isinstance(tree, dict):
         raise PluginError(f"{path} holds no configuration, so it is unknown what runs here. Start with --overwrite.")
     return tree

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from atsc_plugin.commands import add_student_options, cfg_of_student, parser_of
 from atsc_plugin.errors import PluginError
+from atsc_plugin.untrusted import printable
 
 EXAMPLES = """
   export output/quickstart/simkd,res20,res8/seed_1 --format onnx                    -> deploy_last.onnx in the run
@@ -63,11 +64,11 @@ def run(args):
     if args.images:
         pixels = verified.pixels_of_files(args.images, opened.card, args.check)
     else:
-        pixels = verified.pixels_of_data(data, opened.card, args.check)
+        pixels = verified.pixels_of_data(data, args.check)
     options = {"preprocess": args.preprocess, "opset": args.opset}
     files, result = verified.verified_export(opened.module, opened.card, output, args.format, pixels, **options)
     for file in files:
-        print(f"{file}  {file.stat().st_size:,} bytes")
+        print(f"{printable(file)}  {file.stat().st_size:,} bytes")
     print(f"reloaded and compared: {result.text()}")
     if args.benchmark:
         _benchmark(opened, cfg, args.compile)

@@ -16,7 +16,7 @@ from atsc_plugin.untrusted import expand_user, first_line, open_regular
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
 # Pillow goes by a file's content, not by its name, and for some formats (EPS) it starts another program.
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
-LARGEST = 2**27  # pixels of a file, 134 million
+LARGEST = 110_000_000  # pixels of a file; cameras have up to 108 million
 # Data sets whose evaluation cuts the middle out of a larger image: shorter side before the cut, over the side after.
 ENLARGED = {"imagenet": 256 / 224}
 # EXIF's orientation: what brings the image upright.
@@ -30,6 +30,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+TO_EIGHT_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
 class Unreadable(Exception):
@@ -116,7 +117,7 @@ def _eight_bits(image):
     low, high = image.getextrema()
     if low < 0 or high > 65535:
         raise Unreadable(f"its pixels (mode {image.mode}) are {low} to {high}; expected 8 or 16 bits. Convert it")
-    return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    return Image.fromarray(TO_EIGHT_BITS[np.asarray(image)])
 
 
 def _fitted(image, side, enlarged):

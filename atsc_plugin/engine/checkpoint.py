@@ -4,11 +4,14 @@ Every load is weights-only or safetensors: a pickle that would run code is refus
 here carries a checksum over its values, which is verified before anybody uses them.
 """
 
+import argparse
 import hashlib
 import io
 import os
 import pickle
 import sys
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors.torch
@@ -18,9 +21,10 @@ from safetensors import safe_open
 from atsc_plugin.engine.layouts import PLAIN_CLASSES, network_named_in, state_of_network
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import NUMPY_NUMBERS, whole_file, write_json
-from atsc_plugin.untrusted import as_plugin_error, first_line, open_regular
+from atsc_plugin.untrusted import as_plugin_error, first_line, memory_limit, open_regular, printable
 
 CHECKSUM = "checksum"
+MOST_VALUES = 500_000  # of a checkpoint with a checksum, tensors counted as one
 UNSAFE = "ATSC_UNSAFE_LOAD"  # environment: sha256 of the files that may execute what is in them
 
 
@@ -30,11 +34,17 @@ UNSAFE = "ATSC_UNSAFE_LOAD"  # environment: sha256 of the files that may execute
 def digest(content):
     """A hash of values, not of bytes in a file: whatever reads the file, what is used is what was saved."""
     running = hashlib.blake2b(digest_size=16)
-    _feed(running, content)
+    _feed(running, content, [MOST_VALUES])
     return running.hexdigest()
 
 
-def _feed(running, value):
+def _feed(running, value, left):
+    """`left` holds how many more values there may be: lists that hold one another twice have 2 ** depth."""
+    left[0] -= 1
+    if left[0] < 0 or isinstance(value, (set, frozenset, argparse.Namespace)):
+        raise ValueError(
+            f"it has more than {MOST_VALUES:,} values" if left[0] < 0 else f"it has a {type(value).__name__}"
+        )
     if isinstance(value, torch.Tensor):
         if value.is_meta or value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
             raise ValueError(f"a tensor of {tuple(value.shape)} has no numbers of its own")  # a copy could be any size
@@ -44,11 +54,11 @@ def _feed(running, value):
         running.update(f"dict {len(value)} ".encode())
         for key, entry in value.items():
             running.update(f"{key!r}: ".encode())
-            _feed(running, entry)
+            _feed(running, entry, left)
     elif isinstance(value, (list, tuple)):
         running.update(f"list {len(value)} ".encode())
         for entry in value:
-            _feed(running, entry)
+            _feed(running, entry, left)
     else:
         running.update(f"{type(value).__name__} {value!r} ".encode())
 
@@ -115,6 +125,7 @@ def load(path, checked=False):
         raise PluginError(f"There is no checkpoint file {path}; expected one written by torch.save. Check the path.")
     if str(path).endswith(".safetensors"):
         return load_tensors(path)
+    _refuse_bomb(path)
     try:
         with torch.serialization.safe_globals([*NUMPY_NUMBERS, *PLAIN_CLASSES]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -128,15 +139,23 @@ def load(path, checked=False):
     return _verified(content, path, required=checked)
 
 
+def _refuse_bomb(path):
+    """torch.save compresses nothing, but torch.load unpacks what somebody else compressed, whatever its size."""
+    with suppress(OSError, zipfile.BadZipFile, ValueError, NotImplementedError), zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+        if size > max(memory_limit(), os.path.getsize(path)):
+            raise PluginError(f"{path} would unpack to {size:,} bytes, more than half of this machine's memory.")
+
+
 def _trusted(path, error):
     """A file that would run code: refused, unless ATSC_UNSAFE_LOAD names the hash of exactly these bytes."""
     content = Path(path).read_bytes()
     name = hashlib.sha256(content).hexdigest()
     if name not in os.environ.get(UNSAFE, "").split(","):
-        reasons = [line.strip() for line in str(error).splitlines() if "unsupported" in line.lower()]
+        reasons = [line.strip()[:160] for line in str(error).splitlines() if "unsupported" in line.lower()]
         raise PluginError(
             f"{path} was not loaded: it is no plain checkpoint, and reading it might run code "
-            f"({(reasons or ['not a pickle of tensors'])[0][:160]}). Expected tensors, numbers and text only. If you "
+            f"({printable([*reasons, 'not a pickle of tensors'][0])}). Expected tensors, numbers and text only. If you "
             "trust its source, load it there and save its state_dict() again; or, to load it here and RUN WHAT IS IN "
             f"IT, put {UNSAFE}={name} into the environment."
         ) from error

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from atsc_plugin import untrusted
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import write_json, write_text
-from atsc_plugin.schema import FIGURE, MAPPING, NULL, Rule, list_of, number, one_of, problems, text, whole
+from atsc_plugin.schema import BOOLEAN, FIGURE, MAPPING, NULL, Rule, list_of, number, one_of, problems, text, whole
 from atsc_plugin.untrusted import read_yaml
 
 LATEST, PREVIOUS = "latest", "latest_previous"
@@ -42,11 +42,12 @@ PLACES = ("LOG.", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD", "EX
 # Of about.json: what a run's last digits depend on besides its configuration.
 SURROUNDINGS = ("host_version", "torch", "device", "world_size", "loader", "precision")
 
-LOG_BYTES, LOG_LINES = 16 << 20, 20_000  # of log.jsonl
+LOG_BYTES, LOG_LINES = 8 << 20, 20_000  # of log.jsonl
 
 # What the text files of a run may hold, as far as somebody reads it; what else stands in them is let be.
 _NAMES = one_of(NULL, text(), list_of(text(), 64))  # a teacher, or several
 _FIGURES = one_of(FIGURE, list_of(FIGURE, 64))
+NETWORK = {"name": text(), "title": text(), "moved": BOOLEAN}  # beside the student
 FIELDS = {
     "result.json": {
         **dict.fromkeys(("method", "method_name", "student", "dataset", "selected_on", "host", "host_version", "torch",
@@ -57,6 +58,7 @@ FIELDS = {
         **dict.fromkeys(("top1_last", "top1_best", "top5_last", "ece", "nll", "peak_memory_mb"), FIGURE),
         **dict.fromkeys(("teacher_top1_before", "teacher_top1_after"), _FIGURES),
         "teacher": _NAMES,
+        "networks": one_of(list_of(Rule(lambda v: not problems(v, NETWORK, tuple(NETWORK)), "a network"), 64), NULL),
         "epochs": whole(1, 10**9),
         "best_epoch": one_of(whole(0, 10**9), NULL),
         "image_size": one_of(whole(1, 10**6), NULL),
@@ -188,7 +190,7 @@ def has_checkpoint(folder):
 
 def prune(folder, keep):
     """Delete the oldest numbered checkpoints (epoch_N) until `keep` are left; 0 keeps all."""
-    numbered = [path for path in Path(folder).glob("epoch_*") if path.name[6:].isdigit()]
+    numbered = [path for path in Path(folder).glob("epoch_*") if path.name[6:].isdecimal()]
     numbered.sort(key=lambda path: int(path.name[6:]))
     for path in numbered[:-keep] if keep else ():
         path.unlink()

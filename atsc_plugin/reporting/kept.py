@@ -28,7 +28,7 @@ def collect(runs, folder):
         place.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             if (source / name).is_file():
-                text = (source / name).read_text(encoding="utf-8")
+                text = (source / name).read_text(encoding="utf-8", errors="replace")
                 write_text(PLACE.sub("", text), place / name)
     return len(runs)
 

@@ -15,7 +15,7 @@ from atsc_plugin.engine.run_dir import FIELDS, log_lines, read_json
 from atsc_plugin.errors import PluginError
 from atsc_plugin.keys import flatten
 from atsc_plugin.schema import problems
-from atsc_plugin.untrusted import read_yaml
+from atsc_plugin.untrusted import printable, read_yaml
 
 NUMBERS = ("epochs", "top1_last", "top1_best", "seconds", "images_per_second", "params_deployed", "params_trained")
 TEXTS = ("method", "student", "dataset", "device", "host", "host_version", "selected_on")
@@ -35,12 +35,12 @@ class Run:
 
     @property
     def name(self):
-        return self.folder.parent.name
+        return printable(self.folder.parent.name)
 
     @property
     def seed(self):
         folder_seed = self.folder.name.removeprefix("seed_")
-        return (self.result or {}).get("seed", int(folder_seed) if folder_seed.isdigit() else folder_seed)
+        return (self.result or {}).get("seed", int(folder_seed) if folder_seed.isdecimal() else printable(folder_seed))
 
     @property
     def suite(self):
@@ -117,7 +117,9 @@ def read_run(folder):
         if wrong:
             raise PluginError(f"result.json is none of ours: {'; '.join(wrong)}")
     about, stopped = read_json(folder, "about.json") or {}, read_json(folder, "stopped.json")
-    return Run(folder, _read_cfg(folder), result, about, job, stopped)
+    run = Run(folder, _read_cfg(folder), result, about, job, stopped)
+    _ = run.log  # a log that cannot be read is this run's trouble, and ends no report
+    return run
 
 
 def _read_cfg(folder):
