@@ -43,7 +43,7 @@ def tiny_loader(seed=None, count=24, start=0):
 
 
 def without_bn(module):
-    """Every batch norm in it replaced, in place: its statistics would depend on how a batch is divided."""
+    """Every batch norm in it replaced, in place: its statistics depend on how a batch is divided."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d):
