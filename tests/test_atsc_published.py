@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from atsc_plugin.methods.atsc_published import ATSC, PublishedATSC
-from contract import assert_close, fill, image, labels, load_contract, traced_tensors
+from recorded import assert_close, fill, image, labels, load_contract, traced_tensors
 from small_atsc import RELEASED, atsc_config, double_batch, net, tiny_atsc, trainer_of
 from tiny import TinyNet
 

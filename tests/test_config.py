@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from contract import load_contract
+from recorded import load_contract
 from yacs.config import CfgNode
 
 import atsc_plugin

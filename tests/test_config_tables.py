@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from contract import load_contract
+from recorded import load_contract
 
 import atsc_plugin
 from atsc_plugin import build, host

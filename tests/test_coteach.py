@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contract import fill, image, load_contract
+from recorded import fill, image, load_contract
 from small_coteach import coteach_config, losses_of, tiny_coteach
 from small_runs import QUICK
 from test_trainer import tiny_loader

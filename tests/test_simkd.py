@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import assert_close, fill, image, labels, load_contract, traced_tensors
+from recorded import assert_close, fill, image, labels, load_contract, traced_tensors
 from tiny import HeadlessNet, MaxPoolNet, TinyNet, batch
 
 import atsc_plugin
