@@ -64,6 +64,7 @@ def load_cfg(path, overrides=()) -> CfgNode:
     for name, value in pair_settings(cfg).items():
         if name not in named:
             problems += _set(cfg, name, value, strict=True)
+    problems += _wandb_problems(cfg, "LOG.WANDB" in named)
     problems += check(cfg)
     if problems:
         raise ConfigError(problems)
@@ -76,6 +77,20 @@ def pair_settings(cfg: CfgNode) -> dict[str, Any]:
     student, teachers = cfg.DISTILLER.STUDENT, [name for name in teacher_names(cfg) if isinstance(name, str)]
     rate = {"SOLVER.LR": LIGHT_RATE} if student in LIGHT_STUDENTS else {}
     return rate | class_of(cfg.DISTILLER.TYPE).HYPER.get((*teachers[:1], student), {})
+
+
+def _wandb_problems(cfg, named):
+    """Our trainer does not log to wandb: a wish is refused; the host's own default True becomes False."""
+    node, _ = find(cfg, "LOG.WANDB")
+    if cfg.SOLVER.TRAINER != "plugin" or node is None or not node.WANDB:
+        return []
+    if named:
+        return [
+            "LOG.WANDB is True, but SOLVER.TRAINER plugin logs to log.jsonl and TensorBoard (train.events), not to "
+            "wandb. Set LOG.WANDB False, or use SOLVER.TRAINER base by `launch`."
+        ]
+    node.WANDB = False
+    return []
 
 
 def _leaves(tree, problems, prefix=""):

@@ -4,6 +4,7 @@ import json
 
 import torch
 from tiny import TinyNet
+from torch import nn
 
 import atsc_plugin
 from atsc_plugin.data.device_loader import DeviceLoader
@@ -39,6 +40,15 @@ def tiny_loader(seed=None, count=24, start=0):
     images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=draw)
     ranks = {"rank": distributed.rank(), "world": distributed.world()} if seed else {}
     return DeviceLoader(images, torch.arange(count) % 10, 8, [0.5] * 3, [0.25] * 3, seed=seed, padding=2, **ranks)
+
+
+def without_bn(module):
+    """Every batch norm in it replaced, in place: its statistics depend on how a batch is divided."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, nn.Identity())
+    return module
 
 
 def trainer_of(cfg, folder, update="fused", loader=None):
