@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from runs import log_of, tiny_loader, without_times
+from runs import tiny_loader
 from several import student_and_teachers, tiny
 from small_runs import QUICK, SMALL, refused
 from tiny import batch
