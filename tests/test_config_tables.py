@@ -1,4 +1,4 @@
-"""The shipped configurations: each loads, each pair has the rate of the papers' tables, each builds and takes a step."""
+"""The shipped configurations: each loads, pairs have the rates of the papers, each builds and takes a step."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ def built(cfg):
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_every_configuration_loads_and_names_its_data(path):
-    assert load_cfg(ROOT / path).DATASET.TYPE == path.parts[0]
+    assert path.parts[0] == load_cfg(ROOT / path).DATASET.TYPE
 
 
 def test_the_eleven_pairs_have_the_rates_of_the_papers_tables():
@@ -41,7 +41,7 @@ def test_the_eleven_pairs_have_the_rates_of_the_papers_tables():
     for path in PAIRS:
         cfg = load_cfg(path)
         light = cfg.DISTILLER.STUDENT.startswith(("Shuffle", "Mobile"))
-        assert cfg.SOLVER.LR == (0.01 if light else 0.05), path.name
+        assert (0.01 if light else 0.05) == cfg.SOLVER.LR, path.name
 
 
 def test_the_published_configurations_carry_the_released_flags():
