@@ -29,14 +29,26 @@ setup(
         "numpy>=1.26",
         "scipy>=1.11",  # t-tests with confidence_interval in report; mdistiller's OFD imports it without naming it
         "scikit-learn>=1.3",  # the handwritten digits inside digits100
+        "filelock>=4.0",  # one process a run directory, a cached teacher, a suite; a forked worker keeps no lock
         "safetensors>=0.4",  # deployed students: a format that cannot run code
         "tqdm>=4.60",
         "pyyaml>=6.0",
     ],
     extras_require={
-        "test": ["pytest>=7.4", "ruff>=0.6", "hypothesis>=6.100", "setuptools>=70.1", *EXPORT],
+        "test": [
+            "pytest>=7.4",
+            "pytest-xdist>=3.5",  # -n auto: one process a core
+            "ruff>=0.6",
+            "mypy>=1.10",
+            "pre-commit>=3.5",
+            "hypothesis>=6.100",
+            "setuptools>=70.1",
+            "pyarrow>=15",
+            *EXPORT,
+        ],
         "export": EXPORT,
         "plots": ["matplotlib>=3.8"],  # the curves of `report --out`
+        "parquet": ["pyarrow>=15"],  # CIFAR-100 as Hugging Face has it
         "slurm": ["submitit>=1.5"],  # `leaderboard --launcher submitit`
     },
     entry_points={"console_scripts": ["atsc-plugin = atsc_plugin.__main__:main"]},

@@ -10,9 +10,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import importlib
 import sys
+import traceback
 
 from atsc_plugin import __version__
-from atsc_plugin.errors import Interrupted, PluginError, RunStopped
+from atsc_plugin.errors import Interrupted, PluginError, RunStopped, out_of_memory
+from atsc_plugin.untrusted import message_of, printable
 
 COMMANDS = {
     "train": "train a student (and its teacher where it is missing) from a config file",
@@ -23,13 +25,12 @@ COMMANDS = {
     "prepare": "check config files and train the teachers they lack",
     "leaderboard": "run every method and seed of a suite file, then write the page",
     "report": "one table of several run directories",
-    "heads": "train DIH's heads for a teacher beforehand, for a host's own script",
     "adapted": "the teacher as an ATSC run left it, as a checkpoint for other runs",
     "bench": "measure a training step, the data loader, files or an epoch here, each against its alternatives",
     "launch": "run a host's own script with our methods registered: launch PATH/TO/train.py --cfg ...",
     "doctor": "host, versions, devices, data and teachers: what is there, what is missing and how to get it",
 }
-MODULES = {"eval": "commands.evaluate", "leaderboard": "leaderboard"}
+MODULES = {"eval": "commands.evaluate"}
 
 
 def usage():
@@ -53,19 +54,31 @@ def main(argv=None):
         print(usage())
         return 0 if argv else 2
     command, *words = argv
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8, nor the terminal
     if command not in COMMANDS:
-        print(f"error: '{command}' is no command; expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        print(f"error: '{printable(command)}' is no command; expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     module = importlib.import_module(f"atsc_plugin.{MODULES.get(command, f'commands.{command}')}")
     args = module.parse(words) if hasattr(module, "parse") else module.parser().parse_intermixed_args(words)
+    status = _run(module, args)
+    if status and "torch.distributed" in sys.modules:
+        from atsc_plugin.engine import distributed
+
+        distributed.leave(status)
+    return status
+
+
+def _run(module, args):
+    """The command's exit status; every error that a person can mend is told in a few lines."""
     try:
         status = module.run(args)
         sys.stdout.flush()
         return status
     except PluginError as error:
-        print(f"{_who()}error: {error}", file=sys.stderr)
+        print(f"{_who()}error: {message_of(error)}", file=sys.stderr)
     except RunStopped as stop:
-        print(f"stopped: {stop}", file=sys.stderr)
+        print(f"stopped: {message_of(stop)}", file=sys.stderr)
         return 3
     except Interrupted as end:  # it has said how to go on
         return end.code
@@ -77,7 +90,20 @@ def main(argv=None):
         return 141  # 128 + SIGPIPE
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror or error}{place}. What was written before is intact.", file=sys.stderr)
+        print(
+            f"error: {message_of(error.strerror or error)}{message_of(place)}. What was written before is intact.",
+            file=sys.stderr,
+        )
+    except Exception as error:
+        if not out_of_memory(error):
+            traceback.print_exc()  # a mistake of the program; ranks must end here too
+            return 1
+        print(
+            f"{_who()}error: memory ran out ({str(error).splitlines()[0][:160] if str(error) else 'MemoryError'}). "
+            "Lower SOLVER.BATCH_SIZE or DATASET.TEST.BATCH_SIZE, or raise SOLVER.ACCUMULATE, which takes the memory of "
+            "one micro-batch. SOLVER.AMP bf16 takes about half. What was written before is intact.",
+            file=sys.stderr,
+        )
     return 2
 
 

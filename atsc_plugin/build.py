@@ -1,26 +1,31 @@
-"""cfg -> data, teacher, student, distiller, trainer: the only place where the parts meet.
+"""cfg -> data, teachers, student, distiller, trainer: the only place where the parts meet.
 
-Reads top to bottom as a run is made: `prepare` builds, `trainer_of` hands over. Nothing but a missing teacher is
-written here.
+Reads top to bottom as a run is made: `prepare` builds the distiller on unfilled networks, so that what cannot work is
+refused before a teacher is trained; fills the teachers in place; then calls the method's `start`. `trainer_of` hands
+over. Nothing is written here but teachers that are missing, and what a method caches beside them.
 """
 
+from __future__ import annotations
+
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from atsc_plugin import host, teachers
-from atsc_plugin.config import OWN_DATASETS
-from atsc_plugin.data import host_images
-from atsc_plugin.data.splits import Data, LoaderFacts, memory_data
-from atsc_plugin.distillers.review_checks import review_problems
-from atsc_plugin.distillers.teacher_list import configs_by_teacher, networks_of, takes_several, teacher_names
-from atsc_plugin.engine import distributed, run_files
-from atsc_plugin.engine.placement import device_of
-from atsc_plugin.engine.teacher_files import deployed_stem
-from atsc_plugin.engine.trainer import PluginTrainer, parameter_count, unwrap
+from atsc_plugin import contract, host, teachers
+from atsc_plugin.config import OWN_DATASETS, pair_settings
+from atsc_plugin.contract import Contract
+from atsc_plugin.data.datasets import Data, LoaderOptions, host_data, memory_data
+from atsc_plugin.engine import distributed, run_dir
+from atsc_plugin.engine.batches import device_of
+from atsc_plugin.engine.trainer import PluginTrainer, parameter_count
 from atsc_plugin.errors import PluginError
+from atsc_plugin.keys import flatten
+from atsc_plugin.methods.base import class_of
+from atsc_plugin.networks.maps import evaluating
 from atsc_plugin.seeds import stream
 
 
@@ -28,69 +33,60 @@ from atsc_plugin.seeds import stream
 class Run:
     """Everything of one run, built and not yet started."""
 
-    cfg: object
+    cfg: Any
     name: str
     folder: Path
     device: torch.device
     data: Data
     distiller: torch.nn.Module
+    method: Contract
     teacher_from: str | list | None
 
 
-def data_of(cfg, device):
+def data_of(cfg, device) -> Data:
     """The data set of a configuration, with its loaders."""
     name, size = cfg.DATASET.TYPE, host.image_size(cfg.DATASET)
     ranks = distributed.rank(), distributed.world()
-    facts = LoaderFacts(cfg.SOLVER.BATCH_SIZE, cfg.DATASET.TEST.BATCH_SIZE, device, cfg.EXPERIMENT.SEED, *ranks)
+    options = LoaderOptions(cfg.SOLVER.BATCH_SIZE, cfg.DATASET.TEST.BATCH_SIZE, device, cfg.EXPERIMENT.SEED, *ranks)
     if name in OWN_DATASETS:
-        return memory_data(cfg.DATASET, facts, size)
-    found = host.get_dataset(cfg)
-    host_images.check(found, cfg.DATASET, size, cfg.DISTILLER.TYPE)
-    found = host_images.loaders(found, cfg.DATASET, facts, cfg.SOLVER.TRAINER)
-    train, val, test, images, classes, names = found
-    mean, std = host.NORMALISATION[name]
-    named = names if len(names) == classes else []
-    return Data(name, f"{name}-{images}", classes, size, train, val, test, images, list(mean), list(std), named)
+        return memory_data(cfg.DATASET, options, size)
+    return host_data(cfg, options, size)
 
 
-def data_of_its_own(cfg, device):
-    """Loaders for something trained on the way, by one rank for all: undivided."""
-    with distributed.alone():
-        return data_of(cfg, device)
+class Loaders:
+    """Loaders for something that is trained on the way, by one rank for all: loaders(cfg), or (batch size, seed)."""
+
+    def __init__(self, cfg: Any, device: torch.device, data: Data) -> None:
+        self.cfg, self.device, self.data = cfg, device, data
+
+    def __call__(self, batch_size: int, seed: int) -> Data:
+        own = self.cfg.clone()
+        own.defrost()
+        own.EXPERIMENT.SEED, own.SOLVER.BATCH_SIZE = seed, batch_size
+        own.freeze()
+        return self.of(own)
+
+    def of(self, cfg: Any) -> Data:
+        """Undivided loaders of a configuration."""
+        with distributed.alone():
+            return data_of(cfg, self.device)
 
 
-def network(cfg, role, classes, seed):
-    """The student or teacher network, freshly initialised from its own random stream."""
-    torch.manual_seed(stream(seed, "initialise", role))
-    if role == "TEACHER" and (stem := deployed_stem(cfg.DISTILLER.TEACHER_CKPT)):
-        return teachers.deployed(stem, classes)  # filled already: its card and its tensors belong together
-    return host.new_network(cfg.DATASET.TYPE, cfg.DISTILLER[role], classes)
+def student_of(cfg, classes):
+    """The student, freshly initialised from its own random stream."""
+    torch.manual_seed(stream(cfg.EXPERIMENT.SEED, "initialise", "STUDENT"))
+    return host.new_network(cfg.DATASET.TYPE, cfg.DISTILLER.STUDENT, classes)
 
 
-def distiller_of(cfg, student, teacher, data):
+def distiller_of(cfg, student, networks, data):
     """The configured distiller around its networks, with the arguments mdistiller gives it."""
     kind = host.distiller_dict[cfg.DISTILLER.TYPE]
     torch.manual_seed(stream(cfg.EXPERIMENT.SEED, "initialise", "distiller"))
-    if teacher is None:
+    if not networks:
         return kind(student)
-    return (
-        kind(student, teacher, cfg, data.train_images) if cfg.DISTILLER.TYPE == "CRD" else kind(student, teacher, cfg)
-    )
-
-
-def skeleton(cfg, data):
-    """The distiller with unfilled weights, for a checkpoint that brings them all."""
-    student = network(cfg, "STUDENT", data.classes, cfg.EXPERIMENT.SEED)
-    teacher = None
-    if cfg.DISTILLER.TYPE != "NONE":
-        networks = [network(own, "TEACHER", data.classes, 0) for own in configs_by_teacher(cfg)]
-        teacher = as_the_method_takes_it(cfg, networks)
-    return distiller_of(cfg, student, teacher, data)
-
-
-def as_the_method_takes_it(cfg, each):
-    """The list of what each teacher has, for a method that learns from several, else the only entry."""
-    return each if takes_several(cfg) else each[0]
+    asked = class_of(cfg.DISTILLER.TYPE)
+    teacher = networks if asked.TEACHERS == contract.SEVERAL else networks[0]
+    return kind(student, teacher, cfg, *asked.more_arguments(data.train_images))
 
 
 def check_trainer(cfg, device):
@@ -107,19 +103,17 @@ def check_trainer(cfg, device):
         )
 
 
-def check_fit(cfg, distiller, data):
+def check_fit(cfg, distiller, method, data):
     """Refuse, by name, a network that does not turn the data's images into one row of logits each."""
     images = torch.zeros(2, 3, data.image_size, data.image_size)
+    teachers_there = [network for network in method.networks() if network.name.startswith("teacher")]
     members = [("STUDENT", cfg.DISTILLER.STUDENT, distiller.student)]
-    if isinstance(getattr(distiller, "teacher", None), torch.nn.Module):
-        members += [
-            ("TEACHER", *pair) for pair in zip(teacher_names(cfg), networks_of(distiller.teacher), strict=False)
-        ]
+    members += [("TEACHER", network.title, network.module) for network in teachers_there]
     problems = []
     for role, name, network in members:
         try:
-            with torch.no_grad():
-                got = tuple(network.eval()(images)[0].shape)
+            with evaluating(network), torch.no_grad():
+                got = tuple(network(images)[0].shape)
         except RuntimeError as error:
             got = str(error).splitlines()[0]
         if got != (2, data.classes):
@@ -127,42 +121,50 @@ def check_fit(cfg, distiller, data):
                 f"{name} cannot take {data.image_size}-pixel images: two of them gave {got}, expected "
                 f"(2, {data.classes}). Choose another DISTILLER.{role}, or resize with DATASET.IMAGE_SIZE."
             )
-    if cfg.DISTILLER.TYPE == "REVIEWKD" and not problems:
-        problems += review_problems(cfg.REVIEWKD, distiller.teacher, data.image_size, cfg.DISTILLER.TEACHER)
+    problems = problems or method.misfits(data.image_size)
     if problems:
         raise PluginError("\n".join(problems))
 
 
 def place(cfg, overrides=()):
     """(name, run directory) of a configuration; nothing is created."""
-    name = run_files.experiment_name(cfg, overrides)
-    return name, run_files.run_directory(cfg, name)
+    name = run_dir.experiment_name(cfg, overrides)
+    return name, run_dir.run_directory(cfg, name)
 
 
-def prepare(cfg, overrides=(), dry=False):
+def skeleton(cfg, data):
+    """The distiller with unfilled weights, for a checkpoint that brings them all."""
+    networks = [teachers.new_teacher(own, data.classes) for own in teachers.configs_by_teacher(cfg)]
+    return distiller_of(cfg, student_of(cfg, data.classes), networks, data)
+
+
+def prepare(cfg, overrides: Sequence[str] = (), dry: bool = False) -> Run:
     """Build all of a run. A missing teacher is trained here if the configuration says so, unless `dry`."""
     name, folder = place(cfg, overrides)
     device = device_of(cfg)
     check_trainer(cfg, device)
     data = data_of(cfg, device)
-    loaders(cfg, data)  # what cannot work is refused here, before any teacher is trained or file deleted
-    check_fit(cfg, skeleton(cfg, data), data)
-    teacher, teacher_from = None, None
-    if cfg.DISTILLER.TYPE != "NONE":
-        found = teachers.find_all(cfg, data)
-        networks = [network(own, "TEACHER", data.classes, own.TEACHER.SEED).to(device) for own, _ in found]
+    validation_and_test(cfg, data)  # what cannot work is refused here, before any teacher is trained or file deleted
+    kind = class_of(cfg.DISTILLER.TYPE)
+    configs = teachers.configs_by_teacher(cfg)
+    networks = [teachers.new_teacher(own, data.classes) for own in configs]
+    distiller = distiller_of(cfg, student_of(cfg, data.classes), networks, data)
+    method = contract.of(distiller, cfg)
+    check_fit(cfg, distiller, method, data)
+    distiller.to(device)
+    loaders, teacher_from = Loaders(cfg, device, data), None
+    if configs and kind.teacher_weights(cfg) == "trained":
+        sources = teachers.find_all(configs, data)
+        texts = [source.text for source in sources]
+        teacher_from = texts if kind.TEACHERS == contract.SEVERAL else texts[0]
         if not dry:
-            teachers.load_all(found, networks, data, lambda own: data_of_its_own(own, device))
-        teacher = as_the_method_takes_it(cfg, networks)
-        teacher_from = as_the_method_takes_it(cfg, [source.text for _, source in found])
-    student = network(cfg, "STUDENT", data.classes, cfg.EXPERIMENT.SEED)
-    distiller = distiller_of(cfg, student.to(device), teacher, data).to(device)
-    if not dry and hasattr(distiller, "prepare"):  # what a method learns before its student, e.g. DIH's heads
-        distiller.prepare(data, lambda own: data_of_its_own(own, device))
-    return Run(cfg, name, folder, device, data, distiller, teacher_from)
+            teachers.load_all(configs, sources, networks, data, loaders.of)
+    if not dry:
+        method.begin(loaders)
+    return Run(cfg, name, folder, device, data, distiller, method, teacher_from)
 
 
-def loaders(cfg, data):
+def validation_and_test(cfg, data):
     """(validation loader of every epoch, test loader of the end or None), by EXPERIMENT.SELECT_ON."""
     select = cfg.EXPERIMENT.SELECT_ON
     if select == "val" and data.val is None:
@@ -173,7 +175,7 @@ def loaders(cfg, data):
 def trainer_of(run):
     """Our trainer, or one of the host's around DataParallel, as its own script builds it."""
     cfg = run.cfg
-    val, test = loaders(cfg, run.data)
+    val, test = validation_and_test(cfg, run.data)
     if cfg.SOLVER.TRAINER == "plugin":
         seen = {"data": run.data.identity, "test_data": run.data.test_identity}
         facts = {**run.data.facts(), **seen, "teacher_from": run.teacher_from}
@@ -197,29 +199,36 @@ class _Unwrapped(torch.nn.Module):
         return self.module(**inputs)
 
 
-def plan(run):
+def plan(run: Run) -> list[tuple[str, str]]:
     """The resolved plan of a run as (label, text) pairs: what `train --dry-run` prints."""
-    cfg, data = run.cfg, run.data
-    distiller = unwrap(run.distiller)
+    cfg, data, method = run.cfg, run.data, run.method
     steps = -(-data.train_images // cfg.SOLVER.BATCH_SIZE)
-    learnable = list(distiller.get_learnable_parameters())
-    extra = distiller.get_extra_parameters() if hasattr(distiller, "get_extra_parameters") else 0
+    learnable = list(method.get_learnable_parameters())
+    student = {id(parameter) for parameter in method.student.parameters()}
+    of_student = parameter_count(p for p in learnable if id(p) in student)
+    kind = type(run.distiller)
     pairs = [
         ("host", f"{host.NAME} {host.VERSION} ({host.FOLDER})"),
         ("device", str(run.device)),
-        ("data", f"{data.identity}: {data.train_images} training images, {data.classes} classes, {data.image_size} px"),
-        ("method", f"{cfg.DISTILLER.TYPE} ({type(distiller).__module__}.{type(distiller).__name__})"),
-        ("student", f"{cfg.DISTILLER.STUDENT}, {parameter_count(distiller.student.parameters()):,} parameters"),
+        (
+            "data",
+            f"{data.identity}: {data.train_images} training images, {data.classes} classes, {data.image_size} px"
+            + (f", from {data.source}" if data.source else ""),
+        ),
+        ("method", f"{cfg.DISTILLER.TYPE} ({kind.__module__}.{kind.__name__})"),
+        ("student", f"{cfg.DISTILLER.STUDENT}, {parameter_count(method.student.parameters()):,} parameters"),
     ]
-    if run.teacher_from:
-        origins = run.teacher_from if takes_several(cfg) else [run.teacher_from]
-        for name, net, origin in zip(teacher_names(cfg), networks_of(distiller.teacher), origins, strict=True):
-            pairs.append(("teacher", f"{name}, {parameter_count(net.parameters()):,} parameters, from {origin}"))
-    if hasattr(distiller, "preparation"):
-        pairs.append(distiller.preparation())
+    chosen = {name: value for name, value in pair_settings(cfg).items() if flatten(cfg)[name] == value}
+    if chosen:
+        pairs.append(("pair", ", ".join(f"{name} {value}" for name, value in chosen.items())))
+    origins = run.teacher_from if isinstance(run.teacher_from, list) else [run.teacher_from]
+    for network, origin in zip(method.networks(), origins, strict=False):
+        size = parameter_count(network.module.parameters())
+        pairs.append(("teacher", f"{network.title}, {size:,} parameters, from {origin or 'scratch'}"))
     return [
         *pairs,
-        ("trained", f"{parameter_count(learnable):,} parameters, {extra:,} of them the method's own"),
+        *method.plan(),
+        ("trained", f"{parameter_count(learnable):,} parameters, {of_student:,} of them the student's"),
         (
             "trainer",
             f"{cfg.SOLVER.TRAINER}, {cfg.SOLVER.EPOCHS} epochs of {steps} steps of {cfg.SOLVER.BATCH_SIZE}, "

@@ -1,52 +1,81 @@
 """The way from a YAML file and overrides to one frozen configuration.
 
 `load_cfg` is what the commands call: it reads, checks everything and reports all mistakes at once, before any work.
-The keys themselves stand in keys.py.
+The keys themselves stand in keys.py and in the methods' files.
 """
+
+from __future__ import annotations
 
 import ast
 import difflib
+import os
+from typing import Any
 
 from yacs.config import CfgNode
 
-from atsc_plugin.distillers.atsc_checks import atsc_problems
-from atsc_plugin.distillers.sister_checks import coteach_problems, dih_problems
-from atsc_plugin.distillers.teacher_list import takes_several, teacher_names, teacher_problems
-from atsc_plugin.engine.run_files import read_tree
-from atsc_plugin.engine.solver_checks import solver_problems
-from atsc_plugin.engine.teacher_files import name_deployed
+from atsc_plugin.cards import CARD, name_deployed
+from atsc_plugin.contract import NONE, SECOND_STEP, SEVERAL
+from atsc_plugin.engine.run_dir import read_tree
 from atsc_plugin.errors import ConfigError
 from atsc_plugin.host import CFG, distiller_dict, host_datasets, models_for, trainer_dict
-from atsc_plugin.keys import KEYS, find, flatten
+from atsc_plugin.keys import find, flatten
+from atsc_plugin.methods.base import METHODS, class_of, constructor_problems, teacher_names
+from atsc_plugin.registration import all_keys
 from atsc_plugin.shipped import config_file
+from atsc_plugin.untrusted import printable, short_repr
 
-METHOD_CHECKS = {
-    "ATSC": atsc_problems,
-    "ATSC_MULTI": atsc_problems,
-    "DIH": dih_problems,
-    "COTEACH": coteach_problems,
-}
+MOST_PROBLEMS = 40  # a file with more is none of ours, and each costs a search for a similar name
 OWN_DATASETS = ("digits100", "npz", "folder", "cifar10")
+# The host's own keys that would only fail after work has begun: (lowest, highest) value.
+HOST_BOUNDS = {
+    "SOLVER.BATCH_SIZE": (1, 10**6),
+    "SOLVER.EPOCHS": (1, 10**6),
+    "SOLVER.LR": (0.0, 1e6),
+    "SOLVER.LR_DECAY_RATE": (0.0, 1e6),
+    "SOLVER.WEIGHT_DECAY": (0.0, 1e6),
+    "SOLVER.MOMENTUM": (0.0, 1.0),
+    "DATASET.TEST.BATCH_SIZE": (1, 10**6),
+    "DATASET.NUM_WORKERS": (0, 1024),
+    "LOG.SAVE_CHECKPOINT_FREQ": (1, 10**6),
+}
+# Students that every published CIFAR-100 table trains at a fifth of the usual rate.
+LIGHT_STUDENTS, LIGHT_RATE = ("MobileNetV2", "ShuffleV1", "ShuffleV2"), 0.01
+# The engine's keys with the value at which they do nothing; neither a host's trainer nor a second step knows them.
+NEUTRAL = {"AMP": ("auto", "none"), "COMPILE": ("none",), "ACCUMULATE": (1,), "CLIP_NORM": (0.0,), "SYNC_BN": (False,)}
 
 
-def load_cfg(path, overrides=()):
+def load_cfg(path, overrides=()) -> CfgNode:
     """A frozen configuration from the host's defaults, a YAML file and `KEY VALUE ...`; all mistakes in one error."""
     cfg = CFG.clone()
     cfg.defrost()
     problems = []
     tree = read_tree(config_file(path), " Name one, e.g. --cfg configs/quickstart/simkd.yaml.")
+    named = {*overrides[::2]}
     for name, value in _leaves(tree, problems):
+        named.add(name)
         problems += _set(cfg, name, value, strict=True)
+        if len(problems) >= MOST_PROBLEMS:
+            raise ConfigError([*problems, "... and perhaps more: the rest of the file was not looked at."])
     if len(overrides) % 2:
         problems.append(f"overrides come as KEY VALUE pairs; '{overrides[-1]}' has no value. Add one.")
     for name, text in zip(overrides[::2], overrides[1::2], strict=False):
         problems += _set(cfg, name, text, strict=False)
-    problems += name_deployed(cfg, said=overrides[::2])
+    problems += name_deployed(cfg, overrides[::2])
+    for name, value in pair_settings(cfg).items():
+        if name not in named:
+            problems += _set(cfg, name, value, strict=True)
     problems += check(cfg)
     if problems:
         raise ConfigError(problems)
     cfg.freeze()
     return cfg
+
+
+def pair_settings(cfg: CfgNode) -> dict[str, Any]:
+    """{key: value} published for this method on this pair of networks; of keys that nobody names, these hold."""
+    student, teachers = cfg.DISTILLER.STUDENT, [name for name in teacher_names(cfg) if isinstance(name, str)]
+    rate = {"SOLVER.LR": LIGHT_RATE} if student in LIGHT_STUDENTS else {}
+    return rate | class_of(cfg.DISTILLER.TYPE).HYPER.get((*teachers[:1], student), {})
 
 
 def _leaves(tree, problems, prefix=""):
@@ -67,28 +96,43 @@ def _set(cfg, name, value, strict):
     """Set one key; a list of zero or one problems. Strict: the exact type, as the host's merge demands of a file."""
     node, leaf = find(cfg, name)
     if node is None or isinstance(node[leaf], CfgNode):
+        if moved := _old_key(name):
+            return [moved]
         near = difflib.get_close_matches(name, list(flatten(cfg)), n=1, cutoff=0.5)
         kind = "is a group of keys, not a key" if node is not None else "is no key"
         return [f"{name} {kind}" + (f"; did you mean {near[0]}?" if near else ".")]
     old = node[leaf]
+    if isinstance(value, str) and printable(value, keep="\n\t") != value:
+        return [
+            f"{name}: got {short_repr(value)}, which has control characters or bytes that are not UTF-8. Rename it."
+        ]
     if not strict:
         value = _decode(value, old)
     if isinstance(old, (list, tuple)) and isinstance(value, (list, tuple)):
         kinds = {type(entry) for entry in old}
         if kinds and any(type(entry) not in kinds for entry in value):
-            return [f"{name}: got {value!r}, expected entries of type {'/'.join(k.__name__ for k in kinds)}."]
+            return [f"{name}: got {short_repr(value)}, expected entries of type {'/'.join(k.__name__ for k in kinds)}."]
         value = type(old)(value)
     if type(value) is not type(old):
         hint = f" Write {float(value)}." if type(old) is float and type(value) is int else ""
         if type(old) is float and isinstance(value, str) and "e" in value.lower():
             hint = " YAML reads 1e-4 as text: write 1.0e-4 or 0.0001."
-        return [f"{name}: got {value!r} ({type(value).__name__}), expected {type(old).__name__}, e.g. {old!r}.{hint}"]
+        got = f"{short_repr(value)} ({type(value).__name__})"
+        return [f"{name}: got {got}, expected {type(old).__name__}, e.g. {old!r}.{hint}"]
     node[leaf] = value
     return []
 
 
+def _old_key(name):
+    """What to write in place of a key of an earlier edition; None for any other."""
+    for kind in METHODS.values():
+        if name in kind.OLD_KEYS:
+            return f"{name} is gone: {kind.OLD_KEYS[name]}"
+    return None
+
+
 def _decode(text, old):
-    """The value a word of the command line stands for: the key's own type decides."""
+    """The value that a text of the command line means: the key's own type decides."""
     if isinstance(old, str):
         return text
     if isinstance(old, bool) and text.lower() in ("true", "false"):
@@ -112,37 +156,44 @@ def datasets():
     return (*OWN_DATASETS, *host_datasets())
 
 
-def check(cfg):
-    """Mistakes in values that have the right type: unknown names, numbers out of range."""
+def check(cfg: CfgNode) -> list[str]:
+    """Mistakes in values that have the right type: unknown names, numbers out of range, what does not go together."""
     problems = []
-    for key in KEYS:
+    for key in all_keys():
         node, leaf = find(cfg, key.name)
         value = node[leaf]
         if key.choices and value not in key.choices:
             problems.append(_unknown(key.name, value, key.choices))
-        if key.minimum is not None and not value >= key.minimum:  # `not >=` also catches nan
-            problems.append(f"{key.name}: got {value}, expected at least {key.minimum}.")
+        problems += _out_of_bounds(key.name, value, key.minimum, key.maximum)
+    for name, bounds in HOST_BOUNDS.items():
+        node, leaf = find(cfg, name)
+        if node is not None:
+            problems += _out_of_bounds(name, node[leaf], *bounds)
     if not cfg.DATASET.VAL_SPLIT < 1:
         problems.append(f"DATASET.VAL_SPLIT: got {cfg.DATASET.VAL_SPLIT}, expected a share below 1, e.g. 0.1.")
     for name in ("DATASET.MEAN", "DATASET.STD"):
         node, leaf = find(cfg, name)
-        if len(node[leaf]) not in (0, 3) or not all(isinstance(value, float) for value in node[leaf]):
-            problems.append(f"{name}: got {node[leaf]}, expected three decimal numbers, e.g. [0.5, 0.5, 0.5], or [].")
-    for name in ("SOLVER.BATCH_SIZE", "SOLVER.EPOCHS", "DATASET.TEST.BATCH_SIZE"):
-        node, leaf = find(cfg, name)
-        if node[leaf] < 1:
-            problems.append(f"{name}: got {node[leaf]}, expected at least 1.")
-    problems += _check_names(cfg)
-    problems += teacher_problems(cfg, CFG.DISTILLER.TEACHER)
-    if cfg.DISTILLER.TYPE in METHOD_CHECKS:
-        problems += METHOD_CHECKS[cfg.DISTILLER.TYPE](cfg)
-    problems += solver_problems(cfg)
+        right = all(isinstance(value, float) for value in node[leaf]) and CARD[leaf.lower()].test(list(node[leaf]))
+        if not right:
+            above = " above 0" if leaf == "STD" else ""
+            problems.append(
+                f"{name}: got {short_repr(node[leaf])}, expected three decimals{above}, e.g. [0.5, 0.5, 0.5], or []."
+            )
     if cfg.SOLVER.TYPE != "SGD":
         problems.append(_unknown("SOLVER.TYPE", cfg.SOLVER.TYPE, ("SGD",)))
-    return problems
+    kind = class_of(cfg.DISTILLER.TYPE)
+    return problems + _name_problems(cfg) + _teacher_problems(cfg, kind) + _method_problems(cfg, kind)
 
 
-def _check_names(cfg):
+def _out_of_bounds(name, value, low, high):
+    if low is not None and not value >= low:  # `not >=` also catches nan
+        return [f"{name}: got {value}, expected at least {low}."]
+    if high is not None and not value <= high:
+        return [f"{name}: got {value}, expected at most {high:,}."]
+    return []
+
+
+def _name_problems(cfg):
     problems = []
     method, data = cfg.DISTILLER.TYPE, cfg.DATASET.TYPE
     if method not in distiller_dict:
@@ -152,12 +203,117 @@ def _check_names(cfg):
     if data not in datasets():
         return [*problems, _unknown("DATASET.TYPE", data, datasets())]
     names = [("DISTILLER.STUDENT", cfg.DISTILLER.STUDENT)]
-    if method != "NONE":
-        role = "TEACHERS" if takes_several(cfg) and cfg.DISTILLER.TEACHERS else "TEACHER"
-        names += [(f"DISTILLER.{role}", name) for name in teacher_names(cfg) if isinstance(name, str)]
-    if method == "COTEACH" and cfg.COTEACH.SCRATCH_TEACHER:
-        names.append(("COTEACH.SCRATCH_TEACHER", cfg.COTEACH.SCRATCH_TEACHER))
+    several = class_of(method).TEACHERS == SEVERAL and cfg.DISTILLER.TEACHERS
+    role = "DISTILLER.TEACHERS" if several else "DISTILLER.TEACHER"
+    names += [(role, name) for name in teacher_names(cfg) if isinstance(name, str)]
     return problems + [_unknown(key, name, models_for(data)) for key, name in names if name not in models_for(data)]
+
+
+def _method_problems(cfg, kind):
+    """The method's own mistakes, and what method, engine and ranks ask of each other."""
+    solver, needs, problems = cfg.SOLVER, kind.needs(cfg), constructor_problems(kind, cfg)
+    used = [key for key, neutral in NEUTRAL.items() if solver[key] not in neutral]
+    if solver.TRAINER != "plugin":
+        problems += [
+            f"SOLVER.{key} is {solver[key]}; SOLVER.TRAINER {solver.TRAINER} does not read it. Use SOLVER.TRAINER "
+            f"plugin, or {NEUTRAL[key][-1]}."
+            for key in used
+        ]
+    if SECOND_STEP in needs:
+        problems += [
+            f"SOLVER.{key} is {solver[key]}, but {needs[SECOND_STEP]} and the second has no such thing. Use "
+            f"{NEUTRAL[key][-1]}."
+            for key in used
+        ]
+    if solver.ACCUMULATE > solver.BATCH_SIZE >= 1:
+        problems.append(
+            f"SOLVER.ACCUMULATE is {solver.ACCUMULATE}, but a batch has {solver.BATCH_SIZE} images; expected at most "
+            "one micro-batch an image."
+        )
+    if solver.ACCUMULATE > 1 and not kind.PER_IMAGE:
+        problems.append(
+            f"SOLVER.ACCUMULATE is {solver.ACCUMULATE}, but the losses of {cfg.DISTILLER.TYPE} are not means over "
+            "images, so micro-batches would make another step. Use 1."
+        )
+    if solver.COMPILE in ("reduce-overhead", "max-autotune") and solver.ACCUMULATE > 1:
+        problems.append(
+            f"SOLVER.COMPILE {solver.COMPILE} records CUDA graphs, whose gradients do not outlive a second pass; "
+            "with SOLVER.ACCUMULATE above 1 use COMPILE default or none."
+        )
+    return problems + _ranks_problems(cfg, needs, int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def _ranks_problems(cfg, needs, ranks):
+    """What several ranks (torchrun's WORLD_SIZE) demand."""
+    problems, solver = [], cfg.SOLVER
+    if ranks == 1:
+        return problems
+    if solver.TRAINER != "plugin":
+        problems.append(f"torchrun started {ranks} ranks; SOLVER.TRAINER {solver.TRAINER} knows one. Use plugin.")
+    if SECOND_STEP in needs:
+        problems.append(f"{needs[SECOND_STEP]}, defined on one device; torchrun started {ranks} ranks. Use one.")
+    if solver.BATCH_SIZE % ranks:
+        below = solver.BATCH_SIZE // ranks * ranks
+        problems.append(
+            f"SOLVER.BATCH_SIZE is {solver.BATCH_SIZE}, the batch of all ranks together; torchrun started {ranks}, "
+            f"which does not divide it. Use {below or ranks} or {below + ranks}."
+        )
+    return problems
+
+
+# ---- teachers ----
+
+
+def _teacher_problems(cfg, kind):
+    """What is wrong with the teachers that a configuration names."""
+    node, untouched = cfg.DISTILLER, CFG.DISTILLER.TEACHER
+    if kind.TEACHERS != SEVERAL:
+        return _lists_for_one_teacher(cfg, kind)
+    problems = []
+    if not node.TEACHERS and node.TEACHER in ("", untouched):
+        problems.append(
+            f"DISTILLER.TEACHERS is empty; {node.TYPE} expects at least one network, e.g. [resnet32x4, vgg13]."
+        )
+    if node.TEACHERS and node.TEACHER not in ("", untouched, *node.TEACHERS):
+        problems.append(
+            f"DISTILLER.TEACHER is {node.TEACHER} beside DISTILLER.TEACHERS {list(node.TEACHERS)}; expected one of the "
+            "two. Put it into the list, or leave it out."
+        )
+    count = len(teacher_names(cfg))
+    if node.TEACHER_CKPT and count > 1:
+        problems.append(
+            f"DISTILLER.TEACHER_CKPT names one file for {count} teachers. Name a file for each in "
+            "DISTILLER.TEACHER_CKPTS ('' for one that is looked for or trained)."
+        )
+    for key, values, entry in (
+        ("DISTILLER.TEACHER_CKPTS", node.TEACHER_CKPTS, str),
+        ("TEACHER.SEEDS", cfg.TEACHER.SEEDS, int),
+        ("DISTILLER.TEACHERS", node.TEACHERS, str),
+    ):
+        wrong = [value for value in values if type(value) is not entry]
+        if wrong:
+            problems.append(f"{key}: got {wrong[0]!r} in the list, expected entries of type {entry.__name__}.")
+        if values and len(values) != count:
+            problems.append(f"{key} has {len(values)} entries for {count} teachers; expected one for each, or [].")
+    if any(type(seed) is int and seed < 0 for seed in cfg.TEACHER.SEEDS):
+        problems.append(f"TEACHER.SEEDS: got {list(cfg.TEACHER.SEEDS)}, expected at least 0 each.")
+    return problems
+
+
+def _lists_for_one_teacher(cfg, kind):
+    method = cfg.DISTILLER.TYPE
+    several = ", ".join(name for name, other in METHODS.items() if other.TEACHERS == SEVERAL)
+    other = f" or DISTILLER.TYPE {kind.MULTI}" if kind.MULTI else f"; several are for {several}"
+    return [
+        f"{key} is {list(values)}, but {method} learns from {'no teacher' if kind.TEACHERS == NONE else 'one'}. "
+        + ("Leave it out." if kind.TEACHERS == NONE else f"Use {single}{other}.")
+        for key, values, single in (
+            ("DISTILLER.TEACHERS", cfg.DISTILLER.TEACHERS, "DISTILLER.TEACHER"),
+            ("DISTILLER.TEACHER_CKPTS", cfg.DISTILLER.TEACHER_CKPTS, "DISTILLER.TEACHER_CKPT"),
+            ("TEACHER.SEEDS", cfg.TEACHER.SEEDS, "TEACHER.SEED"),
+        )
+        if values
+    ]
 
 
 def _unknown(name, value, allowed):

@@ -33,3 +33,10 @@ class ConfigError(PluginError):
 
 class ModelRefused(PluginError, ValueError):
     """A method cannot serve this network; the message names it and says why."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: torch's on a device, torch's on the CPU, or Python's."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,10 +1,11 @@
-"""Files that appear whole, and the NumPy numbers a checkpoint may hold.
+"""Files that appear whole, one writer a file, and the NumPy numbers a checkpoint may hold.
 
 Every write goes to a temporary file in the same folder, is flushed to the disk and then renamed, so that a reader sees
 the old file or the new one; the folder is flushed too, so that the name outlives a power cut. Needs no torch, so that
 whatever only reads and writes run directories needs none.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -12,6 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
+
+from atsc_plugin.errors import PluginError
 
 # mdistiller decays the rate with NumPy, so a NumPy number sits in the optimizer state it saves. These rebuild such a
 # number and run nothing; the second name is the one NumPy 1 wrote.
@@ -67,9 +71,35 @@ def remove_parts(folder):
 def write_text(text, path):
     """Text, whole."""
     with whole_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "backslashreplace"))  # a path need not be UTF-8
 
 
 def write_json(content, path):
     """Indented JSON, whole."""
     write_text(json.dumps(content, indent=2) + "\n", path)
+
+
+# ---- what is made once and used by many runs ----
+
+
+def key_of(recipe):
+    """A short name for all that decides what a cached thing is."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def only_writer(path, key):
+    """The one process that may make `path`, for the length of a block; the kernel releases the lock of a dead holder.
+
+    Whoever waited looks whether the file is there by now. `key` is the configuration key that chose the folder.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_suffix(".lock"))
+        lock.acquire()
+    except OSError as error:
+        raise PluginError(f"{key} {path.parent} cannot be written: {error.strerror}. Choose another folder.") from error
+    try:
+        yield
+    finally:
+        lock.release()

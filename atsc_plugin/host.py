@@ -1,19 +1,23 @@
-"""The one door to the knowledge-distillation host: no other file names mdistiller or the embedded host.
+"""The knowledge-distillation host: no other file names mdistiller or the embedded host.
 
 One host a process, chosen at import: mdistiller where it is installed and whole, the embedded host where it is absent.
 An mdistiller that is there but does not import is an error with its cause, never a silent mixture of the two.
 `ATSC_HOST=mdistiller|embedded|auto` overrides. Everybody writes `from atsc_plugin.host import CFG, Distiller, ...`.
+What differs between mdistiller's forks is levelled here; docs/hosts.md has the table.
 """
 
 import importlib
 import importlib.util
+import inspect
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 
-from atsc_plugin import habits
-from atsc_plugin.errors import HostError
+from torch import nn
+
+from atsc_plugin.errors import HostError, PluginError
+from atsc_plugin.untrusted import expand_user
 
 REAL, EMBEDDED = "mdistiller", "atsc_plugin.minidistiller"
 # Without these there is no registry to join; everything else is probed for, since forks differ in it.
@@ -70,11 +74,11 @@ def load(root):
                 f"{type(error).__name__}: {error}. Mend that (pip installs a missing package), or: {WAY_OUT}."
             ) from error
         for name in names:
-            if required and not hasattr(loaded, name):
+            if required and name not in vars(loaded):
                 raise HostError(
                     f"{module} has no {name}, which every mdistiller has; expected a fork of it. {WAY_OUT}."
                 )
-            surface[name] = getattr(loaded, name, None)
+            surface[name] = vars(loaded).get(name)
     return surface
 
 
@@ -101,6 +105,43 @@ def _version(root, folder):
         return "unknown"
 
 
+def _plain_distiller(base, default_cfg):
+    """A subclass of a host's Distiller that is constructed with (student, teacher, cfg), whatever a fork's wants."""
+
+    class Distiller(base):
+        def __init__(self, student, teacher, cfg=None):
+            args, keywords = _base_arguments(base, student, teacher, cfg or default_cfg)
+            super().__init__(*args, **keywords)
+            self.student, self.teacher = student, teacher  # a fork may have kept them in a list, or elsewhere
+
+        def train(self, mode=True):
+            """The teacher stays in eval mode; a fork's own train() may expect a list of teachers."""
+            nn.Module.train(self, mode)
+            self.teacher.eval()
+            return self
+
+    Distiller.__doc__ = base.__doc__
+    return Distiller
+
+
+def _base_arguments(base, student, teacher, cfg):
+    """(args, keywords) of a host's Distiller: student, teacher, and the config where it has a place for it."""
+    parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    demanded = [p for p in positional if p.default is p.empty]
+    if len(demanded) > 3 or (len(positional) < 2 and not any(p.kind is p.VAR_POSITIONAL for p in parameters)):
+        names = ", ".join(p.name for p in parameters)
+        raise HostError(
+            f"{base.__module__}.{base.__name__} is constructed with ({names}); expected (student, teacher) or "
+            "(student, teacher, cfg). ATSC_HOST=embedded runs on the embedded host instead."
+        )
+    many = len(positional) > 1 and positional[1].name.endswith("s")  # teachers, model_teachers
+    listed = [teacher] if many and not isinstance(teacher, nn.ModuleList) else teacher
+    if any(p.name == "cfg" for p in parameters):  # some have it optional, and use it
+        return (student, listed), {"cfg": cfg}
+    return ((student, listed, cfg) if len(demanded) > 2 else (student, listed)), {}
+
+
 ROOT = choose()
 NAME = "embedded" if ROOT == EMBEDDED else "mdistiller"
 _surface = load(ROOT)
@@ -108,7 +149,7 @@ FOLDER = str(_folder(ROOT))
 VERSION = _version(ROOT, FOLDER)
 
 CFG = _surface["CFG"]
-Distiller = habits.adapted(_surface["Distiller"], CFG)
+Distiller = _plain_distiller(_surface["Distiller"], CFG)
 distiller_dict = _surface["distiller_dict"]
 trainer_dict = _surface["trainer_dict"]
 dkd_loss = _surface["dkd_loss"]
@@ -145,7 +186,8 @@ def host_datasets():
 CONTENT = {
     "cifar100": (
         "cifar-100-python",
-        "unpack cifar-100-python.tar.gz (from https://www.cs.toronto.edu/~kriz/cifar.html)",
+        "unpack cifar-100-python.tar.gz (from https://www.cs.toronto.edu/~kriz/cifar.html), or put cifar100.npz, "
+        "train/ and test/ with a folder a class, or train*.parquet and test*.parquet beside it",
     ),
     "tiny_imagenet": (
         "tiny-imagenet-200",
@@ -162,41 +204,81 @@ NORMALISATION = {
 }
 
 
-def data_place(dataset, root=""):
-    """The folder a data set is read from: below DATASET.ROOT, or below the `data` folder beside the host's package."""
+def data_root(root=""):
+    """DATASET.ROOT, or the `data` folder beside the host's package."""
     if root:
-        return Path(root).expanduser() / CONTENT[dataset][0]
-    beside = Path(FOLDER).parent if NAME == "mdistiller" else Path(FOLDER).parents[1]
-    return beside / "data" / CONTENT[dataset][0]
+        return expand_user(root)
+    return (Path(FOLDER).parent if NAME == "mdistiller" else Path(FOLDER).parents[1]) / "data"
 
 
-def get_dataset(cfg):
-    """The host's loaders (train, val, number of training images, classes), with DATASET.ROOT honoured on both hosts."""
+def data_place(dataset, root=""):
+    """The folder a data set is read from."""
+    return data_root(root) / CONTENT[dataset][0]
+
+
+def get_dataset(cfg, cifar100=None):
+    """The host's loaders (train, val, number of training images, classes), with DATASET.ROOT honoured on both hosts.
+
+    `cifar100` is (splits, class names) of CIFAR-100 from another container than the pickles that hosts read: the host's
+    own data sets, transforms and loaders are built around those images.
+    """
     if _surface["get_dataset"] is None:
         raise HostError(f"This mdistiller ({FOLDER}) has no dataset.get_dataset; expected one. {WAY_OUT}.")
     place, name = data_place(cfg.DATASET.TYPE, cfg.DATASET.ROOT), cfg.DATASET.TYPE
     fetched = cfg.DATASET.DOWNLOAD and name == "cifar100"  # the only one that a host can download
-    if not fetched and not place.is_dir():
+    present = place.is_dir() and (name != "cifar100" or all((place / part).is_file() for part in ("train", "test")))
+    if cifar100 is None and not fetched and not present:
         title = {"cifar100": "CIFAR-100", "tiny_imagenet": "Tiny-ImageNet", "imagenet": "ImageNet"}[name]
         raise HostError(
             f"{title} is not here: looked for {place}.\nThere {CONTENT[name][1]}, or name another folder with "
             f"DATASET.ROOT{', or with network access set DATASET.DOWNLOAD True' if name == 'cifar100' else ''}.\n"
             "configs/quickstart/*.yaml run without it, on digits made here."
         )
-    with _reading_from(name, place):
-        return _surface["get_dataset"](cfg)
+    with _reading_from(name, place, cifar100):
+        try:
+            return _surface["get_dataset"](cfg)
+        except (RuntimeError, OSError) as error:  # torchvision's words for a damaged file
+            if isinstance(error, PluginError):
+                raise
+            raise HostError(f"The host's {name} cannot be loaded from {place}: {error}") from error
 
 
 @contextmanager
-def _reading_from(dataset, place):
+def _reading_from(dataset, place, cifar100=None):
     """The host has no key for its folders: its modules ask a function or read a constant, and either can be changed."""
     module = importlib.import_module(f"{ROOT}.dataset.{dataset}")
     answers = {"get_data_folder": lambda: str(place.parent), "data_folder": str(place)}
+    if cifar100 is not None:
+        answers["cifar100_present"] = lambda root: True
     before = {name: getattr(module, name) for name in answers if hasattr(module, name)}
     for name in before:
         setattr(module, name, answers[name])
     try:
-        yield
+        with _torchvision_given(*cifar100) if cifar100 is not None else nullcontext():
+            yield
     finally:
         for name, value in before.items():
             setattr(module, name, value)
+
+
+@contextmanager
+def _torchvision_given(splits, class_names):
+    """torchvision's CIFAR100, from which every host derives its own, takes these images instead of reading pickles."""
+    from torchvision.datasets import CIFAR100, VisionDataset
+
+    def filled(self, root, train=True, transform=None, target_transform=None, download=False):
+        VisionDataset.__init__(self, root, transform=transform, target_transform=target_transform)
+        self.train = train
+        self.data, labels = splits["train" if train else "test"]
+        self.targets, self.classes = labels.tolist(), list(class_names)
+        self.class_to_idx = {name: label for label, name in enumerate(class_names)}
+
+    before, own = CIFAR100.__init__, "__init__" in vars(CIFAR100)  # torchvision 0.22 inherits it from CIFAR10
+    CIFAR100.__init__ = filled
+    try:
+        yield
+    finally:
+        if own:
+            CIFAR100.__init__ = before
+        else:
+            del CIFAR100.__init__

@@ -1,19 +1,188 @@
-"""Every configuration key of ours, and how the keys join the host's own tree.
+"""Configuration keys: what a key is, the keys of run, engine and teachers, and how keys join a host's tree.
 
-The tables are in `key_table`, one room a subject. `add_keys` joins them to the host's tree, so a config of ours also
-loads by the host's plain merge; `remove_keys` takes them away again. A key's default fixes its type.
+A method's keys stand in its own file. A key's default fixes its type. `add_keys` joins keys to the host's tree, so that
+a config of ours also loads by the host's plain merge; `remove_keys` takes them away again.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 from yacs.config import CfgNode
 
 from atsc_plugin.errors import PluginError
-from atsc_plugin.key_table import engine, methods, run, several, sisters, teacher
-
-KEYS = (*run.KEYS, *engine.KEYS, *teacher.KEYS, *methods.KEYS, *several.KEYS, *sisters.KEYS)
-DEFAULTS = {key.name: key.default for key in KEYS}
 
 
-def find(cfg, name):
+@dataclass(frozen=True)
+class Key:
+    """One key: where it stands, its default, what it means, what is allowed."""
+
+    name: str
+    default: Any
+    meaning: str
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None  # of sizes and counts: memory is asked for by them
+    symbol: str = ""  # its name in the paper or the released code
+
+
+LARGEST_SIDE = 2048  # pixels; one map of 64 channels at this size has a GB
+MOST_DIGITS = 200_000  # images of 3 kB each, composed in a minute or two
+
+RUN_KEYS = (
+    Key(
+        "EXPERIMENT.SEED",
+        1,
+        "initialisation, order of the images and augmentation each follow from it",
+        minimum=0,
+        maximum=2**63,
+    ),
+    Key(
+        "EXPERIMENT.SELECT_ON",
+        "auto",
+        "images that choose the best epoch: val, test (mdistiller's habit; the table says so), "
+        "or auto: val where the data have a validation split, else test",
+        choices=("auto", "val", "test"),
+    ),
+    Key("EXPERIMENT.DEVICE", "auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, ..."),
+    Key("DATASET.ROOT", "", "the .npz file, or the folder that holds the data; empty: the host's own data folder"),
+    Key("DATASET.DOWNLOAD", False, "fetch CIFAR-100 when it is absent"),
+    Key(
+        "DATASET.VAL_SPLIT",
+        0.0,
+        "share of the training images cut off for validation, the same for every run",
+        minimum=0.0,
+    ),
+    Key(
+        "DATASET.IMAGE_SIZE",
+        0,
+        "side in pixels that npz, folder and cifar10 images are resized to; 0: they must fit (32)",
+        minimum=0,
+        maximum=LARGEST_SIDE,
+    ),
+    Key("DATASET.MEAN", [], "mean by channel in 0..1; empty: of the training images (npz, folder, cifar10, digits100)"),
+    Key("DATASET.STD", [], "standard deviation by channel; empty: of the training images"),
+    Key(
+        "DATASET.FLIP",
+        "auto",
+        "random mirroring of npz, folder, cifar10: horizontal, none, or auto (not for npz and digits100)",
+        choices=("auto", "horizontal", "none"),
+    ),
+    Key(
+        "DATASET.PADDING",
+        4,
+        "zero padding of the random crop of npz, folder, cifar10 and digits100",
+        minimum=0,
+        maximum=1024,
+    ),
+    Key(
+        "DATASET.DIGITS100.TRAIN_IMAGES",
+        5000,
+        "digits100: training images to compose",
+        minimum=100,
+        maximum=MOST_DIGITS,
+    ),
+    Key("DATASET.DIGITS100.VAL_IMAGES", 1000, "digits100: validation images", minimum=100, maximum=MOST_DIGITS),
+    Key("DATASET.DIGITS100.TEST_IMAGES", 10000, "digits100: test images", minimum=100, maximum=MOST_DIGITS),
+    Key(
+        "DATASET.DIGITS100.SEED",
+        0,
+        "digits100: which images are composed; not the seed of the run",
+        minimum=0,
+        maximum=2**63,
+    ),
+    Key(
+        "LOG.CHECKPOINT_MINUTES",
+        0.0,
+        "also write `latest` inside an epoch when this many minutes have passed since the last one; 0: do not",
+        minimum=0.0,
+    ),
+    Key("LOG.CHECKPOINT_STEPS", 0, "the same after every so many steps of an epoch; 0: not by steps", minimum=0),
+    Key(
+        "LOG.KEEP_LOGITS",
+        "last",
+        "test logits of the last epoch in logits_last.safetensors, 2 bytes a number (CIFAR-100 2 MB, ImageNet 100 MB): "
+        "last, or none",
+        choices=("last", "none"),
+    ),
+    Key("LOG.KEEP_CHECKPOINTS", 0, "how many of the newest epoch_N checkpoints are kept; 0: all", minimum=0),
+    Key(
+        "SOLVER.NONFINITE",
+        "stop",
+        "a loss term or gradient that is NaN or infinite: stop ends the run and names term and step; skip leaves "
+        "that step out and counts it (reads the device once a step)",
+        choices=("stop", "skip"),
+    ),
+)
+
+ENGINE_KEYS = (
+    Key(
+        "SOLVER.AMP",
+        "auto",
+        "number format of the step's networks; weights and losses stay fp32. auto: bf16 where a GPU has it",
+        choices=("none", "auto", "bf16", "fp16"),
+    ),
+    Key(
+        "SOLVER.COMPILE",
+        "none",
+        "compile the networks (torch.compile's mode); reduce-overhead and max-autotune record CUDA graphs, for GPUs. "
+        "Evaluation runs uncompiled",
+        choices=("none", "default", "reduce-overhead", "max-autotune"),
+    ),
+    Key(
+        "SOLVER.ACCUMULATE",
+        1,
+        "micro-batches a batch is split into; their gradients are added. Less memory, the same step, except that BN "
+        "uses the statistics of each micro-batch",
+        minimum=1,
+    ),
+    Key("SOLVER.CLIP_NORM", 0.0, "the whole gradient is clipped to this norm; 0: no clipping", minimum=0.0),
+    Key("SOLVER.SYNC_BN", False, "under torchrun on GPUs: BN statistics over the images of all ranks"),
+    Key(
+        "DATASET.LOADER",
+        "auto",
+        "of cifar100 and tiny_imagenet: device (images live on the device, augmented there), host (the host's "
+        "DataLoader), or auto: device where the host's transforms are known and the images fit",
+        choices=("auto", "device", "host"),
+    ),
+)
+
+TEACHER_KEYS = (
+    Key("DISTILLER.TEACHER_CKPT", "", "file with the teacher's weights; empty: the host's checkpoint folder"),
+    Key("TEACHER.TRAIN_IF_MISSING", False, "train the teacher here when no checkpoint is found, and keep it"),
+    Key("TEACHER.CACHE", "./output/teachers", "folder of teachers trained here, one file a recipe"),
+    Key("TEACHER.SEED", 1, "seed of a teacher trained here", minimum=0, maximum=2**63),
+    Key("TEACHER.EPOCHS", 240, "epochs of a teacher trained here; independent of SOLVER", minimum=1),
+    Key("TEACHER.BATCH_SIZE", 64, "its batch size", minimum=1),
+    Key("TEACHER.LR", 0.05, "its learning rate", minimum=0.0),
+    Key("TEACHER.LR_DECAY_STAGES", [150, 180, 210], "epochs after which its rate is multiplied by LR_DECAY_RATE"),
+    Key("TEACHER.LR_DECAY_RATE", 0.1, "factor at each decay stage", minimum=0.0),
+    Key("TEACHER.WEIGHT_DECAY", 0.0005, "its weight decay", minimum=0.0),
+    Key(
+        "DISTILLER.TEACHERS",
+        [],
+        "several teachers by name, e.g. [resnet32x4, wrn_40_2, vgg13], for methods that take several; empty: "
+        "DISTILLER.TEACHER alone",
+    ),
+    Key(
+        "DISTILLER.TEACHER_CKPTS",
+        [],
+        "a file for each of DISTILLER.TEACHERS, '' for one that is looked for or trained; empty: all of them are",
+    ),
+    Key(
+        "TEACHER.SEEDS",
+        [],
+        "a seed for each of DISTILLER.TEACHERS that is trained here; empty: TEACHER.SEED, TEACHER.SEED + 1, ...",
+    ),
+)
+
+COMMON_KEYS = (*RUN_KEYS, *ENGINE_KEYS, *TEACHER_KEYS)
+DEFAULTS = {key.name: key.default for key in COMMON_KEYS}
+
+
+def find(cfg: CfgNode, name: str) -> tuple[CfgNode | None, str | None]:
     """(node, leaf name) of a dotted key, or (None, None) where the tree has no such key."""
     *path, leaf = name.split(".")
     for step in path:
@@ -21,10 +190,10 @@ def find(cfg, name):
     return (cfg, leaf) if isinstance(cfg, CfgNode) and leaf in cfg else (None, None)
 
 
-def add_keys(cfg):
+def add_keys(cfg: CfgNode, keys: Iterable[Key]) -> list[str]:
     """Add what is missing and touch nothing that is there; a frozen tree stays frozen. Returns the names added."""
-    frozen, added = cfg.is_frozen(), []
-    for key in KEYS:
+    keys, frozen, added = list(keys), cfg.is_frozen(), []
+    for key in keys:
         node, leaf = find(cfg, key.name)
         if node is not None and type(node[leaf]) is not type(key.default):
             raise PluginError(
@@ -32,7 +201,7 @@ def add_keys(cfg):
                 "or no such key. Rename the other one, or use another host (ATSC_HOST=embedded)."
             )
     cfg.defrost()
-    for key in KEYS:
+    for key in keys:
         if find(cfg, key.name)[0] is None:
             *path, leaf = key.name.split(".")
             node = cfg
@@ -45,7 +214,7 @@ def add_keys(cfg):
     return added
 
 
-def remove_keys(cfg, names):
+def remove_keys(cfg: CfgNode, names: Iterable[str]) -> None:
     """Take the named keys away again, and the nodes that are empty without them."""
     frozen = cfg.is_frozen()
     cfg.defrost()
@@ -62,9 +231,9 @@ def remove_keys(cfg, names):
         cfg.freeze()
 
 
-def flatten(tree, prefix=""):
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     """{dotted name: value} of a nested tree."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for step, value in tree.items():
         flat |= flatten(value, f"{prefix}{step}.") if isinstance(value, dict) else {f"{prefix}{step}": value}
     return flat

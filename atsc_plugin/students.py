@@ -1,61 +1,63 @@
-"""Deployed students as others use them: found by run directory or file, checked, with a card that is complete.
+"""Students found, opened and rebuilt: the one module that knows in which files a student lies.
 
-`atsc_plugin.load_student(...)` is `load_student` here. Nothing has to be registered, no teacher and no data are needed,
-and no global state is changed: the draws of the process's random generator stay what they were.
+A run directory or a deploy pair (`deploy_last.safetensors` with its card `.json`) is rebuilt from the card alone; a
+checkpoint, of a whole distiller or of the bare network, needs the configuration it was made with. Nothing in a file is
+executed. `atsc_plugin.load_student` is `load_student` here; it needs no teacher, no data and no registration, and
+draws nothing from the process's random generator.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from torch import nn
 from yacs.config import CfgNode
 
-from atsc_plugin import deploy, host
-from atsc_plugin.engine import run_files
+from atsc_plugin import cards, contract, host
+from atsc_plugin.cards import stem_of
+from atsc_plugin.engine import checkpoint, run_dir
 from atsc_plugin.errors import PluginError
+from atsc_plugin.networks.deployed import DeployedStudent, Head, deployed_of, drop_modules, name_of
+from atsc_plugin.networks.maps import MapSource
+from atsc_plugin.networks.projector import Projector
+from atsc_plugin.untrusted import as_plugin_error, expand_user, open_regular
 
-ENDINGS = (".safetensors", ".json")
-
-
-def load_student(path, which="last"):
-    """The student of a run directory or deploy file as a module in eval mode: forward(image) gives logits.
-
-    `which` chooses the "last" or the "best" epoch of a run directory. The module's `card` says how it was made, what it
-    scored, and how its images are normalised.
-    """
-    module, module.card = load(path, which)
-    return module
+# ---- finding ----
 
 
-def load(path, which="last"):
-    """(module in eval mode, complete card)."""
-    stem = locate(path, which)
-    with torch.random.fork_rng(devices=[]):  # building the empty network draws weights that the file replaces
-        module, card = deploy.load(f"{stem}.json")
-    return module, complete(card, stem)
+def is_deployed(path, which: str = "last") -> bool:
+    """Whether a path is a run directory or a deploy pair, whose card says all; else it is a checkpoint."""
+    return expand_user(path).is_dir() or Path(f"{stem_of(path, which)}.json").is_file()
 
 
-def locate(path, which="last"):
-    """The deploy pair of files meant by a run directory or by either file, without the ending."""
+def check_there(path) -> Path:
+    """The path, refused where nothing that could hold a student is there."""
+    place = expand_user(path)
+    if not place.exists() and not is_deployed(place):
+        raise PluginError(f"There is no {path}; expected a run directory, a deploy_* file or a checkpoint.")
+    return place
+
+
+def locate(path, which: str = "last") -> Path:
+    """`stem_of` a pair that is there; an error says what the folder or file is instead."""
     if which not in ("last", "best"):
         raise PluginError(f"which is '{which}'; expected last or best.")
-    path = Path(path).expanduser()
-    if path.is_dir():
-        stem = path / f"deploy_{which}"
-        if not Path(f"{stem}.json").is_file():
-            raise PluginError(_why_none(path, which))
+    stem, path = stem_of(path, which), expand_user(path)
+    if Path(f"{stem}.json").is_file():
         return stem
-    stem = path.with_suffix("") if path.suffix in ENDINGS else path
-    if not Path(f"{stem}.json").is_file():
-        hint = " Checkpoints other than deploy_* files are read by `export`." if path.is_file() else ""
-        raise PluginError(
-            f"There is no {stem}.json; expected a run directory, or one of the two files of a deployed student "
-            f"(deploy_last.safetensors with its card deploy_last.json).{hint}"
-        )
-    return stem
+    if path.is_dir():
+        raise PluginError(_why_none(path, which))
+    hint = " Checkpoints other than deploy_* files are read by `export`." if path.is_file() else ""
+    raise PluginError(
+        f"There is no {stem}.json; expected a run directory, or one of the two files of a deployed student "
+        f"(deploy_last.safetensors with its card deploy_last.json).{hint}"
+    )
 
 
 def _why_none(folder, which):
-    """What a person is told of a folder without deploy files: each cause has its own way out."""
+    """Why a folder has no deploy pair: each cause has its own way out."""
     seeds = sorted(place.name for place in folder.glob("seed_*") if place.is_dir())
     if seeds:
         return f"{folder} holds runs, not one run; name one of {', '.join(f'{folder / name}' for name in seeds)}."
@@ -69,7 +71,129 @@ def _why_none(folder, which):
     return f"{folder} has no finished epoch yet, so there is no student in it. Continue the run: train --resume."
 
 
-def complete(card, stem):
+# ---- opening ----
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A student ready to use: the module in eval mode (image -> logits), its card, and what it was opened from.
+
+    `card` is None for a method of somebody else that predicts otherwise than by its student: no card describes it.
+    """
+
+    module: nn.Module
+    card: dict | None
+    source: str
+
+
+def load_student(path, which: str = "last") -> nn.Module:
+    """The student of a run directory or deploy file as a module in eval mode: forward(image) gives logits.
+
+    `which` chooses the "last" or the "best" epoch of a run directory. The module's `card` says how it was made, what it
+    scored, and how its images are normalised.
+    """
+    module, module.card = load(path, which)
+    return module
+
+
+def load(path, which: str = "last") -> tuple[DeployedStudent, dict]:
+    """(module in eval mode, complete card) of a run directory or deploy pair."""
+    stem = locate(path, which)
+    card = complete(cards.read(f"{stem}.json"), stem)
+    if card["student"] not in host.models_for(card["dataset"]):
+        raise PluginError(f"{stem}.json says student {card['student']}, which this host has not ({host.NAME}).")
+    _check_sizes(card, stem)
+    with (
+        torch.random.fork_rng(devices=[]),  # building the empty network draws weights that the file replaces
+        as_plugin_error(f"{stem}.json is no card of a deployed student ({{}}); expected one written by a run."),
+    ):
+        module = _empty(card)
+    tensors = checkpoint.load_tensors(f"{stem}.safetensors")
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise PluginError(f"{stem}.safetensors does not fit its card: {str(error).splitlines()[-1].strip()}") from error
+    _check_forward(module.eval(), card, stem)
+    return module, card
+
+
+def open_student(path, which: str = "last", cfg=None, data=None, skeleton: Callable | None = None) -> Opened:
+    """The student of anything that holds one; a checkpoint needs its configuration, its data and build.skeleton.
+
+    Data of another number of classes than the student's are refused; without `data` a deployed student is not compared.
+    """
+    path = check_there(path)
+    if is_deployed(path, which):
+        module, card = load(path, which)
+        if data is not None and data.classes != card["classes"]:
+            raise PluginError(
+                f"{path} tells {card['classes']} classes apart, {data.name} has {data.classes}; expected the data it "
+                "was trained on. Name their configuration with --cfg."
+            )
+        return Opened(module, card, f"deployed student ({card.get('method')}, {locate(path, which).name})")
+    content = checkpoint.load(path)
+    state = content.get("model", content) if isinstance(content, dict) else content
+    named = state.items() if isinstance(state, dict) else ()
+    plain = {name.removeprefix("module."): tensor for name, tensor in named if isinstance(name, str)}
+    distiller = skeleton(cfg, data)
+    if not any(name.startswith("student.") for name in plain):
+        return _bare_network(distiller, path, cfg, data)
+    try:
+        distiller.load_state_dict(plain)
+    except (RuntimeError, TypeError, AttributeError) as error:  # entries that are no tensors among them
+        raise PluginError(
+            f"{path} does not fit a {cfg.DISTILLER.TYPE} with student {cfg.DISTILLER.STUDENT} and the teachers of its "
+            f"configuration: {str(error).splitlines()[-1].strip()} Name its own configuration with --cfg."
+        ) from error
+    source = f"checkpoint of {cfg.DISTILLER.TYPE}"
+    module = deployed_of(contract.of(distiller.eval(), cfg))
+    if not _same_prediction(distiller, module.eval(), data.image_size):
+        return Opened(_Prediction(distiller).eval(), None, source)
+    drop_modules(module.backbone, module.unused)
+    epoch = {"epoch": content["epoch"]} if isinstance(content.get("epoch"), int) else {}
+    return Opened(module, _new_card(module, path, cfg, data) | epoch, source)
+
+
+def _bare_network(distiller, path, cfg, data):
+    """The student network alone, refused where its own head was never trained."""
+    module = deployed_of(contract.of(distiller, cfg))
+    if module.heads():
+        raise PluginError(
+            f"{path} holds the bare student; under {cfg.DISTILLER.TYPE} it predicts through the teacher's classifier, "
+            "and its own head was never trained. Use the run directory, its deploy_* files or `latest` instead."
+        )
+    checkpoint.load_network(module.backbone, path, cfg.DISTILLER.STUDENT, data.classes)
+    return Opened(module.eval(), _new_card(module, path, cfg, data), f"network {cfg.DISTILLER.STUDENT}")
+
+
+class _Prediction(nn.Module):
+    """A distiller in eval mode as image -> logits."""
+
+    def __init__(self, distiller):
+        super().__init__()
+        self.distiller = distiller
+
+    def forward(self, image):
+        return self.distiller(image=image)
+
+
+@torch.no_grad()
+def _same_prediction(distiller, module, side):
+    image = torch.linspace(-2, 2, 3 * side * side).view(1, 3, side, side)
+    return torch.allclose(distiller(image=image), module(image), equal_nan=True)
+
+
+# ---- cards ----
+
+
+def _new_card(module, path, cfg, data):
+    """The card of a student that came without one."""
+    made = {"host": host.NAME, "host_version": host.VERSION, "method": cfg.DISTILLER.TYPE}
+    facts = {"student": cfg.DISTILLER.STUDENT, **data.facts(), **module.facts()}
+    return complete(made | facts, path)
+
+
+def complete(card: dict, stem) -> dict:
     """The card with what the host or the run knows beside it; counts that contradict each other are refused."""
     names = card.get("class_names") or []
     if len(names) not in (0, card["classes"]):
@@ -80,8 +204,70 @@ def complete(card, stem):
     normalisation = host.NORMALISATION.get(card["dataset"], ([], []))
     card = {"mean": list(normalisation[0]), "std": list(normalisation[1]), "class_names": [], **card}
     card.setdefault("image_size", host.image_size(CfgNode({"TYPE": card["dataset"]})))
-    result = run_files.read_json(Path(stem).parent, "result.json")
+    result = run_dir.read_json(Path(stem).parent, "result.json")
     which = Path(stem).name.removeprefix("deploy_")
     if "test_top1" not in card and result is not None and f"top1_{which}" in result:
         card["test_top1"] = result[f"top1_{which}"]
     return card
+
+
+def _check_sizes(card, stem):
+    """Refuse a card whose sizes the tensors do not have, before a network of its sizes is made."""
+    file = f"{stem}.safetensors"
+    with as_plugin_error(f"{file} is not a readable safetensors file ({{}}); expected one written by a run."):
+        open_regular(file).close()
+        with safe_open(file, "pt") as content:
+            shapes = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+    wanted = {}
+    for number, entry in enumerate(card["heads"]):
+        before, inner, after = entry["channels_in"], entry["channels_inner"], entry["channels_out"]
+        projector, classifier = name_of("projector", number), name_of("classifier", entry["classifier"])
+        wanted |= {
+            f"{projector}.0.weight": (inner, before, 1, 1),
+            f"{projector}.3.weight": (inner, inner, 3, 3),
+            f"{projector}.6.weight": (after, inner, 1, 1),
+            f"{classifier}.weight": (card["classes"], after),
+        }
+    wrong = [
+        f"{name} is {shapes.get(name, 'absent')}, expected {shape}"
+        for name, shape in wanted.items()
+        if shapes.get(name) != shape
+    ]
+    if not card["heads"] and not any(shape[:1] == (card["classes"],) for shape in shapes.values()):
+        wrong = [f"no tensor has {card['classes']} rows, one for each class"]
+    if wrong:
+        raise PluginError(f"{file} does not fit its card: {wrong[0]}.")
+
+
+def _empty(card):
+    """The module that a card describes, its weights not yet filled."""
+    backbone = host.models_for(card["dataset"])[card["student"]][0](num_classes=card["classes"])
+    modules = dict(backbone.named_modules())
+    inside = [head["map_place"] for head in card["heads"] if head["map_place"] not in ("feats", "preact")]
+    if unknown := [name for name in (*card["unused"], *inside) if not name or name not in modules]:
+        raise ValueError(f"a {card['student']} has no module {unknown[0]!r}")
+    drop_modules(backbone, card["unused"])
+    heads, classifiers = [], {}
+    for number, entry in enumerate(card["heads"]):
+        owner = entry["classifier"]  # the head whose classifier this one shares; its own number where it has its own
+        if owner == number:
+            classifiers[number] = nn.Linear(entry["channels_out"], card["classes"])
+        projector = Projector(entry["channels_in"], entry["channels_inner"], entry["channels_out"])
+        heads.append(Head(entry["map_size"], projector, classifiers[owner]))
+    if not heads:
+        return DeployedStudent(backbone)
+    first = card["heads"][0]
+    source = MapSource(first["map_place"], first["map_relu"])
+    return DeployedStudent(backbone, source, heads, card["ensemble"], unused=card["unused"])
+
+
+@torch.no_grad()
+def _check_forward(module, card, stem):
+    """One grey image: a student whose map, head or image size does not work is refused here and not in the middle."""
+    side = card["image_size"]
+    with as_plugin_error(
+        f"{stem} cannot take an image of {side} pixels ({{}}); expected a student that fits its card."
+    ):
+        shape = tuple(module(torch.zeros(1, 3, side, side)).shape)
+        if shape != (1, card["classes"]):
+            raise ValueError(f"its logits have the shape {shape}")

@@ -4,19 +4,26 @@ A teacher trained here is cached under its network, the identity of its data, it
 one-epoch trial never passes for a teacher. It is written whole, under a lock, and writes no result.json.
 """
 
+from __future__ import annotations
+
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from atsc_plugin import deploy, host
-from atsc_plugin.distillers.deployed_teacher import as_teacher
-from atsc_plugin.distillers.teacher_list import configs_by_teacher
+import torch
+
+from atsc_plugin import cards, host, students
 from atsc_plugin.engine import checkpoint, distributed
-from atsc_plugin.engine.cache import key_of, only_writer
-from atsc_plugin.engine.teacher_files import deployed_stem, untrained_head
+from atsc_plugin.engine.batches import device_of
+from atsc_plugin.engine.precision import precision_of
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
+from atsc_plugin.files import key_of, only_writer
 from atsc_plugin.keys import DEFAULTS
+from atsc_plugin.methods.base import teacher_names
+from atsc_plugin.networks.deployed_teacher import as_teacher
+from atsc_plugin.seeds import stream
+from atsc_plugin.untrusted import expand_user
 
 IMAGE_KEYS = ("MEAN", "STD", "FLIP", "PADDING")
 
@@ -31,9 +38,34 @@ class Source:
     ready: bool = False  # a deployed student, built with its weights
 
 
+def configs_by_teacher(cfg):
+    """One frozen configuration for each teacher, with its name, file and seed where a single teacher has them.
+
+    Teacher k (from 0) has the seed TEACHER.SEED + k unless TEACHER.SEEDS says otherwise.
+    """
+    return configs_of(cfg, teacher_names(cfg), list(cfg.TEACHER.SEEDS))
+
+
+def configs_of(cfg, names, seeds=()):
+    """The same for networks and seeds that are given; DISTILLER.TEACHER_CKPTS counts where it has a file for each."""
+    files = list(cfg.DISTILLER.TEACHER_CKPTS)
+    if len(files) != len(names):
+        files = [cfg.DISTILLER.TEACHER_CKPT, *[""] * len(names)][: len(names)]
+    seeds = seeds or [cfg.TEACHER.SEED + number for number in range(len(names))]
+    each = []
+    for name, file, seed in zip(names, files, seeds, strict=True):
+        own = cfg.clone()
+        own.defrost()
+        own.DISTILLER.TEACHER, own.DISTILLER.TEACHER_CKPT, own.TEACHER.SEED = name, file, seed
+        own.freeze()
+        each.append(own)
+    return each
+
+
 def recipe(cfg, data):
     """All that decides what a teacher trained here becomes."""
     node = cfg.TEACHER
+    precision = precision_of("auto", device_of(cfg)).name  # what `_run` asks for
     return {
         "model": cfg.DISTILLER.TEACHER,
         "data": data.identity,
@@ -45,7 +77,8 @@ def recipe(cfg, data):
         "lr_decay_rate": node.LR_DECAY_RATE,
         "weight_decay": node.WEIGHT_DECAY,
         "momentum": cfg.SOLVER.MOMENTUM,
-        # How its images are scaled and augmented, where that is said: what is not leaves older files their names.
+        # The defaults are left out, so that teachers trained before these were looked at keep their names.
+        **({} if precision == "fp32" else {"precision": precision}),
         **{name: cfg.DATASET[name] for name in IMAGE_KEYS if cfg.DATASET[name] != DEFAULTS[f"DATASET.{name}"]},
     }
 
@@ -56,12 +89,12 @@ def cached_file(cfg, data):
     return Path(cfg.TEACHER.CACHE) / name
 
 
-def find_all(cfg, data):
-    """(configuration, Source) of every teacher; all that are missing are told together."""
+def find_all(configs, data):
+    """A Source for each configuration; all that are missing are named together."""
     found, problems = [], []
-    for own in configs_by_teacher(cfg):
+    for own in configs:
         try:
-            found.append((own, find(own, data, taken=[source for _, source in found])))
+            found.append(find(own, data, taken=found))
         except PluginError as error:
             problems.append(str(error))
     if problems:
@@ -69,22 +102,25 @@ def find_all(cfg, data):
     return found
 
 
-def load_all(found, networks, data, data_of):
-    """Fill the networks from what `find_all` found: first all that are there, so that no misfit costs a training."""
-    pairs, problems = list(zip(found, networks, strict=True)), []
-    for (own, source), network in pairs:
+def load_all(configs, sources, networks, data, loaders):
+    """Fill the networks from their sources: first all that are there, so that no misfit costs a training.
+
+    `loaders(cfg)` makes loaders for a training on the way.
+    """
+    problems, each = [], list(zip(configs, sources, networks, strict=True))
+    for own, source, network in each:
         if not source.train:
             try:
-                load(source, own, network, data, data_of)
+                load(source, own, network, data, loaders)
             except PluginError as error:
                 problems.append(str(error))
     if problems:
         raise PluginError("\n".join(problems))
-    for number, ((own, source), network) in enumerate(pairs, 1):
+    for number, (own, source, network) in enumerate(each, 1):
         if source.train:
-            if len(pairs) > 1:
-                print(f"teacher {number} of {len(pairs)}, seed {own.TEACHER.SEED}:", flush=True)
-            load(source, own, network, data, data_of)
+            if len(each) > 1:
+                print(f"teacher {number} of {len(each)}, seed {own.TEACHER.SEED}:", flush=True)
+            load(source, own, network, data, loaders)
 
 
 def find(cfg, data, taken=()):
@@ -94,10 +130,10 @@ def find(cfg, data, taken=()):
     """
     name = cfg.DISTILLER.TEACHER
     if cfg.DISTILLER.TEACHER_CKPT:
-        path = Path(cfg.DISTILLER.TEACHER_CKPT).expanduser()
-        if stem := deployed_stem(path):
+        path = expand_user(cfg.DISTILLER.TEACHER_CKPT)
+        if stem := cards.deployed_stem(path):
             return Source(Path(f"{stem}.safetensors"), False, f"{stem}.safetensors (a deployed student)", ready=True)
-        if untrained_head(path):
+        if cards.untrained_head(path):
             raise PluginError(
                 f"DISTILLER.TEACHER_CKPT names {path}, the bare student of a run that predicts through a shared "
                 f"classifier: its own head was never trained. Name the run, {path.parent}, or its deploy_* files."
@@ -123,7 +159,7 @@ def find(cfg, data, taken=()):
 
 def deployed(stem, classes):
     """A deployed student as a teacher network, with its weights."""
-    module, card = deploy.load(f"{stem}.json")
+    module, card = students.load(stem)
     if card["classes"] != classes:
         raise PluginError(
             f"{stem}.safetensors is a student of {card['classes']} classes; the data have {classes}. Use one of these "
@@ -142,23 +178,31 @@ def _pretrained(name, taken):
     return source
 
 
-def load(source, cfg, teacher, data, data_of):
-    """`teacher` filled with the source's weights, trained first where need be; data_of(cfg) makes its own loaders."""
+def new_teacher(cfg, classes):
+    """The network of a teacher, freshly initialised from its own random stream; a deployed student comes filled."""
+    if stem := cards.deployed_stem(cfg.DISTILLER.TEACHER_CKPT):
+        return deployed(stem, classes)  # its card and its tensors belong together
+    torch.manual_seed(stream(cfg.TEACHER.SEED, "initialise", "TEACHER"))
+    return host.new_network(cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER, classes)
+
+
+def load(source, cfg, teacher, data, loaders):
+    """Fill `teacher` in place with the source's weights, which are trained first where need be."""
     if source.ready:
         print(f"teacher {cfg.DISTILLER.TEACHER} from {source.path}", flush=True)
-        return teacher
+        return
     if source.path is None:
         teacher.load_state_dict(host.imagenet_model_dict[cfg.DISTILLER.TEACHER](pretrained=True).state_dict())
-        return teacher
+        return
     if source.train:
-        _train(source.path, cfg, teacher, data, data_of)
+        _train(source.path, cfg, data, loaders)
     print(f"teacher {cfg.DISTILLER.TEACHER} from {source.path}", flush=True)
-    return checkpoint.load_network(teacher, source.path, cfg.DISTILLER.TEACHER, data.classes)
+    checkpoint.load_network(teacher, source.path, cfg.DISTILLER.TEACHER, data.classes)
 
 
-def _train(path, cfg, teacher, data, data_of):
+def _train(path, cfg, data, loaders):
     """Train the teacher and put it at `path`; whoever waited for the lock finds it there and trains nothing."""
-    with only_writer(path):
+    with only_writer(path, "TEACHER.CACHE"):
         if path.is_file():
             return
         print(
@@ -166,15 +210,15 @@ def _train(path, cfg, teacher, data, data_of):
             f"(TEACHER.TRAIN_IF_MISSING); it is kept in {path}",
             flush=True,
         )
-        scratch = path.with_name(f".teacher-{path.stem}")  # a training that was killed is gone on with
+        scratch = path.with_name(f".teacher-{path.stem}")  # a training that was killed is resumed from there
         with distributed.alone():  # the other ranks wait for the lock, and find it done
-            _run(cfg, teacher, data_of, scratch)
+            teacher = _run(cfg, data.classes, loaders, scratch)
         state = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
         checkpoint.save({"model": state, "recipe": recipe(cfg, data)}, path)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _run(cfg, teacher, data_of, folder):
+def _run(cfg, classes, loaders, folder):
     """Cross-entropy training by our own trainer, on the recipe of the TEACHER node; the last epoch is the teacher."""
     own = cfg.clone()
     own.defrost()
@@ -185,6 +229,7 @@ def _run(cfg, teacher, data_of, folder):
     for key, plain in {"AMP": "auto", "COMPILE": "none", "ACCUMULATE": 1, "CLIP_NORM": 0.0}.items():
         own.SOLVER[key] = plain  # the engine's keys are the student's: a cached teacher must not depend on them
     own.freeze()
-    data = data_of(own)
+    data, teacher = loaders(own), new_teacher(cfg, classes).to(device_of(cfg))
     distiller = host.distiller_dict["NONE"](teacher)
     PluginTrainer("teacher", distiller, data.train, data.val or data.test, own, folder=folder).fit()
+    return teacher

@@ -13,11 +13,25 @@ import torch  # noqa: E402
 torch.set_num_threads(2)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory):
+    """What the package caches for its user goes to a folder of the tests; child processes inherit it."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty working directory; output goes below it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def tiny_networks(monkeypatch):
+    """TinyNets under the names `tiny` and `tiny_teacher` among the host's networks."""
+    from tiny import add_tiny_networks
+
+    add_tiny_networks(monkeypatch)
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from test_trainer import log_of, tiny_loader, without_times
 from tiny import TinyNet
 
 import atsc_plugin
-from atsc_plugin.distillers.atsc_published import make_atsc
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.host import CFG
+from atsc_plugin.methods.atsc import ATSC
 
 
 class DroppingNet(TinyNet):
@@ -34,7 +34,7 @@ def trainer_of(cfg, folder, update="fused", loader=None):
     cfg.ATSC.UPDATE = update
     if update == "published":
         cfg.ATSC.DRIFT.PARAMS, cfg.ATSC.CLASSIFIER.PARAMS = "kernels", "bias"
-    distiller = make_atsc(DroppingNet(width=4), TinyNet(width=6), cfg)
+    distiller = ATSC(DroppingNet(width=4), TinyNet(width=6), cfg)
     return PluginTrainer("run", distiller, loader or tiny_loader(seed=5), tiny_loader(start=1), cfg, folder=folder)
 
 

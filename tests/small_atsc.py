@@ -4,9 +4,9 @@ import torch
 from tiny import TinyNet, batch
 
 import atsc_plugin
-from atsc_plugin.distillers.atsc_published import make_atsc
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.host import CFG, cifar_model_dict
+from atsc_plugin.methods.atsc import ATSC
 
 RELEASED = ["ATSC.UPDATE", "published", "ATSC.DRIFT.WEIGHT", 1.0, "ATSC.DRIFT.PARAMS", "kernels",
             "ATSC.CLASSIFIER.PARAMS", "bias", "SOLVER.TRAINER", "plugin"]  # fmt: skip
@@ -26,7 +26,7 @@ def net(name, classes=100):
 
 def tiny_atsc(cfg, **changes):
     torch.manual_seed(0)
-    distiller = make_atsc(TinyNet(width=4), TinyNet(width=6), cfg).double()
+    distiller = ATSC(TinyNet(width=4), TinyNet(width=6), cfg).double()
     with torch.no_grad():
         for parameter in distiller.teacher.parameters():  # away from theta_0, so that drift has a gradient
             parameter += 0.1 * torch.randn_like(parameter)

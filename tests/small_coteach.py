@@ -5,8 +5,8 @@ from tiny import batch
 from tiny_stages import TinyStages
 
 import atsc_plugin
-from atsc_plugin.distillers.coteach import COTEACH
 from atsc_plugin.host import CFG, cifar_model_dict
+from atsc_plugin.methods.coteach import COTEACH
 
 
 def coteach_config(folder, monkeypatch):

@@ -7,8 +7,8 @@ from test_trainer import tiny_loader
 from tiny_stages import TinyStages
 
 import atsc_plugin
-from atsc_plugin.distillers.dih import DIH
 from atsc_plugin.host import CFG
+from atsc_plugin.methods.dih import DIH
 
 
 def dih_config(tmp_path):

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from tiny import TinyNet, batch
 
 import atsc_plugin
-from atsc_plugin.distillers.atsc import ATSC, softened_divergence
 from atsc_plugin.engine import precision
 from atsc_plugin.engine.precision import precision_of
 from atsc_plugin.engine.step import Step
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import CFG, distiller_dict
+from atsc_plugin.methods.atsc import ATSC, softened_divergence
 
 CPU = torch.device("cpu")
 

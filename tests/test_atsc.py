@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from small_atsc import atsc_config, double_batch, net, tiny_atsc
 from tiny import TinyNet, batch
 
-from atsc_plugin.distillers.atsc_published import make_atsc
-from atsc_plugin.distillers.drift import StartingPoint, drift_penalty
 from atsc_plugin.errors import ConfigError
+from atsc_plugin.methods.atsc import ATSC
+from atsc_plugin.networks.drift import StartingPoint, drift_penalty
 
 
 @pytest.fixture
@@ -281,7 +281,7 @@ def test_evaluation_puts_the_teacher_in_eval_mode_and_predicts_through_its_class
 def test_a_step_of_every_stock_teacher_with_five_students(cfg, teacher, student):
     if teacher == "ResNet50" and student != "MobileNetV2":
         cfg.ATSC.PROJECTOR.FACTOR = 8  # the pair's own projector has 12 M weights and nothing new to show
-    distiller = make_atsc(net(student), net(teacher), cfg).train()
+    distiller = ATSC(net(student), net(teacher), cfg).train()
     images, target = batch(2, classes=100)
     logits, losses = distiller(image=images, target=target, epoch=1)
     sum(losses.values()).backward()

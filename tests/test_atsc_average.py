@@ -7,10 +7,10 @@ import torch
 from small_atsc import AVERAGED, atsc_config, double_batch, trainer_of
 from tiny import TinyNet
 
-from atsc_plugin.distillers.atsc_published import make_atsc
-from atsc_plugin.distillers.averaged import follow
-from atsc_plugin.distillers.parts import pool
 from atsc_plugin.errors import ConfigError
+from atsc_plugin.methods.atsc import ATSC
+from atsc_plugin.networks.ema import follow
+from atsc_plugin.networks.maps import pool
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def cfg():
 
 def averaged(cfg):
     torch.manual_seed(0)
-    return make_atsc(TinyNet(width=4), TinyNet(width=6), cfg).double().train()
+    return ATSC(TinyNet(width=4), TinyNet(width=6), cfg).double().train()
 
 
 def apart(distiller):

@@ -9,12 +9,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import atsc_plugin
 from atsc_plugin.data.sample import drawn
-from atsc_plugin.distillers.atsc_published import make_atsc
-from atsc_plugin.distillers.teacher_monitor import feature_figures
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import RunStopped
 from atsc_plugin.host import CFG
+from atsc_plugin.methods.atsc import ATSC
+from atsc_plugin.methods.monitor import feature_figures
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def cfg(tmp_path):
 
 def distiller_of(cfg):
     torch.manual_seed(0)
-    return make_atsc(TinyNet(width=4), TinyNet(width=6), cfg)
+    return ATSC(TinyNet(width=4), TinyNet(width=6), cfg)
 
 
 def own_labels(distiller, count=40):

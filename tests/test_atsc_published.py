@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from atsc_plugin.methods.atsc_published import ATSC, PublishedATSC
 from contract import assert_close, fill, image, labels, load_contract, traced_tensors
 from small_atsc import RELEASED, atsc_config, double_batch, net, tiny_atsc, trainer_of
 from tiny import TinyNet
 
-from atsc_plugin.distillers.atsc import ATSC
-from atsc_plugin.distillers.atsc_published import PublishedATSC, make_atsc
 from atsc_plugin.errors import ConfigError
+from atsc_plugin.methods.atsc import ATSC
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def cfg():
 def test_three_published_steps_equal_the_trace_of_the_released_code(cfg):
     trace = load_contract()["published_step_traces"]["atsc resnet32x4->resnet8x4"]
     cfg.merge_from_list([*RELEASED, "SOLVER.LR", trace["lr"], "SOLVER.WEIGHT_DECAY", trace["weight_decay"]])
-    distiller = make_atsc(net("resnet8x4"), net("resnet32x4"), cfg)
+    distiller = ATSC(net("resnet8x4"), net("resnet32x4"), cfg)
     fill(distiller.student, 1), fill(distiller.teacher, 0), fill(distiller.projector, 2)
     distiller.start.double().remember(distiller.teacher)
     trainer = trainer_of(distiller, cfg)
@@ -77,7 +77,7 @@ def test_published_steps_equal_the_description_also_with_ce_kd_other_widths_and_
         ("LOSS.FEAT_WEIGHT", "DRIFT.WEIGHT", "LOSS.CE_WEIGHT", "LOSS.KD_WEIGHT"), weights, strict=True
     ):
         cfg.merge_from_list([f"ATSC.{key}", value])
-    distiller = make_atsc(net(student), net(teacher), cfg)
+    distiller = ATSC(net(student), net(teacher), cfg)
     fill(distiller.student, 1), fill(distiller.teacher, 0), fill(distiller.projector, 2)
     distiller.start.double().remember(distiller.teacher)
     s, t, p = (copy.deepcopy(m).train() for m in (distiller.student, distiller.teacher, distiller.projector))
@@ -120,13 +120,13 @@ def test_published_with_what_the_released_step_has_not_is_refused_all_at_once(cf
         [*RELEASED, "SOLVER.TRAINER", "base", "ATSC.TEACHER.BN", "frozen", "ATSC.TEACHER.LR_SCALE", 0.1]
     )
     with pytest.raises(ConfigError) as error:
-        make_atsc(TinyNet(), TinyNet(), cfg)
+        ATSC(TinyNet(), TinyNet(), cfg)
     assert [problem.split(" ")[0] for problem in error.value.problems] == [
         "ATSC.UPDATE", "ATSC.TEACHER.LR_SCALE", "ATSC.TEACHER.BN",
     ]  # fmt: skip
 
 
 def test_the_key_chooses_the_update(cfg):
-    assert type(make_atsc(TinyNet(), TinyNet(), cfg)) is ATSC
+    assert type(ATSC(TinyNet(), TinyNet(), cfg)) is ATSC
     cfg.merge_from_list(RELEASED)
-    assert type(make_atsc(TinyNet(), TinyNet(), cfg)) is PublishedATSC
+    assert type(ATSC(TinyNet(), TinyNet(), cfg)) is PublishedATSC

@@ -6,9 +6,9 @@ from tiny import HeadlessNet, MaxPoolNet, TinyNet, batch
 from torch import nn
 
 import atsc_plugin
-from atsc_plugin.distillers.atsc_published import make_atsc
 from atsc_plugin.errors import ModelRefused, PluginError
 from atsc_plugin.host import CFG
+from atsc_plugin.methods.atsc import ATSC
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ def cfg():
 )
 def test_a_teacher_that_cannot_be_shared_is_refused_by_name(cfg, teacher, reason):
     with pytest.raises(ModelRefused, match="oddnet") as refusal:
-        make_atsc(TinyNet(), teacher, cfg)
+        ATSC(TinyNet(), teacher, cfg)
     assert reason in str(refusal.value)
 
 
 def test_classes_that_differ_and_a_factor_beyond_the_channels_are_told_together(cfg):
     cfg.ATSC.PROJECTOR.FACTOR = 7
     with pytest.raises(ModelRefused) as refusal:
-        make_atsc(TinyNet(width=4), TinyNet(num_classes=7, width=6), cfg)
+        ATSC(TinyNet(width=4), TinyNet(num_classes=7, width=6), cfg)
     classes, factor = str(refusal.value).splitlines()
     assert ("10" in classes, "7" in classes) == (True, True)
     assert factor == "ATSC.PROJECTOR.FACTOR is 7, but the teacher's map has 6 channels; expected 1 to 6."
@@ -45,11 +45,11 @@ def test_a_classifier_without_bias_serves_only_where_the_bias_is_not_what_learns
     teacher.fc = nn.Linear(6, 10, bias=False)
     if params == "bias":
         with pytest.raises(ModelRefused, match="oddnet has no bias.*Use ATSC.UPDATE fused and CLASSIFIER.PARAMS all"):
-            make_atsc(TinyNet(), teacher, cfg)
+            ATSC(TinyNet(), teacher, cfg)
         return
     images, target = batch()
     cfg.ATSC.LOSS.TRUNK_CE_WEIGHT = 1.0
-    logits, losses = make_atsc(TinyNet(), teacher, cfg).train().forward_train(images, target, epoch=1)
+    logits, losses = ATSC(TinyNet(), teacher, cfg).train().forward_train(images, target, epoch=1)
     sum(losses.values()).backward()
     assert logits.shape == (6, 10)
     assert teacher.fc.weight.grad.abs().sum() > 0
@@ -57,7 +57,7 @@ def test_a_classifier_without_bias_serves_only_where_the_bias_is_not_what_learns
 
 def test_copies_that_data_parallel_makes_for_several_gpus_are_refused_with_the_way_out(cfg):
     images, target = batch()
-    distiller = make_atsc(TinyNet(), TinyNet(width=6), cfg).train()
+    distiller = ATSC(TinyNet(), TinyNet(width=6), cfg).train()
     replica = distiller._replicate_for_data_parallel()  # what DataParallel runs on each GPU of several
     distiller.forward_train(images, target, epoch=1)
     with pytest.raises(PluginError, match="over several GPUs.*CUDA_VISIBLE_DEVICES to one GPU"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import TinyNet
 
-from atsc_plugin.engine import checkpoint, run_files
+from atsc_plugin.engine import checkpoint
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import whole_file, write_json
 from atsc_plugin.host import CFG, cifar_model_dict
@@ -126,16 +126,16 @@ def named(tag="simkd,res20,res8", **keys):
 def test_a_runs_name_is_its_tag_and_the_overrides_that_change_the_method():
     overrides = ["KD.TEMPERATURE", "2", "SOLVER.EPOCHS", "3", "EXPERIMENT.SEED", "7", "LOG.PREFIX", "/x",
                  "DISTILLER.TEACHER_CKPT", "/y", "DATASET.ROOT", "/z"]  # fmt: skip
-    assert run_files.experiment_name(named(), overrides) == "simkd,res20,res8,KD.TEMPERATURE=2"
-    assert run_files.experiment_name(named(name="mine"), []) == "mine"
+    assert run_dir.experiment_name(named(), overrides) == "simkd,res20,res8,KD.TEMPERATURE=2"
+    assert run_dir.experiment_name(named(name="mine"), []) == "mine"
 
 
 def test_a_runs_name_is_legal_everywhere_and_short():
-    hostile = run_files.experiment_name(named(name="../../a b/c:d\n*?"))
+    hostile = run_dir.experiment_name(named(name="../../a b/c:d\n*?"))
     assert "/" not in hostile
     assert not hostile.startswith(".")
-    long = run_files.experiment_name(named(), ["DKD.BETA", "1" * 300])
-    other = run_files.experiment_name(named(), ["DKD.BETA", "1" * 299 + "2"])
+    long = run_dir.experiment_name(named(), ["DKD.BETA", "1" * 300])
+    other = run_dir.experiment_name(named(), ["DKD.BETA", "1" * 299 + "2"])
     assert len(long) == 100
     assert long != other
 
@@ -145,20 +145,20 @@ def test_a_project_that_would_leave_the_prefix_is_refused(project):
     cfg = named()
     cfg.EXPERIMENT.PROJECT = project
     with pytest.raises(PluginError, match="would leave LOG.PREFIX"):
-        run_files.run_directory(cfg, "name")
+        run_dir.run_directory(cfg, "name")
 
 
 def test_log_lines_of_epochs_that_are_run_again_are_dropped(tmp_path):
     for epoch in (1, 2, 3):
-        run_files.append_line(tmp_path, {"epoch": epoch})
-    run_files.keep_lines_before(tmp_path, 3)
+        run_dir.append_line(tmp_path, {"epoch": epoch})
+    run_dir.keep_lines_before(tmp_path, 3)
     assert (tmp_path / "log.jsonl").read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
 
 
 def test_a_broken_result_file_is_named(tmp_path):
     write_json({"a": 1}, tmp_path / "result.json")
-    assert run_files.read_json(tmp_path, "result.json") == {"a": 1}
-    assert run_files.read_json(tmp_path, "other.json") is None
+    assert run_dir.read_json(tmp_path, "result.json") == {"a": 1}
+    assert run_dir.read_json(tmp_path, "other.json") is None
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(PluginError, match="result.json cannot be read"):
-        run_files.read_json(tmp_path, "result.json")
+        run_dir.read_json(tmp_path, "result.json")

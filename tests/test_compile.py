@@ -5,14 +5,14 @@ import torch
 from tiny import TinyNet, batch
 
 import atsc_plugin
-from atsc_plugin.distillers.atsc import ATSC
-from atsc_plugin.distillers.parts import MapSource
-from atsc_plugin.distillers.simkd import SimKD
 from atsc_plugin.engine import compiling
 from atsc_plugin.engine.compiling import compile_networks, told
 from atsc_plugin.engine.step import Step
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import CFG, distiller_dict
+from atsc_plugin.methods.atsc import ATSC
+from atsc_plugin.methods.simkd import SimKD
+from atsc_plugin.networks.maps import MapSource
 
 CPU = torch.device("cpu")
 

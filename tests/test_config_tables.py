@@ -11,7 +11,7 @@ from contract import load_contract
 import atsc_plugin
 from atsc_plugin import build, host
 from atsc_plugin.config import load_cfg
-from atsc_plugin.distillers.teacher_list import configs_by_teacher
+from atsc_plugin.methods.teacher_list import configs_by_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
 

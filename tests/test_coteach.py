@@ -11,11 +11,11 @@ from tiny_stages import TinyStages
 
 import atsc_plugin
 from atsc_plugin.config import load_cfg
-from atsc_plugin.distillers.coteach import COTEACH, logits_distance
-from atsc_plugin.distillers.stages import attention, attention_distance
 from atsc_plugin.engine.evaluate import evaluate
 from atsc_plugin.errors import ConfigError, ModelRefused
 from atsc_plugin.host import cifar_model_dict
+from atsc_plugin.methods.coteach import COTEACH, logits_distance
+from atsc_plugin.networks.stages import attention, attention_distance
 
 CONFIG = QUICK / "coteach.yaml"
 

@@ -13,8 +13,8 @@ import atsc_plugin
 from atsc_plugin import build
 from atsc_plugin.__main__ import main
 from atsc_plugin.config import load_cfg
-from atsc_plugin.data import splits as splits_module
-from atsc_plugin.data.splits import validation_indices, with_validation_loader
+from atsc_plugin.data import datasets as datasets_module
+from atsc_plugin.data.datasets import validation_indices, with_validation_loader
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import data_place
 
@@ -111,7 +111,7 @@ def test_a_wrong_npz_is_told(changes, told):
 
 
 def test_an_npz_that_would_run_code_or_is_none_is_refused(tmp_path):
-    np.savez("objects.npz", train_images=np.array([{"a": 1}], dtype=object))
+    np.savez("objects.npz", **{**arrays(), "train_images": np.array([{"a": 1}], dtype=object)})
     (tmp_path / "text.npz").write_text("hello")
     np.save("bare.npy", np.zeros(3))
     for path in ("objects.npz", "text.npz", "absent.npz", "bare.npy"):
@@ -132,6 +132,18 @@ def test_other_sizes_are_refused_with_the_way_out_or_resized():
     grey = np.full((8, 48, 48, 3), 77, np.uint8)
     even = data("npz", npz(side=48, test_images=grey), "DATASET.IMAGE_SIZE", "32")
     assert (even.test.images == 77).all()
+
+
+@pytest.mark.parametrize(("key", "value"), [("DATASET.IMAGE_SIZE", "2048"), ("DATASET.PADDING", "1024")])
+def test_a_size_that_no_memory_holds_is_refused_before_memory_is_asked_for(monkeypatch, key, value):
+    monkeypatch.setattr(datasets_module, "_free_bytes", lambda device: 200 << 20)  # 20 images of 2048 pixels: 240 MiB
+    with pytest.raises(PluginError, match="MiB that are free. Set DATASET.IMAGE_SIZE or DATASET.PADDING lower"):
+        data("npz", npz(), key, value)
+
+
+def test_more_digits_than_memory_holds_are_refused():
+    with pytest.raises(PluginError, match="TRAIN_IMAGES: got 1000000000000, expected at most"):
+        data("digits100", "", "DATASET.DIGITS100.TRAIN_IMAGES", "1000000000000")
 
 
 def test_64_pixel_images_train_networks_that_can(tmp_path):
@@ -253,7 +265,9 @@ def test_unreadable_images_are_counted_and_named(tmp_path):
     root = folder_tree(tmp_path / "tree")
     for name in ("x.png", "y.jpg"):
         (root / "train" / "dog" / name).write_bytes(b"no image")
-    with pytest.raises(PluginError, match="2 unreadable images: train/dog/x.png, train/dog/y.jpg. Repair or remove"):
+    with pytest.raises(
+        PluginError, match="2 unreadable images: train/dog/x.png: it is no image of.*, train/dog/y.jpg: .* Repair"
+    ):
         data("folder", root)
 
 
@@ -309,7 +323,7 @@ def test_the_root_is_honoured_and_the_hosts_own_place_is_beside_its_package(tmp_
 
 def test_statistics_by_pieces_are_the_whole_sets(monkeypatch):
     images = torch.from_numpy(arrays(train=50)["train_images"]).permute(0, 3, 1, 2)
-    mean, std = splits_module._statistics(images)
+    mean, std = datasets_module._statistics(images)
     whole = images.double() / 255
     assert mean == pytest.approx(whole.mean(dim=(0, 2, 3)).tolist(), abs=1e-4)
     assert std == pytest.approx(whole.std(dim=(0, 2, 3), correction=0).tolist(), abs=1e-4)

@@ -14,13 +14,13 @@ from tiny import TinyNet, batch
 
 import atsc_plugin
 from atsc_plugin.config import load_cfg
-from atsc_plugin.distillers.atsc import ATSC
 from atsc_plugin.engine import distributed
 from atsc_plugin.engine.evaluate import evaluate
 from atsc_plugin.engine.meters import Meters
 from atsc_plugin.engine.precision import precision_of
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import CFG
+from atsc_plugin.methods.atsc import ATSC
 
 HERE = Path(__file__).resolve().parent
 CASES = ["vanilla", "kd", "plain_atsc", "accumulated", "warming", "settling", "averaged", "normal"]

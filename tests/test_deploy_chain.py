@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from deploy_files import student, write_student
+from tiny import TinyNet
 
-from atsc_plugin import build, registration, students
+from atsc_plugin import build, host, registration, students
 from atsc_plugin.__main__ import main
 from atsc_plugin.config import load_cfg
-from atsc_plugin.distillers.deployed_teacher import as_teacher
-from atsc_plugin.distillers.parts import classifier_of, pool, teacher_map
-from atsc_plugin.distillers.review_checks import review_problems
 from atsc_plugin.errors import ConfigError, ModelRefused, PluginError
+from atsc_plugin.networks.deployed_teacher import as_teacher
+from atsc_plugin.networks.maps import classifier_of, teacher_map
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ROOT / "configs" / "quickstart"
@@ -21,19 +21,23 @@ SMALL = ["DATASET.DIGITS100.TRAIN_IMAGES", "150", "DATASET.DIGITS100.VAL_IMAGES"
          "DATASET.DIGITS100.TEST_IMAGES", "100"]  # fmt: skip
 
 
+def deploy(folder, name="tiny", **changes):
+    folder.mkdir()
+    write_student(folder / "deploy_last", name=name, dataset="digits100", **{"classes": 100, **changes})
+
+
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A working directory with a deployed resnet8 of 100 classes and one head of 24 channels in a folder `before`."""
+def here(tmp_path, monkeypatch, tiny_networks):
+    """A working directory with a deployed TinyNet of 100 classes and one head of 24 channels in a folder `before`."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "before").mkdir()
-    write_student(tmp_path / "before" / "deploy_last", classes=100, dataset="digits100")
+    deploy(tmp_path / "before")
     return tmp_path
 
 
-def train(method, *words, teacher="before"):
+def train(method, *words, teacher="before", student="tiny"):
     registration.register()
-    own = ["DISTILLER.TEACHER_CKPT", teacher, "EXPERIMENT.NAME", "run", "SOLVER.EPOCHS", "1", *SMALL, *words]
-    return main(["train", "--cfg", str(QUICK / f"{method}.yaml"), *own])
+    own = ["DISTILLER.TEACHER_CKPT", teacher, "DISTILLER.STUDENT", student, "EXPERIMENT.NAME", "run"]
+    return main(["train", "--cfg", str(QUICK / f"{method}.yaml"), *own, "SOLVER.EPOCHS", "1", *SMALL, *words])
 
 
 # ---- the network ----
@@ -47,7 +51,7 @@ def test_a_student_with_one_head_teaches_with_its_logits_its_projected_map_and_t
     head = deployed.heads()[0]
     feature_map = deployed.source(deployed.backbone, image)[1]
     assert torch.equal(maps["feats"][-1], head.projector(feature_map))
-    assert torch.equal(maps["pooled_feat"], pool(maps["feats"][-1]))
+    assert torch.equal(maps["pooled_feat"], maps["feats"][-1].mean(dim=(2, 3)))
     assert torch.equal(maps["preact_feats"][-1].relu(), maps["feats"][-1])
     assert (maps["preact_feats"][-1] < 0).any()  # no ReLU in place has overwritten it
     assert classifier_of(teacher) is head.classifier
@@ -88,10 +92,10 @@ def test_a_gradient_reaches_projector_backbone_and_classifier_of_such_a_teacher(
 def test_a_deployed_student_is_the_teacher_of_the_next_run(here, capsys, method):
     assert train(method) == 0
     said = capsys.readouterr().out
-    assert "teacher resnet8 from before/deploy_last.safetensors" in said
+    assert "teacher tiny from before/deploy_last.safetensors" in said
     folder = next(here.glob("output/quickstart/run*/seed_1"))
     result = json.loads((folder / "result.json").read_text())
-    assert (result["teacher"], result["student"]) == ("resnet8", "resnet8")
+    assert (result["teacher"], result["student"]) == ("tiny", "tiny")
     assert main(["eval", "before", "--cfg", str(QUICK / "vanilla.yaml"), "--json", *SMALL]) == 0
     before = json.loads(capsys.readouterr().out)["top1"]
     assert result["teacher_top1_before"] == before
@@ -103,29 +107,34 @@ def test_a_deployed_student_is_the_teacher_of_the_next_run(here, capsys, method)
 
 
 def test_a_deployed_student_is_one_of_several_teachers(here, capsys):
-    words = ["DISTILLER.TYPE", "AVERKD", "DISTILLER.TEACHERS", "['resnet8', 'resnet8']", "DISTILLER.TEACHER", "resnet8"]
+    words = ["DISTILLER.TYPE", "AVERKD", "DISTILLER.TEACHERS", "['tiny', 'tiny']", "DISTILLER.TEACHER", "tiny"]
     words += ["DISTILLER.TEACHER_CKPT", "", "DISTILLER.TEACHER_CKPTS", "['before', 'two/deploy_last.json']"]
-    (here / "two").mkdir()
-    write_student(here / "two" / "deploy_last", heads=2, classes=100, dataset="digits100")
+    deploy(here / "two", heads=2)
     assert train("kd", *words) == 0
     assert "two/deploy_last.safetensors" in capsys.readouterr().out
 
 
 def test_reviewkd_takes_a_chain_whose_maps_fit_its_lists_and_refuses_another_by_them(here, capsys):
     """A resnet8 has maps of 16, 32, 64 channels; here the last is the head's, with 24, and so are the pooled ones."""
-    assert train("reviewkd") == 2
+    deploy(here / "resnet", name="resnet8")
+    assert train("reviewkd", teacher="resnet", student="resnet8") == 2
     said = capsys.readouterr().err
     assert "REVIEWKD.OUT_CHANNELS is [16, 32, 64, 64], but the maps of teacher resnet8 have [16, 32, 24, 24]" in said
     assert not (here / "output").exists()
-    assert train("reviewkd", "REVIEWKD.OUT_CHANNELS", "[16, 32, 24, 24]") == 0
+    words = ["REVIEWKD.OUT_CHANNELS", "[16, 32, 24, 24]"]
+    assert train("reviewkd", *words, teacher="resnet", student="resnet8") == 0
 
 
-def test_reviewkd_needs_pre_activations():
-    class Net(torch.nn.Module):
+def test_reviewkd_needs_pre_activations(monkeypatch, capsys):
+    class WithoutPreActivations(TinyNet):
         def forward(self, x):
-            return x.mean(), {"feats": [x], "pooled_feat": x.mean(dim=(2, 3))}
+            logits, maps = super().forward(x)
+            return logits, {"feats": maps["feats"], "pooled_feat": maps["pooled_feat"]}
 
-    assert "has no pre-activation maps" in review_problems({}, Net(), 8, "net")[0]
+    monkeypatch.setitem(host.cifar_model_dict, "plain", (WithoutPreActivations, None))
+    words = ["DISTILLER.TEACHER", "plain", "DISTILLER.STUDENT", "plain", "--dry-run", *SMALL]
+    assert main(["train", "--cfg", str(QUICK / "reviewkd.yaml"), *words]) == 2
+    assert "teacher plain has no pre-activation maps" in capsys.readouterr().err
 
 
 # ---- refused ----
@@ -134,26 +143,24 @@ def test_reviewkd_needs_pre_activations():
 def test_the_card_says_what_the_teacher_is(here):
     registration.register()
     cfg = load_cfg(QUICK / "kd.yaml", ["DISTILLER.TEACHER_CKPT", "before/deploy_last.json"])
-    assert cfg.DISTILLER.TEACHER == "resnet8"  # the file says resnet20
+    assert cfg.DISTILLER.TEACHER == "tiny"  # the file says resnet20
     words = ["DISTILLER.TEACHER_CKPT", "before", "DISTILLER.TEACHER", "resnet14"]
-    with pytest.raises(ConfigError, match="DISTILLER.TEACHER says resnet14, but before is a deployed resnet8"):
+    with pytest.raises(ConfigError, match="DISTILLER.TEACHER says resnet14, but before is a deployed tiny"):
         load_cfg(QUICK / "kd.yaml", words)
     words = ["DISTILLER.TYPE", "AVERKD", "DISTILLER.TEACHERS", "['resnet14']", "DISTILLER.TEACHER_CKPTS", "['before']"]
-    with pytest.raises(ConfigError, match="DISTILLER.TEACHERS says resnet14, but before is a deployed resnet8"):
+    with pytest.raises(ConfigError, match="DISTILLER.TEACHERS says resnet14, but before is a deployed tiny"):
         load_cfg(QUICK / "kd.yaml", words)
 
 
 def test_an_ensemble_is_refused_by_simkd_before_anything_is_written(here, capsys):
-    (here / "two").mkdir()
-    write_student(here / "two" / "deploy_last", heads=2, classes=100, dataset="digits100")
+    deploy(here / "two", heads=2)
     assert train("simkd", teacher="two") == 2
     assert "deployed student with 2 heads" in capsys.readouterr().err
     assert not (here / "output").exists()
 
 
 def test_a_student_of_other_classes_and_a_bare_student_are_refused(here, capsys):
-    (here / "ten").mkdir()
-    write_student(here / "ten" / "deploy_last", classes=10)
+    deploy(here / "ten", classes=10)
     assert train("kd", teacher="ten") == 2
     assert "is a student of 10 classes; the data have 100" in capsys.readouterr().err
     torch.save({"model": student(classes=100).backbone.state_dict()}, here / "before" / "student_best")

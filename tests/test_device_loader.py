@@ -3,8 +3,8 @@
 import torch
 from torchvision.transforms import functional as tv
 
+from atsc_plugin.data.datasets import content_identity
 from atsc_plugin.data.device_loader import DeviceLoader, crop, padded_pixels
-from atsc_plugin.data.splits import content_identity
 
 
 def images_of(count, side=8):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from atsc_plugin.data import digits100 as module
-from atsc_plugin.data.digits100 import CLASS_NAMES, digits100, load_sources, source_blocks
+from atsc_plugin.data.digits100 import CLASS_NAMES, cached_digits100, digits100, load_sources, source_blocks
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,112 @@ def test_a_split_without_images_is_refused_with_what_was_got_and_expected(sizes)
         digits100(*sizes, seed=0)
 
 
+@pytest.mark.parametrize("size", [10**6 + 1, 10**12, 2**70])
+def test_a_split_that_no_memory_holds_is_refused_before_memory_is_asked_for(size) -> None:
+    for make in (digits100, cached_digits100):
+        with pytest.raises(ValueError, match=rf"got train={size}; expected at most 1,000,000 images"):
+            make(size, 1, 1, seed=0)
+
+
 def test_a_missing_scikit_learn_is_named_with_its_remedy(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match="pip install scikit-learn"):
         digits100(1, 1, 1, seed=0)
+
+
+# ---- The cache ----
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "atsc_plugin"
+
+
+@pytest.fixture
+def composed(monkeypatch) -> list:
+    """The sizes of every set that is composed from here on."""
+    calls: list[tuple] = []
+
+    def spy(*sizes, _real=digits100):
+        calls.append(sizes)
+        return _real(*sizes)
+
+    monkeypatch.setattr(module, "digits100", spy)
+    return calls
+
+
+def same(one, other) -> bool:
+    pairs = [(one[name], other[name]) for name in ("train", "val", "test")]
+    return list(one) == list(other) and all(
+        np.array_equal(a[i], b[i]) and a[i].dtype == b[i].dtype for a, b in pairs for i in (0, 1)
+    )
+
+
+def test_a_set_is_composed_once_and_read_back_bit_for_bit(cache, composed) -> None:
+    first, second = cached_digits100(120, 5, 7, 2), cached_digits100(120, 5, 7, 2)
+    assert composed == [(120, 5, 7, 2)]
+    assert same(first, second) and same(second, digits100(120, 5, 7, seed=2))
+    assert second["train"][0].flags.writeable
+    assert [path.name for path in cache.iterdir()] == ["digits100-120-5-7-2.safetensors"]  # nothing half written
+
+
+def test_other_sizes_and_seeds_are_other_sets(cache, composed) -> None:
+    cached_digits100(3, 2, 1, 0)
+    assert len(cached_digits100(4, 2, 1, 0)["train"][0]) == 4
+    assert not same(cached_digits100(3, 2, 1, 1), cached_digits100(3, 2, 1, 0))
+    assert len(composed) == 3
+
+
+def test_a_read_set_needs_neither_scikit_learn_nor_scipy(cache, monkeypatch) -> None:
+    written = cached_digits100(3, 2, 1, 0)
+    for name in ("sklearn", "sklearn.datasets", "scipy", "scipy.ndimage"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert same(cached_digits100(3, 2, 1, 0), written)
+
+
+@pytest.mark.parametrize("damage", ["one pixel", "cut off", "empty", "text", "a folder", "another recipe"])
+def test_a_damaged_cache_or_one_of_another_recipe_is_composed_anew(cache, composed, monkeypatch, damage) -> None:
+    expected = cached_digits100(3, 2, 1, 0)
+    (path,) = cache.iterdir()
+    content = bytearray(path.read_bytes())
+    if damage == "one pixel":
+        content[-1] ^= 1
+    elif damage == "cut off":
+        content = content[:-5]
+    elif damage in ("empty", "text"):
+        content = b"" if damage == "empty" else b"hello"
+    path.write_bytes(content)
+    if damage == "another recipe":
+        monkeypatch.setattr(module, "_recipe", lambda: "newer")
+    if damage == "a folder":
+        path.unlink()
+        path.mkdir()
+    assert same(cached_digits100(3, 2, 1, 0), expected)
+    assert len(composed) == 2
+    if damage != "a folder":  # which nobody replaces
+        cached_digits100(3, 2, 1, 0)
+        assert len(composed) == 2
+
+
+def test_where_nothing_can_be_written_every_call_composes(tmp_path, monkeypatch, composed) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert same(cached_digits100(3, 2, 1, 0), cached_digits100(3, 2, 1, 0))
+    assert len(composed) == 2
+
+
+def test_a_disk_that_is_full_leaves_no_half_file(cache, composed, monkeypatch) -> None:
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert len(cached_digits100(3, 2, 1, 0)["val"][0]) == 2
+    assert list(cache.iterdir()) == []
+
+
+def test_a_cache_place_that_is_no_absolute_path_is_the_home_folders(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert module.cache_folder() == tmp_path / ".cache" / "atsc_plugin"

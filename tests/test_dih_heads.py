@@ -15,11 +15,10 @@ from test_trainer import tiny_loader
 from tiny import batch
 from tiny_stages import TinyStages
 
-from atsc_plugin.distillers import dih_heads
-from atsc_plugin.distillers.dih import DIH
-from atsc_plugin.distillers.dih_heads import Heads, facts_of, train_heads
 from atsc_plugin.engine.checkpoint import digest
 from atsc_plugin.errors import PluginError
+from atsc_plugin.methods import dih as dih_heads
+from atsc_plugin.methods.dih import DIH, Heads, facts_of, train_heads
 
 RECIPE = {"epochs": 2, "lr": 0.01, "weight_decay": 0.0}
 

@@ -7,7 +7,7 @@ import signal
 import pytest
 from runs import Before, assert_the_same_run, config, trainer_of
 
-from atsc_plugin.engine import checkpoint, latest, run_files
+from atsc_plugin.engine import checkpoint, latest
 from atsc_plugin.errors import PluginError
 
 
@@ -67,14 +67,14 @@ def test_a_lost_permission_ends_the_run_with_the_last_good_checkpoint(made, monk
 
 
 def test_a_line_that_does_not_fit_the_disk_leaves_the_log_as_it_was(tmp_path, monkeypatch):
-    run_files.append_line(tmp_path, {"epoch": 1})
+    run_dir.append_line(tmp_path, {"epoch": 1})
 
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        run_files.append_line(tmp_path, {"epoch": 2})
+        run_dir.append_line(tmp_path, {"epoch": 2})
     assert (tmp_path / "log.jsonl").read_text() == '{"epoch": 1}\n'
 
 
@@ -133,5 +133,5 @@ def test_a_run_that_starts_anew_never_goes_on_from_an_older_ones_state(made):
     left.step = Before(left.step, die)
     with pytest.raises(KeyboardInterrupt):
         left.train()
-    assert not run_files.has_checkpoint(left.folder)
+    assert not run_dir.has_checkpoint(left.folder)
     assert not (left.folder / "result.json").exists()

@@ -3,32 +3,28 @@
 A few dozen cases; `tools/torture.py fuzz --configs 500 --checkpoints 200` runs more of them.
 """
 
-import contextlib
-import io
 import json
 import os
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
+from hostile import SMALL, ended_well, inside, output_of, seen
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_trainer import without_times
 
 import atsc_plugin
-from atsc_plugin.__main__ import main
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.host import CFG
-from atsc_plugin.keys import KEYS, flatten
+from atsc_plugin.keys import flatten
+from atsc_plugin.registration import all_keys
 
 QUICK = Path(__file__).resolve().parents[1] / "configs" / "quickstart"
 CONFIGS, CHECKPOINTS = (
-    int(os.environ.get(f"ATSC_FUZZ_{what}", few)) for what, few in (("CONFIGS", 20), ("CHECKPOINTS", 8))
+    int(os.environ.get(f"ATSC_FUZZ_{what}", few)) for what, few in (("CONFIGS", 8), ("CHECKPOINTS", 2))
 )
-SMALL = {"DATASET.DIGITS100.TRAIN_IMAGES": 100, "DATASET.DIGITS100.VAL_IMAGES": 100,
-         "DATASET.DIGITS100.TEST_IMAGES": 100}  # fmt: skip
 FREE = {
     "deadline": None,
     "database": None,
@@ -36,40 +32,6 @@ FREE = {
     "suppress_health_check": list(HealthCheck),
     "derandomize": "ATSC_FUZZ_CONFIGS" not in os.environ,  # the few are the same ones every time
 }
-seen = Counter()
-
-
-@contextlib.contextmanager
-def inside(folder):
-    """The block runs in `folder`."""
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-def said_by(words):
-    """(exit status, all that was printed) of a command; anything but an exit is an error of ours and rises."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        try:
-            status = main(words)
-        except SystemExit as end:  # argparse's own refusal
-            status = end.code
-    return status, out.getvalue()
-
-
-def ended_well(words, allowed=(0, 2)):
-    status, said = said_by(words)
-    assert status in allowed, said
-    assert "Traceback" not in said
-    if status == 2:
-        assert "error:" in said
-        assert len(said.split("error:", 1)[1].strip()) > 20, said
-    seen[f"{words[0]}: status {status}"] += 1
-    return status, said
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,7 +66,7 @@ values = st.recursive(
     max_leaves=4,
 )
 DEFAULTS = flatten(CFG)
-CHOICES = {key.name: key.choices for key in KEYS if key.choices}
+CHOICES = {key.name: key.choices for key in all_keys() if key.choices}
 
 
 def of_its_type(name):
@@ -221,7 +183,7 @@ def trained(tmp_path_factory):
     small = [str(word) for pair in SMALL.items() for word in pair]
     words = ["train", "--cfg", str(QUICK / "simkd.yaml"), *words, *small]
     with inside(top):
-        status, said = said_by(words)
+        status, said = output_of(words)
     assert status == 0, said
     folder = next((top / "output" / "quickstart").glob("*/seed_1"))
     result = json.loads((folder / "result.json").read_text())

@@ -1,231 +1,335 @@
-"""The runner of suites: what it expands to, what it skips, that failures are listed and the rest goes on."""
+"""The leaderboard's runner: what it starts, skips, waits for, tells. A stub stands for train, prepare and adapted."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
-from run_folders import make_run
+from filelock import FileLock
 
 from atsc_plugin.__main__ import main
+from atsc_plugin.commands import leaderboard
+from atsc_plugin.engine import run_dir
 from atsc_plugin.errors import ConfigError, PluginError
-from atsc_plugin.suites import jobs, launch
-from atsc_plugin.suites.suite_file import read_suite
+from atsc_plugin.leaderboard import jobs, runner
+from atsc_plugin.leaderboard.suite import read_suite
 
-ROOT = Path(__file__).resolve().parents[1]
-SMALL = {"DATASET.DIGITS100.TRAIN_IMAGES": 100, "DATASET.DIGITS100.VAL_IMAGES": 100,
-         "DATASET.DIGITS100.TEST_IMAGES": 100, "SOLVER.EPOCHS": 1, "TEACHER.EPOCHS": 1}  # fmt: skip
-VANILLA, KD, RELEASED = (str(ROOT / f"configs/quickstart/{name}.yaml") for name in ("vanilla", "kd", "atsc_published"))
+STUB = Path(__file__).with_name("stub_command.py")
 
 
 @pytest.fixture
-def suite(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def suite(here, monkeypatch):
+    """Writes a suite of arms {name: keys}; the words of a call. Pages are only noted."""
+    monkeypatch.setattr(jobs, "COMMAND", (sys.executable, str(STUB)))
+    monkeypatch.setattr(leaderboard, "_write_page", lambda folder, against: print(f"page of {folder}: {against}"))
+    Path("arm.yaml").write_text(yaml.safe_dump({"SOLVER": {"EPOCHS": 2}, "DISTILLER": {"TYPE": "NONE"}}))
 
-    def write(**changes):
-        content = {"name": "s", "seeds": [1, 2], "common": SMALL, "arms": {"good": {"cfg": VANILLA}}}
-        Path("suite.yaml").write_text(yaml.safe_dump({**content, **changes}))
-        return "suite.yaml"
+    def write(arms, **changes):
+        arms = {name: {"cfg": "arm.yaml", **arm} for name, arm in arms.items()}
+        Path("suite.yaml").write_text(yaml.safe_dump({"name": "s", "seeds": [1], "arms": arms, **changes}))
+        return ["leaderboard", "--suite", "suite.yaml"]
 
     return write
 
 
-def test_from_nothing_to_the_page_failures_listed_and_a_second_call_trains_nothing(suite, capsys):
-    bad = {"cfg": VANILLA, "set": {"SOLVER.LR": 1.0e30}}
-    path = suite(seeds=[1], arms={"good": {"cfg": VANILLA}, "kd": {"cfg": KD}, "bad": bad})
-    assert main(["leaderboard", "--suite", path, "--devices", "cpu", "--jobs", "2"]) == 1
+def does(what, **keys):
+    return {"set": {"STUB.DO": what, **{name.replace("_", "."): value for name, value in keys.items()}}}
+
+
+def learns_from(teacher, **keys):
+    return {"set": {"DISTILLER.TYPE": "KD", "DISTILLER.TEACHER": teacher, **keys}}
+
+
+def events():
+    """What ran, in order; without the devices."""
+    return [line.rpartition(" on ")[0] for line in Path("events.txt").read_text().splitlines()]
+
+
+def content(name, file="job.json", seed=1):
+    return json.loads(Path(f"output/s/{name}/seed_{seed}/{file}").read_text())
+
+
+# ---- what runs, and what becomes of it ----
+
+
+def test_failures_are_listed_while_the_rest_goes_on_and_a_second_call_runs_only_them(suite, capsys):
+    words = suite({"bad": does("fail"), "good": {"display": "The good one"}}, seeds=[1, 2], against=["good"])
+    assert main([*words, "--jobs", "2"]) == 1
     said = capsys.readouterr()
-    assert "3 runs: 0 done, 3 to do" in said.out
-    assert "teacher resnet20: ready" in said.out
-    assert "failed: bad, seed 1: status 2: error: Training stopped in epoch 1" in said.err
-    job = json.loads(Path("output/s/bad/seed_1/job.json").read_text())
-    assert (job["status"], job["at_once"], job["device"]) == ("failed", 2, "cpu")
-    assert Path("output/s/page/leaderboard.md").is_file()
-    assert "bad: no result for seed 1. Seed 1 failed: status 2" in said.out
-    assert "training one for 1 epochs" in Path("output/s/configs/teacher_of_kd.log").read_text()
-    assert "no teacher" not in Path("output/s/kd/seed_1.log").read_text()
-    before = Path("output/s/kd/seed_1/result.json").stat().st_mtime_ns
-    assert main(["leaderboard", "--suite", path, "--arms", "good", "kd"]) == 0
-    assert "2 runs: 2 done, 0 to do" in capsys.readouterr().out
-    assert Path("output/s/kd/seed_1/result.json").stat().st_mtime_ns == before
+    assert "4 runs: 0 done, 4 to do, in output/s" in said.out
+    assert (
+        "failed: bad, seed 2: status 1: error: it cannot be - for this reason; see output/s/bad/seed_2.log" in said.err
+    )
+    assert "page of output/s: ['good']" in said.out
+    assert (content("bad")["status"], content("bad")["at_once"], content("good")["status"]) == ("failed", 2, "done")
+    assert (content("good")["display"], content("bad")["display"]) == ("The good one", "bad")
+    Path("events.txt").unlink()
+    assert main(words) == 1
+    assert "4 runs: 2 done, 2 to do" in capsys.readouterr().out
+    assert events() == ["bad 1", "bad 2"]
+    assert main([*words, "--arms", "bad"]) == 1
+    assert "page of output/s: ['good']" in capsys.readouterr().out  # it shows all that is there
 
 
-def test_a_killed_runner_goes_on_where_it_stopped(suite, capsys):
-    """SIGTERM after the first epoch: the run is ended, says so, and the next call continues it from `latest`."""
-    slow = {**SMALL, "SOLVER.EPOCHS": 12, "DATASET.DIGITS100.TRAIN_IMAGES": 300}
-    path = suite(seeds=[1], common=slow)
-    words = [sys.executable, str(ROOT / "tools/leaderboard.py"), "--suite", path, "--devices", "cpu"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    log = Path("output/s/good/seed_1/log.jsonl")
-    while process.poll() is None and not log.exists():
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate()
-    assert "the same command goes on" in err
-    assert "Traceback" not in err
-    done = len(log.read_text().splitlines())
-    assert 1 <= done < 12
-    assert json.loads((log.parent / "job.json").read_text())["status"] == "interrupted"
-    assert main(["leaderboard", "--suite", path, "--devices", "cpu"]) == 0
-    assert "resuming" in Path("output/s/good/seed_1.log").read_text()
-    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == list(range(1, 13))
-
-
-def test_a_run_that_its_guard_stopped_has_ended_and_is_not_gone_on_with(suite, capsys, teacher_file):
-    """Going on would train a collapsed teacher one more epoch at every call, and end with a result."""
-    settings = {"ATSC.GUARD": "stop", "ATSC.DRIFT.WEIGHT": 0.0, "DISTILLER.TEACHER_CKPT": str(teacher_file)}
-    settings |= {"DATASET.DIGITS100.TRAIN_IMAGES": 200, "SOLVER.EPOCHS": 3}
-    path = suite(seeds=[1], arms={"good": {"cfg": VANILLA}, "lost": {"cfg": RELEASED, "set": settings}})
-    assert main(["leaderboard", "--suite", path, "--devices", "cpu"]) == 1
-    assert "failed: lost, seed 1: stopped in epoch" in capsys.readouterr().err
-    log = Path("output/s/lost/seed_1/log.jsonl").read_bytes()
-    assert main(["leaderboard", "--suite", path, "--devices", "cpu"]) == 0
-    said = capsys.readouterr().out
-    assert "2 runs: 1 done, 1 stopped by the guard, 0 to do" in said
-    assert "lost: no result for seed 1. Seed 1 stopped in epoch" in said
-    assert Path("output/s/lost/seed_1/log.jsonl").read_bytes() == log
-    changed = suite(seeds=[1], arms={"lost": {"cfg": RELEASED, "set": {**settings, "ATSC.DRIFT.WEIGHT": 1.0}}})
-    assert main(["leaderboard", "--suite", changed, "--dry-run"]) == 2
-    assert "is a stopped run of another configuration: ATSC.DRIFT.WEIGHT was 0.0, asked 1.0" in capsys.readouterr().err
-
-
-def test_a_key_that_left_the_suite_makes_another_configuration(suite, capsys):
-    """The run has LAST_EPOCH 1 and SELECT_ON test, the arm no word of them any more: the defaults are 0 and auto."""
-    atsc = str(ROOT / "configs/quickstart/atsc.yaml")
-    keys = {"ATSC.TEACHER.LAST_EPOCH": 1, "EXPERIMENT.SELECT_ON": "test"}
-    finished_run(suite(seeds=[1], arms={"arm": {"cfg": atsc, "set": keys}}))
-    (job,) = jobs.expand(read_suite(suite(seeds=[1], arms={"arm": {"cfg": atsc}})), "output", seeds=[1])
-    with pytest.raises(ConfigError, match="LAST_EPOCH was 1, asked 0; EXPERIMENT.SELECT_ON was test, asked auto"):
-        jobs.refuse_other_configurations([job])
-
-
-def finished_run(path):
-    """The files of a suite's only job, as if it had run; the suite itself accepts them."""
-    (job,) = jobs.expand(read_suite(path), "output", seeds=[1])
-    jobs.write_configs([job])
-    job.folder.mkdir(parents=True)
-    (job.folder / "cfg.yaml").write_text(yaml.safe_dump(job.tree))
-    (job.folder / "result.json").write_text("{}")
-    jobs.refuse_other_configurations([job])
-
-
-def test_a_key_of_the_host_that_left_the_suite_is_noticed_unless_it_had_its_default(suite):
-    """mdistiller's own defaults: KD.TEMPERATURE 4, SOLVER.MOMENTUM .9."""
-    tree = {"EXPERIMENT": {"TAG": "kd"}, "DISTILLER": {"TYPE": "KD"}, "SOLVER": {"EPOCHS": 1}}
-    Path("kd.yaml").write_text(yaml.safe_dump(tree))
-    arm = {"cfg": str(Path("kd.yaml").resolve())}
-    finished_run(suite(seeds=[1], arms={"arm": {**arm, "set": {"KD.TEMPERATURE": 2, "SOLVER.MOMENTUM": 0.9}}}))
-    (job,) = jobs.expand(read_suite(suite(seeds=[1], arms={"arm": arm})), "output", seeds=[1])
-    with pytest.raises(ConfigError, match="another configuration: KD.TEMPERATURE was 2, asked 4\n") as refused:
-        jobs.refuse_other_configurations([job])
-    assert "MOMENTUM" not in str(refused.value)
-
-
-def test_an_arm_of_equal_cost_without_stages_of_its_own_stretches_the_hosts(suite):
-    Path("bare.yaml").write_text(yaml.safe_dump({"EXPERIMENT": {"TAG": "bare"}, "DISTILLER": {"TYPE": "NONE"}}))
-    path = suite(arms={"long": {"cfg": str(Path("bare.yaml").resolve()), "stretch": 2}}, common={})
-    (job,) = jobs.expand(read_suite(path), "o", seeds=[1])
-    assert (job.tree["SOLVER"]["EPOCHS"], job.tree["SOLVER"]["LR_DECAY_STAGES"]) == (480, [300, 360, 420])
-
-
-def test_the_page_after_a_call_for_some_arms_keeps_the_suites_references(suite):
-    path = suite(seeds=[1], arms={"good": {"cfg": VANILLA}, "kd": {"cfg": KD}}, against=["good"])
-    for job, method in zip(jobs.expand(read_suite(path), "output", seeds=[1]), ("NONE", "KD"), strict=True):
-        make_run(Path("output/s"), job.arm, 1, 50.0, method, cfg=job.tree, job=job.facts, dataset="digits100")
-    assert main(["leaderboard", "--suite", path, "--arms", "kd"]) == 0
-    assert "minus good" in Path("output/s/page/leaderboard.md").read_text()
-
-
-def test_a_trial_lies_in_a_folder_of_its_own_and_stretch_holds_for_it_too(suite):
-    arms = {"good": {"cfg": VANILLA}, "long": {"cfg": VANILLA, "stretch": 2}}
-    content = read_suite(suite(arms=arms, common={**SMALL, "SOLVER.EPOCHS": 6}))
-    overrides = jobs.parse_overrides(["SOLVER.EPOCHS", "3", "DATASET.ROOT", "/there"])
-    good, long = jobs.expand(content, "o", seeds=[1], overrides=overrides)
-    assert good.folder == Path("o/s,SOLVER.EPOCHS=3/good/seed_1")  # a place such as DATASET.ROOT changes no result
-    assert good.tree["EXPERIMENT"]["PROJECT"] == "s,SOLVER.EPOCHS=3"
-    assert (good.epochs, long.epochs) == (3, 6)
-    assert (good.tree["SOLVER"]["LR_DECAY_STAGES"], long.tree["SOLVER"]["LR_DECAY_STAGES"]) == ([4, 5], [8, 10])
-    assert jobs.expand(content, "o", seeds=[1])[0].folder == Path("o/s/good/seed_1")
+def test_a_run_that_the_guard_stopped_has_ended_and_is_not_resumed(suite, capsys):
+    words = suite({"lost": does("stop")})
+    assert main(words) == 1
+    assert "failed: lost, seed 1: stopped in epoch 2: the teacher collapsed" in capsys.readouterr().err
+    assert main(words) == 0
+    assert "1 runs: 0 done, 1 stopped by the guard, 0 to do" in capsys.readouterr().out
+    assert events() == ["lost 1"]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("what", "reason"),
     [
-        (["SOLVER.EPOCHS"], "has no value"),
-        (["EXPERIMENT.SEED", "3"], "use --seeds"),
-        (["quick", "3"], "'quick' is no key"),
+        ("out_of_memory", "out of memory: status 1: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 "
+         "GiB. Do: lower SOLVER.BATCH_SIZE, use SOLVER.ACCUMULATE or SOLVER.AMP, or fewer --jobs"),
+        ("killed", "ended by signal 9 (the machine's memory may be full: lower SOLVER.BATCH_SIZE"),
+    ],
+)  # fmt: skip
+def test_a_run_that_ran_out_of_memory_says_what_to_do(suite, capsys, what, reason):
+    assert main(suite({"large": does(what)})) == 1
+    assert f"failed: large, seed 1: {reason}" in capsys.readouterr().err
+    assert content("large")["reason"].startswith(reason)
+
+
+def test_advice_that_the_command_gave_itself_is_not_given_twice(here):
+    Path("log").write_text("error: memory ran out (CUDA). Lower SOLVER.BATCH_SIZE.\n")
+    job = jobs.Job("key", "title", (), Path("log"))
+    assert runner.reason_of(job, 2) == "out of memory: status 2: error: memory ran out (CUDA). Lower SOLVER.BATCH_SIZE"
+
+
+def test_a_second_failure_is_told_with_its_own_words(here):
+    Path("log").write_text("error: the first\n")
+    begun = Path("log").stat().st_size
+    Path("log").write_text("error: the first\nTraceback\nKeyError: 'second'\x1b[31m\n")
+    assert runner.last_words(Path("log"), begun) == "KeyError: 'second'\\x1b[31m"
+    assert runner.last_words(Path("log")) == "error: the first Traceback KeyError: 'second'\\x1b[31m"
+
+
+def test_an_interrupt_ends_the_runs_and_the_same_command_resumes(suite, capsys):
+    """The stub sends SIGTERM to the runner, then sleeps: only the runner can end it."""
+    words = suite({"first": does("interrupt"), "second": {}})
+    assert main(words) == 2
+    assert "Interrupted; the same command goes on where it stopped." in capsys.readouterr().err
+    assert (content("first")["status"], content("first")["reason"]) == ("interrupted", "ended by signal 15")
+    assert events() == ["first 1"]
+    assert main(words) == 0
+    assert Path("output/s/first/seed_1.log").read_text() == "starting\nresuming\n"
+    assert events() == ["first 1", "first 1", "second 1"]
+
+
+def test_a_place_that_cannot_be_written_fails_its_run_alone(suite, capsys):
+    words = suite({"blocked": {}, "good": {}})
+    Path("output/s/blocked").mkdir(parents=True)
+    Path("output/s/blocked/seed_1").touch()
+    assert main(words) == 1
+    assert "failed: blocked, seed 1: FileExistsError" in capsys.readouterr().err
+    assert content("good")["status"] == "done"
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", "\x00"])
+def test_a_damaged_job_or_stop_file_ends_nothing(suite, text, capsys):
+    words = suite({"a": {}})
+    Path("output/s/a/seed_1").mkdir(parents=True)
+    Path("output/s/a/seed_1/job.json").write_text(text)
+    assert main(words) == 0
+    assert content("a")["status"] == "done"
+    Path("output/s/a/seed_1/result.json").unlink()
+    Path("output/s/a/seed_1/stopped.json").write_text(text)
+    assert main(words) == 0
+
+
+# ---- teachers ----
+
+
+def test_missing_teachers_are_trained_side_by_side_and_only_their_students_wait(suite, capsys):
+    """Three slots: each teacher ends only after the other, and the student without a teacher, have begun."""
+    arms = {
+        "a": learns_from("big", **{"STUB.TEACHER": "wait_for teacher huge"}),
+        "b": learns_from("huge", **{"STUB.TEACHER": "wait_for alone 1"}),
+        "again": learns_from("big"),
+        "alone": {},
+    }
+    assert main([*suite(arms), "--jobs", "3"]) == 0
+    order = events()
+    assert order.count("teacher big") == order.count("teacher huge") == 1
+    assert order.index("alone 1") < order.index("end of teacher huge")
+    for student, teacher in (("a", "big"), ("again", "big"), ("b", "huge")):
+        assert order.index(f"end of teacher {teacher}") < order.index(f"{student} 1")
+    assert "teacher huge, seed 1: ok" in capsys.readouterr().out
+    assert main([*suite({**arms, "more": learns_from("big")}), "--jobs", "3"]) == 0
+    assert events().count("teacher big") == 1  # a finished run had it
+
+
+def test_a_teacher_that_cannot_be_had_fails_its_students_and_no_others(suite, capsys):
+    arms = {"a": learns_from("big", **{"STUB.TEACHER": "fail"}), "b": learns_from("huge")}
+    assert main(suite(arms)) == 1
+    reason = "needs teacher big, seed 1, which failed: status 1: error: it cannot be - for this reason"
+    assert f"failed: a, seed 1: {reason}" in capsys.readouterr().err
+    assert (content("a")["status"], content("a")["reason"]) == ("failed", reason)
+    assert content("b")["status"] == "done"
+
+
+def test_a_run_starts_from_the_teacher_that_the_run_of_its_seed_left(suite, capsys):
+    arms = {"after": {"adapted_by": "learning"}, "learning": {"set": {"DISTILLER.TYPE": "LEARNS"}}, "other": {}}
+    words = suite(arms, seeds=[1, 2])
+    assert main([*words, "--jobs", "2"]) == 0
+    order = events()
+    for seed in (1, 2):
+        assert order.index(f"learning {seed}") < order.index(f"after {seed}")
+        start = content("after", "result.json", seed)["start"]["DISTILLER.TEACHER_CKPT"]
+        assert start == f"output/s/learning/seed_{seed}/teacher_last"
+    assert content("after")["adapted_by"] == "learning"
+    assert main(words) == 0  # the file that a finished run started from makes no other configuration
+
+
+def test_a_run_whose_source_failed_is_told_so(suite, capsys):
+    arms = {"after": {"adapted_by": "learning"}, "learning": does("fail", DISTILLER_TYPE="LEARNS")}
+    assert main(suite(arms)) == 1
+    assert "failed: after, seed 1: needs learning, seed 1, which failed: status 1" in capsys.readouterr().err
+
+
+AFTER_STILL = {"after": {"adapted_by": "still"}, "still": {}}
+
+
+@pytest.mark.parametrize(
+    ("arms", "words", "told"),
+    [
+        (AFTER_STILL, [], "adapted_by wants an arm whose teacher learns; that of still does not"),
+        (AFTER_STILL, ["--arms", "after"], "still/seed_1 leaves; add still to --arms"),
+        ({"bad": {"set": {"SOLVER.LRR": 1}}}, [], "The suite was not started. The configuration has a mistake:\n"
+         "  - bad.yaml: SOLVER.LRR is no key"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_told_before_anything_is_trained(suite, capsys, arms, words, told):
+    assert main([*suite(arms), *words]) == 2
+    assert told in capsys.readouterr().err
+    assert not Path("output").exists()
+
+
+# ---- devices and locks ----
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked", "found"),
+    [
+        (None, "0,1", ["0", "1"]),
+        ("4,5", "0", ["4"]),
+        ("4, 5", "1,0", ["5", "4"]),
+        ("GPU-8932f937,MIG-GPU-8932f937/1/0", "1", ["MIG-GPU-8932f937/1/0"]),
+        ("GPU-8932f937,GPU-1", "GPU-1", ["GPU-1"]),
+        ("4,5", "cpu", ["cpu"]),
+        (None, "MIG-41b4", ["MIG-41b4"]),
     ],
 )
-def test_overrides_that_are_none_are_told(words, told):
+def test_devices_are_numbers_within_the_given_list(monkeypatch, visible, asked, found):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert runner.devices_of(asked) == found
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked", "told"),
+    [
+        ("4,5", "2", "--devices names 2, but CUDA_VISIBLE_DEVICES is '4,5'; expected 0 to 1, which count within it"),
+        ("4,-1,5", "1", "expected 0 to 0"),  # CUDA reads a list up to its first -1
+        ("", "0", "expected cpu, as it lists none"),
+        ("GPU-1", "GPU-2", "--devices names GPU-2"),
+        ("4,5", "gpu", "--devices is 'gpu'; expected cpu, or numbers"),
+        ("4,5", "", "--devices is ''"),
+        ("4,5", "-1", "--devices is '-1'"),
+    ],
+)
+def test_a_device_outside_the_given_list_is_refused_by_name(monkeypatch, visible, asked, told):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(PluginError, match=told):
-        jobs.parse_overrides(words)
+        runner.devices_of(asked)
 
 
-def test_a_finished_run_of_another_configuration_is_refused(suite, capsys):
-    path = suite(seeds=[1])
-    folder = Path("output/s/good/seed_1")
+def test_every_run_sees_its_own_device_and_no_other(suite, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    arms = {"a": does("wait_for b 1"), "b": does("wait_for a 1")}
+    assert main([*suite(arms), "--devices", "0,1"]) == 0
+    assert sorted(Path("events.txt").read_text().splitlines()) == ["a 1 on 4", "b 1 on 5"]
+    assert content("a", "result.json")["start"]["EXPERIMENT.DEVICE"] == "cuda"
+    assert (content("a")["device"], content("a")["at_once"]) == ("4", 2)
+
+
+def attempt_of(words):
+    runs = jobs.expand(read_suite(words[-1]), "output")
+    jobs.write_configs(runs)
+    (job,) = jobs.jobs_of(runs, jobs.check(runs))
+    return runner.Attempt(job)
+
+
+@pytest.mark.parametrize("holder", ["another leaderboard", "a train that outlived one"])
+def test_a_run_that_another_process_is_at_is_waited_for(suite, holder):
+    attempt = attempt_of(suite({"a": {}}))
+    folder = attempt.job.run.folder
     folder.mkdir(parents=True)
-    (folder / "result.json").write_text("{}")
-    (folder / "cfg.yaml").write_text(yaml.safe_dump({"SOLVER": {"EPOCHS": 6}, "LOG": {"PREFIX": "elsewhere"}}))
-    assert main(["leaderboard", "--suite", path, "--dry-run"]) == 2
-    assert "SOLVER.EPOCHS was 6, asked 1" in capsys.readouterr().err
+    lock = FileLock(folder.with_name("seed_1.lock")) if holder == "another leaderboard" else run_dir.held(folder)
+    with lock:
+        assert not attempt.start()
+        (folder / "result.json").write_text("{}")
+    assert attempt.start()
+    assert attempt.done() and attempt.result() is None
+    assert not Path("events.txt").exists()  # the other one has done it
 
 
-def test_pairs_expand_one_whole_before_the_next(suite, tmp_path):
-    for pair in ("a_b", "c_d"):
-        tree = yaml.safe_load(Path(VANILLA).read_text())
-        Path(f"{pair}.yaml").write_text(yaml.safe_dump(tree))
-    arms = {"x": {"cfg": "{pair}.yaml"}, "y": {"cfg": "{pair}.yaml", "pairs": ["a_b"], "set": {"SOLVER.LR": 1}}}
-    content = read_suite(suite(arms=arms, pairs={"a_b": {"SOLVER.LR": 0.5}, "c_d": None}, teacher_seeds=[3, 4]))
-    found = jobs.expand(content, "o", seeds=[1])
-    assert [job.name for job in found] == ["a_b,x,teacher3", "a_b,y,teacher3", "a_b,x,teacher4", "a_b,y,teacher4",
-                                           "c_d,x,teacher3", "c_d,x,teacher4"]  # fmt: skip
-    assert [job.tree["SOLVER"]["LR"] for job in found[:2]] == [0.5, 1.0]  # the arm's own key wins, as a decimal
-    assert [job.tree["TEACHER"]["SEED"] for job in found] == [3, 3, 4, 4, 3, 4]
+# ---- other configurations, plan, command line ----
 
 
-def test_a_dry_run_lists_and_starts_nothing(suite, capsys, tmp_path):
-    assert main(["leaderboard", "--suite", suite(), "--dry-run", "--seeds", "3"]) == 0
-    assert capsys.readouterr().out.count("to do  ") == 3
-    assert not (tmp_path / "output").exists()
+@pytest.mark.parametrize(("file", "kind"), [("result.json", "finished"), ("stopped.json", "stopped")])
+def test_an_ended_run_of_another_configuration_is_refused(suite, file, kind):
+    """The stored run says LR .1 and nothing of epochs, whose default is 240; LOG.PREFIX makes no other one."""
+    words = suite({"a": {}})
+    folder = Path("output/s/a/seed_1")
+    folder.mkdir(parents=True)
+    (folder / file).write_text("{}")
+    (folder / "cfg.yaml").write_text(yaml.safe_dump({"SOLVER": {"LR": 0.1}, "LOG": {"PREFIX": "elsewhere"}}))
+    with pytest.raises(ConfigError, match=f"a/seed_1 is a {kind} run of another configuration: SOLVER.EPOCHS was 240, "
+                                          "asked 2; SOLVER.LR was 0.1, asked 0.05\n"):  # fmt: skip
+        jobs.check(jobs.expand(read_suite(words[-1]), "output"))
+    (folder / "cfg.yaml").write_text("[]")
+    with pytest.raises(PluginError, match="holds a list"):
+        jobs.check(jobs.expand(read_suite(words[-1]), "output"))
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"arms": []}, "is no suite"),
-        ({"notes": "a sentence"}, "notes: got 'a sentence', expected a list of sentences"),
-        ({"against": ["bad"]}, r"against: got \['bad'\], expected a list of arms, of good"),
-        ({"arms": {"a": {"cfg": "none.yaml"}}}, "there is no config none.yaml"),
-        ({"arms": {"a": {"config": "x"}}}, "arm a is"),
-        ({"arms": {"a/b": {"cfg": VANILLA}}}, "arm 'a/b': expected letters"),
-        ({"arms": {"a": {"cfg": VANILLA, "pairs": ["q"]}}, "pairs": ["p"]}, "unknown pair q"),
-        ({"arms": {"a": {"cfg": "{pair}.yaml"}}}, "the suite has no pairs"),
-        ({"arms": {"a": {"cfg": VANILLA, "stretch": 0}}}, "stretch: got 0"),
-        ({"arms": {"a": {"cfg": VANILLA, "trials": 3}, "b": {"cfg": VANILLA}}}, "tuning trials differ"),
-        ({"seeds": [1, 1]}, "names one twice"),
-        ({"seed": [1]}, "unknown key seed; did you mean seeds"),
-        ({"images": 9}, "images: got 9, expected a few words"),
-        ({"common": {"SOLVER": 1}}, "expected KEYS"),
-    ],
-)
-def test_a_suite_that_cannot_run_is_told(suite, changes, told):
-    with pytest.raises(PluginError, match=told):
-        read_suite(suite(**changes))
+def test_a_plan_names_published_figures_and_expected_hours_and_starts_nothing(suite, capsys):
+    """A finished run of 2 epochs took 3600 s: half an hour an epoch, two runs of two epochs to do."""
+    keys = {
+        "DATASET.TYPE": "cifar100",
+        "DISTILLER.TYPE": "KD",
+        "DISTILLER.TEACHER": "resnet56",
+        "DISTILLER.STUDENT": "resnet20",
+    }
+    words = suite({"kd": {}}, seeds=[1, 2, 3], common=keys)
+    assert main([*words, "--seeds", "1"]) == 0
+    Path("events.txt").unlink()
+    capsys.readouterr()
+    assert main([*words, "--plan", "--jobs", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "3 runs: 1 done, 2 to do" in said
+    assert said.count("to do    output/s/kd/seed_") == 2
+    assert "expected hours: 2.0 h of training, 1.0 h with 2 at a time, as recorded here on a toy" in said
+    assert "published" not in said  # two epochs are not the published 240
+    common = {**keys, "SOLVER.EPOCHS": 240}
+    assert main([*suite({"kd": {}}, common=common), "--plan", "--output", "new"]) == 0
+    said = capsys.readouterr().out
+    assert "kd: 70.66 (" in said
+    assert "expected hours: unknown" in said
+    assert not Path("events.txt").exists() and not Path("new").exists()
 
 
-def test_an_unknown_method_or_key_is_told_before_anything_is_trained(suite, capsys):
-    arms = {"a": {"cfg": VANILLA}, "b": {"cfg": KD, "set": {"DISTILLER.TYPE": "ATSCC", "SOLVER.LRR": 1}}}
-    assert main(["leaderboard", "--suite", suite(arms=arms)]) == 2
-    said = capsys.readouterr().err
-    assert "did you mean ATSC?" in said
-    assert "SOLVER.LRR is no key" in said
-    assert not list(Path("output").rglob("seed_*"))
+def test_a_dry_run_lists_and_starts_nothing(suite, capsys, monkeypatch):
+    monkeypatch.setattr(jobs, "COMMAND", ("no such command",))
+    assert main([*suite({"a": {}, "b": {}}), "--dry-run", "--seeds", "3"]) == 0
+    assert capsys.readouterr().out.count("  to do    output/s/") == 6
+    assert not Path("output").exists()
 
 
 @pytest.mark.parametrize(
@@ -234,69 +338,24 @@ def test_an_unknown_method_or_key_is_told_before_anything_is_trained(suite, caps
         (["--devices", "gpu"], "--devices is 'gpu'"),
         (["--jobs", "0"], "--jobs is 0"),
         (["--seeds", "0"], "--seeds is 0"),
+        (["--seeds", "1000000000"], "suite.yaml makes 1,000,000,000 runs; expected at most 20,000"),
         (["--arms", "none"], "has no arm none; expected of good"),
         (["--pairs", "none"], "has no pair none"),
         (["--launcher", "submitit", "--devices", "0"], "--devices is for this machine"),
+        (["--seeds", "1", "SOLVER.EPOCHS"], "has no value"),
+        (["--seeds", "1", "EXPERIMENT.SEED", "3"], "use --seeds"),
+        (["--seeds", "1", "quick", "3"], "'quick' is no key"),
     ],
 )
 def test_words_that_cannot_be_are_told(suite, capsys, words, told):
-    assert main(["leaderboard", "--suite", suite(), *words]) == 2
+    assert main([*suite({"good": {}}), *words]) == 2
     assert told in capsys.readouterr().err
-
-
-def test_every_run_sees_its_own_device_and_no_other():
-    assert launch.environment("1", 2)["CUDA_VISIBLE_DEVICES"] == "1"
-    assert launch.environment("cpu", 2)["CUDA_VISIBLE_DEVICES"] == ""
-    assert launch.environment("1", 2)["OMP_NUM_THREADS"] == "2"
-    assert launch.environment(None, None).get("CUDA_VISIBLE_DEVICES") == os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def test_submitit_runs_the_same_jobs(suite, capsys):
     pytest.importorskip("submitit")
-    path = suite(seeds=[1])
-    words = ["--launcher", "submitit", "--cluster", "local", "--slurm", "timeout_min=5"]
-    assert main(["leaderboard", "--suite", path, *words]) == 0
-    assert "good, seed 1: ok" in capsys.readouterr().out
-    assert json.loads(Path("output/s/good/seed_1/job.json").read_text())["status"] == "done"
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs/leaderboard").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_shipped_suite_expands_to_configs_that_load(path, tmp_path, monkeypatch):
-    import atsc_plugin
-    from atsc_plugin.config import load_cfg
-
-    monkeypatch.chdir(ROOT)
-    atsc_plugin.register()
-    found = jobs.expand(read_suite(path), tmp_path, seeds=[1])
-    jobs.write_configs(found)
-    for job in found:
-        assert job.name == load_cfg(job.config).EXPERIMENT.NAME
-
-
-BASELINES = {"PROJECTED_VANILLA", "PROJECTED_KD", "SIMKD"}
-
-
-@pytest.mark.parametrize(
-    "name", ["quick", "cifar100_main", "cifar100_multi", "tin100", "imagenet", "tiny_imagenet", "ablation"]
-)
-def test_suites_with_projectors_have_the_baselines_of_equal_architecture_and_cost(name, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    suite = read_suite(f"configs/leaderboard/{name}.yaml")
-    for pair in suite.pairs:
-        found = jobs.expand(suite, "o", seeds=[1], pairs=[pair])
-        assert {job.tree["DISTILLER"]["TYPE"] for job in found} >= BASELINES
-        base = next(job for job in found if job.tree["DISTILLER"]["TYPE"] == "SIMKD" and job.facts["stretch"] == 1)
-        long = next(job for job in found if job.arm.startswith("simkd_equal_cost"))
-        assert long.epochs == (2.4 if name == "imagenet" else 2) * base.epochs
-        tuned = {job.arm for job in found if job.facts["trials"]}
-        assert tuned == ({"atsc"} if name in ("quick", "ablation") else set())  # both on the toy
-
-
-def test_the_main_suite_has_eleven_pairs_and_every_student_a_vanilla_run(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    suite = read_suite("configs/leaderboard/cifar100_main.yaml")
-    found = jobs.expand(suite, "o", seeds=[1])
-    assert len(suite.pairs) == 11
-    students = {job.tree["DISTILLER"]["STUDENT"] for job in found}
-    plain = [job.tree["DISTILLER"]["STUDENT"] for job in found if job.arm == "vanilla"]
-    assert sorted(plain) == sorted(students)  # each once
+    words = [*suite({"a": learns_from("big"), "b": {}}), "--launcher", "submitit", "--cluster", "local"]
+    assert main([*words, "--slurm", "timeout_min=5"]) == 0
+    assert "a, seed 1: ok" in capsys.readouterr().out
+    assert content("a")["status"] == "done"
+    assert events().index("end of teacher big") < events().index("a 1")

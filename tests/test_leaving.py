@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from runs import Before, assert_the_same_run, config, trainer_of
 
-from atsc_plugin.engine import latest, run_files, run_lock
+from atsc_plugin.engine import latest
 from atsc_plugin.engine.signals import StopAsked, StopSignals, continuing_words
 from atsc_plugin.errors import Interrupted, PluginError
 
@@ -122,26 +122,26 @@ def test_the_command_that_goes_on_is_the_one_that_began_with_resume_in_place_of_
 def test_a_second_process_is_refused_with_the_first_ones_number_and_host(tmp_path):
     code = (
         "import sys, time\nfrom atsc_plugin.engine import run_lock\n"
-        "with run_lock.held(sys.argv[1]):\n    print('held', flush=True); time.sleep(60)\n"
+        "with run_dir.held(sys.argv[1]):\n    print('held', flush=True); time.sleep(60)\n"
     )
     first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert first.stdout.readline() == b"held\n"
-        with pytest.raises(PluginError, match=f"in use by process {first.pid} on "), run_lock.held(tmp_path):
+        with pytest.raises(PluginError, match=f"in use by process {first.pid} on "), run_dir.held(tmp_path):
             pass
         with pytest.raises(PluginError, match="in use by"):
-            run_files.clear(tmp_path)
+            run_dir.clear(tmp_path)
     finally:
         first.kill()
         first.wait()
-    with run_lock.held(tmp_path):  # SIGKILL took the lock with its holder
+    with run_dir.held(tmp_path):  # SIGKILL took the lock with its holder
         pass
 
 
 def test_a_forked_worker_does_not_keep_the_lock_of_a_parent_that_is_gone(tmp_path):
     code = (
         "import os, sys, time\nfrom atsc_plugin.engine import run_lock\n"
-        "with run_lock.held(sys.argv[1]):\n"
+        "with run_dir.held(sys.argv[1]):\n"
         "    child = os.fork()\n"
         "    if child == 0: print(os.getpid(), flush=True); time.sleep(60)\n"  # printed once it has let go
         "    os._exit(0)\n"
@@ -150,7 +150,7 @@ def test_a_forked_worker_does_not_keep_the_lock_of_a_parent_that_is_gone(tmp_pat
     child = int(done.stdout.readline())
     try:
         done.wait()
-        with run_lock.held(tmp_path):
+        with run_dir.held(tmp_path):
             os.kill(child, 0)  # it lives, and we hold the lock
     finally:
         os.kill(child, signal.SIGKILL)
@@ -163,6 +163,6 @@ def test_clearing_a_directory_leaves_the_lock_alone_and_follows_no_link(tmp_path
     (elsewhere / "precious").write_text("x")
     (run / "link").symlink_to(elsewhere)
     (run / "latest").write_text("x")
-    run_files.clear(run)
+    run_dir.clear(run)
     assert [path.name for path in run.iterdir()] == ["run.lock"]
     assert (elsewhere / "precious").is_file()

@@ -11,15 +11,15 @@ from tiny import batch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from atsc_plugin.distillers.atsc import ATSC
-from atsc_plugin.distillers.atsc_multi import ATSCMulti
-from atsc_plugin.distillers.averkd import AverKD
-from atsc_plugin.distillers.deployed import tensors_of
-from atsc_plugin.distillers.dkd_multi import DKDMulti
-from atsc_plugin.distillers.simkd import SimKD
-from atsc_plugin.distillers.simkd_multi import SimKDMulti
 from atsc_plugin.errors import ConfigError, ModelRefused
 from atsc_plugin.host import distiller_dict
+from atsc_plugin.methods.atsc import ATSC
+from atsc_plugin.methods.atsc_multi import ATSCMulti
+from atsc_plugin.methods.averkd import AverKD
+from atsc_plugin.methods.dkd_multi import DKDMulti
+from atsc_plugin.methods.simkd import SimKD
+from atsc_plugin.methods.simkd_multi import SimKDMulti
+from atsc_plugin.networks.deployed import tensors_of
 
 
 @pytest.fixture

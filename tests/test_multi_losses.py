@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from several import K, multi, multi_config
 from small_atsc import double_batch
 
-from atsc_plugin.distillers.atsc_multi import ATSCMulti
-from atsc_plugin.distillers.averkd import AverKD, averaged_kd
-from atsc_plugin.distillers.dkd_multi import DKDMulti
-from atsc_plugin.distillers.simkd_multi import SimKDMulti
+from atsc_plugin.methods.atsc_multi import ATSCMulti
+from atsc_plugin.methods.averkd import AverKD, averaged_kd
+from atsc_plugin.methods.dkd_multi import DKDMulti
+from atsc_plugin.methods.simkd_multi import SimKDMulti
 
 
 @pytest.fixture

@@ -4,22 +4,22 @@ import json
 
 import pytest
 import torch
+from atsc_plugin.methods.teacher_list import configs_by_teacher
 from several import student_and_teachers, tiny
 from small_runs import QUICK, SMALL, refused
 from test_trainer import log_of, tiny_loader, without_times
 from tiny import batch
 
 import atsc_plugin
-from atsc_plugin import deploy
+from atsc_plugin import students
 from atsc_plugin.__main__ import main
 from atsc_plugin.config import load_cfg
-from atsc_plugin.distillers.atsc_multi import ATSCMulti
-from atsc_plugin.distillers.simkd_multi import SimKDMulti
-from atsc_plugin.distillers.teacher_list import configs_by_teacher
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import ConfigError, RunStopped
 from atsc_plugin.host import CFG, cifar_model_dict
+from atsc_plugin.methods.atsc_multi import ATSCMulti
+from atsc_plugin.methods.simkd_multi import SimKDMulti
 
 MULTI = QUICK / "atsc_multi.yaml"
 
@@ -233,7 +233,7 @@ def test_a_quickstart_method_trains_and_its_evaluation_agrees_to_the_last_digit(
         facts = json.loads(capsys.readouterr().out)
         assert (facts["top1"], facts["top5"]) == (result["top1_last"], result["top5_last"])
     heads = {"averkd": 0, "atsc_multi": 2, "simkd_multi": 4 if words else 2}[method]
-    module, card = deploy.load(folder / "deploy_last")
+    module, card = students.load(folder / "deploy_last")
     assert len(card["heads"]) == heads
     assert sum(p.numel() for p in module.parameters()) == result["params_deployed"]
     about = json.loads((folder / "about.json").read_text())

@@ -11,8 +11,7 @@ from tiny import TinyNet, batch
 
 from atsc_plugin.engine import checkpoint, latest
 from atsc_plugin.engine.meters import Meters
-from atsc_plugin.engine.nonfinite import NotFinite, SkippedSteps, all_finite
-from atsc_plugin.engine.step import Step
+from atsc_plugin.engine.step import NotFinite, SkippedSteps, Step, all_finite
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import distiller_dict
 

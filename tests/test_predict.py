@@ -12,16 +12,16 @@ from atsc_plugin import students
 from atsc_plugin.__main__ import main
 from atsc_plugin.data import pictures
 from atsc_plugin.errors import PluginError
-from atsc_plugin.export import checked
+from atsc_plugin.export import verified
 
 CARD = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], "image_size": 32, "dataset": "npz"}
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, tiny_networks):
     """A folder with a student of ten classes and three pictures of different kinds."""
     monkeypatch.chdir(tmp_path)
-    write_student(tmp_path / "small")
+    write_student(tmp_path / "small", name="tiny")
     draw = np.random.default_rng(0)
     (tmp_path / "photos" / "deeper").mkdir(parents=True)
     Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / "photos" / "a.png")
@@ -84,15 +84,13 @@ def test_only_unreadable_images_are_status_1_and_no_prediction(here, capsys):
 def test_a_mistake_is_told_with_status_2(here, capsys, words, part):
     (here / "text.onnx").write_text("no model")
     (here / "empty").mkdir()
-    write_student(here / "blind", mean=[], std=[])
+    write_student(here / "blind", name="tiny", mean=[], std=[])
     assert main(["predict", *words]) == 2
     assert part in capsys.readouterr().err
 
 
 def test_a_folder_of_several_batches_is_predicted_whole_and_in_order(here, capsys, monkeypatch):
-    from atsc_plugin.commands import predict
-
-    monkeypatch.setattr(predict, "BATCH", 2)
+    monkeypatch.setattr(pictures, "batch_of", lambda card: 2)
     assert main(["predict", "photos", "--model", "small"]) == 0
     assert [line.partition(":")[0][-8:] for line in capsys.readouterr().out.splitlines()] == [
         "os/a.png",
@@ -105,7 +103,7 @@ def test_an_onnx_file_carries_its_card_and_a_foreign_one_is_refused(here, capsys
     import onnx
 
     pixels = np.zeros((2, 32, 32, 3), dtype=np.uint8)
-    checked.export(*students.load("small"), here / "small.onnx", "onnx", pixels)
+    verified.verified_export(*students.load("small"), here / "small.onnx", "onnx", pixels)
     assert main(["predict", "photos", "--model", "small.onnx"]) == 0
     by_file = capsys.readouterr().out
     assert main(["predict", "photos", "--model", "small"]) == 0

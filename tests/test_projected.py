@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from tiny import TinyNet, batch
 
 import atsc_plugin
-from atsc_plugin.distillers.deployed import tensors_of
-from atsc_plugin.distillers.parts import pool
-from atsc_plugin.distillers.projected import ProjectedKD, ProjectedVanilla
-from atsc_plugin.distillers.simkd import SimKD
 from atsc_plugin.host import CFG
+from atsc_plugin.methods.projected import ProjectedKD, ProjectedVanilla
+from atsc_plugin.methods.simkd import SimKD
+from atsc_plugin.networks.deployed import tensors_of
+from atsc_plugin.networks.maps import pool
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from tiny import TinyNet, batch
 
 import atsc_plugin
 from atsc_plugin import host, registration
-from atsc_plugin.distillers.simkd import SimKD
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import CFG, Distiller, distiller_dict, trainer_dict
+from atsc_plugin.methods.simkd import SimKD
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_somebody_elses_entry_is_an_error_that_names_both_and_changes_nothing():
         with pytest.raises(PluginError) as error:
             atsc_plugin.register()
         assert "Theirs" in str(error.value)
-        assert "atsc_plugin.distillers.simkd.SimKD" in str(error.value)
+        assert "atsc_plugin.methods.simkd.SimKD" in str(error.value)
         assert "plugin" not in trainer_dict
         assert "SIMKD" not in CFG
         atsc_plugin.unregister()

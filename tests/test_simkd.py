@@ -9,11 +9,11 @@ from contract import assert_close, fill, image, labels, load_contract, traced_te
 from tiny import HeadlessNet, MaxPoolNet, TinyNet, batch
 
 import atsc_plugin
-from atsc_plugin.distillers.deployed import tensors_of
-from atsc_plugin.distillers.parts import align, classifier_of, pool, projector, student_map, teacher_map
-from atsc_plugin.distillers.simkd import SimKD, feature_loss
 from atsc_plugin.errors import ModelRefused
 from atsc_plugin.host import CFG, cifar_model_dict
+from atsc_plugin.methods.simkd import SimKD, feature_loss
+from atsc_plugin.networks.deployed import tensors_of
+from atsc_plugin.networks.maps import align, classifier_of, pool, projector, student_map, teacher_map
 
 
 @pytest.fixture

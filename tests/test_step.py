@@ -9,12 +9,13 @@ from torch import nn
 
 import atsc_plugin
 from atsc_plugin.config import load_cfg
-from atsc_plugin.distillers.atsc import ATSC
-from atsc_plugin.distillers.simkd import SimKD
+from atsc_plugin.engine import precision
 from atsc_plugin.engine.meters import Meters
 from atsc_plugin.engine.step import Step, parts_of
 from atsc_plugin.errors import ConfigError
 from atsc_plugin.host import CFG, distiller_dict
+from atsc_plugin.methods.atsc import ATSC
+from atsc_plugin.methods.simkd import SimKD
 
 TINY = "configs/quickstart/atsc.yaml"
 
@@ -197,3 +198,43 @@ def test_simkd_keeps_the_teachers_forward_out_of_the_graph(cfg):
     distiller.teacher.register_forward_hook(lambda _m, _i, output: seen.append(output[0].requires_grad))
     Step(distiller, cfg)(inputs())
     assert seen == [False]
+
+
+# ---- the optimizer's momentum ----
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_teacher_that_warms_up_shares_a_group_with_the_student(cfg, fused, monkeypatch):
+    """The fused kernel wants all momentum buffers of a group or none; the warming teacher has no gradient."""
+    _forced(monkeypatch, fused)
+    cfg.merge_from_list(["DISTILLER.TYPE", "ATSC", "ATSC.TEACHER.WARMUP_EPOCHS", 1, "SOLVER.EPOCHS", 2])
+    torch.manual_seed(0)
+    step = Step(ATSC(TinyNet(width=4), TinyNet(width=6), cfg).train(), cfg)
+    for epoch in (1, 1, 2, 2):
+        step(inputs() | {"epoch": epoch})
+    assert all(torch.isfinite(p).all() for p in step.parameters())
+
+
+def test_an_overflow_in_the_first_fp16_step_leaves_weights_and_momentum_as_they_were(cfg, monkeypatch):
+    _forced(monkeypatch, True)
+    step = Step(vanilla(), cfg)
+    step.precision = precision.Precision(torch.device("cpu"), None, torch.amp.GradScaler("cpu", init_scale=2.0**127))
+    before = weights(step.distiller)
+    step(inputs() | {"image": 1e4 * inputs()["image"]})  # gradients far above 1, times 2^127, are infinite in fp32
+    assert torch.equal(weights(step.distiller), before)
+    assert all(not step.optimizer.state[p]["momentum_buffer"].any() for p in step.parameters())
+
+
+def test_gradients_that_overflow_whatever_the_scale_are_noticed():
+    overflowing = precision.Precision(torch.device("cpu"), None, torch.amp.GradScaler("cpu", init_scale=0.5))
+    working = precision.Precision(torch.device("cpu"), None, torch.amp.GradScaler("cpu", init_scale=65536.0))
+    for each in (overflowing, working):
+        each.scaler.scale(torch.ones(()))  # the scale is made with the first loss
+    assert overflowing.overflows_always()
+    assert not working.overflows_always()
+
+
+def _forced(monkeypatch, fused):
+    """SGD as a GPU has it, here."""
+    plain = torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", lambda *args, **options: plain(*args, **{**options, "fused": fused}))

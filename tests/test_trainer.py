@@ -8,13 +8,13 @@ from tiny import TinyNet, batch
 
 import atsc_plugin
 from atsc_plugin.data.device_loader import DeviceLoader
-from atsc_plugin.distillers.simkd import SimKD
 from atsc_plugin.engine import checkpoint
+from atsc_plugin.engine.batches import inputs_of
 from atsc_plugin.engine.evaluate import correct, evaluate
-from atsc_plugin.engine.placement import inputs_of
 from atsc_plugin.engine.trainer import PluginTrainer, learning_rate
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import CFG, distiller_dict
+from atsc_plugin.methods.simkd import SimKD
 from atsc_plugin.seeds import stream
 
 

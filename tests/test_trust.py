@@ -13,10 +13,9 @@ import torch
 from test_checkpoint import Bomb
 
 from atsc_plugin.__main__ import main
-from atsc_plugin.engine import checkpoint, run_files
+from atsc_plugin.engine import checkpoint
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import CFG
-from atsc_plugin.suites import launch
 
 QUICK = Path(__file__).resolve().parents[1] / "configs" / "quickstart"
 SMALL = ["DATASET.DIGITS100.TRAIN_IMAGES", "100", "DATASET.DIGITS100.VAL_IMAGES", "100",
@@ -183,7 +182,7 @@ def test_the_same_files_do_run_where_they_are_trusted(tmp_path):
 
 def test_a_heads_cache_that_is_malicious_is_refused(here, capsys, monkeypatch):
     """DIH's heads: the bomb lies where the cache would be looked for, whatever its key."""
-    from atsc_plugin.distillers import dih_heads
+    from atsc_plugin.methods import dih as dih_heads
 
     (here / "heads.safetensors").write_bytes(forms(here / "ran")["zip"])
     monkeypatch.setattr(dih_heads, "cache_file", lambda *_: here / "heads.safetensors")
@@ -198,24 +197,6 @@ def _resnet20():
     from atsc_plugin.host import cifar_model_dict
 
     return cifar_model_dict["resnet20"][0](num_classes=100).state_dict()
-
-
-def test_a_suite_whose_teacher_is_malicious_fails_by_name_and_runs_nothing(here, capsys, monkeypatch):
-    (here / "t.pth").write_bytes(forms(here / "ran")["zip"])
-    keys = dict(zip(SMALL[:6:2], map(int, SMALL[1:6:2]), strict=True))
-    arms = {"bad": {"cfg": str(QUICK / "kd.yaml"), "set": {"DISTILLER.TEACHER_CKPT": "t.pth"}}}
-    (here / "s.yaml").write_text(json.dumps({"name": "s", "seeds": [1], "common": keys, "arms": arms}))
-    said = []
-
-    def in_this_process(_self, words, *, log, **_):
-        log.write_text("")
-        said.append(main(words[3:]))
-        return said[-1]
-
-    monkeypatch.setattr(launch.Processes, "run", in_this_process)
-    assert main(["leaderboard", "--suite", "s.yaml"]) == 1
-    assert said == [2]
-    assert not (here / "ran").exists()
 
 
 def test_the_way_out_is_the_files_own_hash_and_it_is_loud(tmp_path, monkeypatch, capsys):
@@ -254,7 +235,7 @@ def test_a_project_cannot_leave_the_prefix(tmp_path, project):
     cfg = CFG.clone()
     cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT = str(tmp_path / "output"), project
     with pytest.raises(PluginError, match="EXPERIMENT.PROJECT"):
-        run_files.run_directory(cfg, "name")
+        run_dir.run_directory(cfg, "name")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -267,7 +248,7 @@ def test_a_link_does_not_lead_out_of_the_prefix(tmp_path, link):
     place.parent.mkdir(parents=True)
     place.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(PluginError, match="a link is in between"):
-        run_files.run_directory(cfg, "name")
+        run_dir.run_directory(cfg, "name")
 
 
 def test_a_prefix_that_is_a_link_itself_is_the_persons_own_choice(tmp_path):
@@ -275,7 +256,7 @@ def test_a_prefix_that_is_a_link_itself_is_the_persons_own_choice(tmp_path):
     os.symlink(tmp_path / "big_disk", tmp_path / "output")
     cfg = CFG.clone()
     cfg.LOG.PREFIX = str(tmp_path / "output")
-    assert run_files.run_directory(cfg, "name") == tmp_path / "output" / "distill" / "name" / "seed_1"
+    assert run_dir.run_directory(cfg, "name") == tmp_path / "output" / "distill" / "name" / "seed_1"
 
 
 @pytest.mark.parametrize("name", ["../up", "/tmp/up", "a/../../up"])

@@ -1,5 +1,7 @@
 """Networks of a few parameters in mdistiller's clothes, for tests that need no real one."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,6 +20,14 @@ class TinyNet(nn.Module):
         feature_map = F.relu(self.bn(self.conv(x)))
         pooled = feature_map.mean(dim=(2, 3))
         return self.fc(pooled), {"feats": [feature_map], "preact_feats": [feature_map], "pooled_feat": pooled}
+
+
+def add_tiny_networks(monkeypatch):
+    """`tiny` and `tiny_teacher` among the host's networks, as long as the patch lasts; commands take them by name."""
+    from atsc_plugin.host import cifar_model_dict
+
+    for name, width in (("tiny", 4), ("tiny_teacher", 8)):
+        monkeypatch.setitem(cifar_model_dict, name, (partial(TinyNet, width=width), None))
 
 
 class MaxPoolNet(TinyNet):

@@ -4,7 +4,7 @@ commands.
 
     python tools/torture.py kill --times 20              SIGKILL at random, --resume until complete: bit-equal?
     python tools/torture.py kill --times 5 --ranks 2     the same with two processes under torchrun (gloo on a CPU)
-    python tools/torture.py fuzz --configs 500 --checkpoints 200
+    python tools/torture.py fuzz --configs 500 --checkpoints 200 --inputs 300
 
 A kill may fall into the start, the training of the teacher, an epoch, an evaluation or the writing of a file. Exit
 status 0 when every run ended equal to its twin: weights, optimizer, deployed files, log lines and result, apart from
@@ -51,6 +51,8 @@ def words():
     fuzz = kinds.add_parser("fuzz", help="random configurations and damaged files, each told and none lost")
     fuzz.add_argument("--configs", type=int, default=500)
     fuzz.add_argument("--checkpoints", type=int, default=200)
+    fuzz.add_argument("--inputs", type=int, default=300, help="hostile files of every kind (default: 300)")
+    fuzz.add_argument("--first", type=int, default=0, help="of the hostile files' seeds, for others than the last time")
     return parser
 
 
@@ -202,8 +204,10 @@ def _torture_one(args, place, twin, length, draw):
 
 
 def fuzz(args):
-    numbers = {"ATSC_FUZZ_CONFIGS": str(args.configs), "ATSC_FUZZ_CHECKPOINTS": str(args.checkpoints)}
-    test = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-s", str(ROOT / "tests/test_fuzz.py")]
+    given = {"CONFIGS": args.configs, "CHECKPOINTS": args.checkpoints, "INPUTS": args.inputs, "FIRST": args.first}
+    numbers = {f"ATSC_FUZZ_{name}": str(number) for name, number in given.items()}
+    files = [str(ROOT / "tests" / name) for name in ("test_hostile.py", "test_fuzz.py")]
+    test = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-s", *files]
     return subprocess.run(test, cwd=ROOT, env={**os.environ, **numbers}).returncode
 
 

@@ -1,4 +1,4 @@
-"""The teacher as a finished ATSC run left it, as a checkpoint of its own: for SimKD from it, or to use it."""
+"""The networks that learned beside the student of a finished run, each as a checkpoint of its own."""
 
 import argparse
 from pathlib import Path
@@ -10,16 +10,15 @@ EXAMPLE = """example:
   train --cfg configs/quickstart/simkd.yaml DISTILLER.TEACHER_CKPT adapted.pth EXPERIMENT.NAME after
 tells a better teacher from teaching while it adapts: a student from scratch has the first and not the second.
 """
-METHODS = ("ATSC", "ATSC_MULTI")
 
 
 def parser():
     words = argparse.ArgumentParser(
         "adapted", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    words.add_argument("run", metavar="RUN", help="run directory of ATSC or ATSC_MULTI")
+    words.add_argument("run", metavar="RUN", help="directory of a finished run whose teacher learns")
     words.add_argument(
-        "--out", metavar="FILE", help="where it goes; several teachers: FILE_1, FILE_2, ... (default: RUN/teacher_last)"
+        "--out", metavar="FILE", help="where it goes; several networks: FILE_1, FILE_2, ... (default: RUN/teacher_last)"
     )
     return words
 
@@ -28,34 +27,33 @@ def run(args):
     from atsc_plugin.engine import checkpoint
 
     folder = Path(args.run)
-    teachers = _teachers(folder)
+    networks = _moved(folder)
     out = Path(args.out) if args.out else folder / "teacher_last"
-    numbered = [out.with_name(f"{out.stem}_{number}{out.suffix}") for number in range(1, len(teachers) + 1)]
-    places = [out] if len(teachers) == 1 else numbered
+    numbered = [out.with_name(f"{out.stem}_{number}{out.suffix}") for number in range(1, len(networks) + 1)]
+    places = [out] if len(networks) == 1 else numbered
     if there := [str(place) for place in places if place.exists()]:
         raise PluginError(f"{', '.join(there)} is there already; expected a new file. Name another with --out.")
     weights = checkpoint.load(folder / "latest", checked=True)["model"]
-    for (name, start), place in zip(teachers, places, strict=True):
+    for network, place in zip(networks, places, strict=True):
+        start = f"{network['name']}."
         state = {key.removeprefix(start): tensor for key, tensor in weights.items() if key.startswith(start)}
         place.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save({"model": state, "arch": name, "adapted_by": str(folder)}, place)
-        print(f"teacher {name}, as {folder} left it: {place}")
+        checkpoint.save({"model": state, "arch": network["title"], "adapted_by": str(folder)}, place)
+        print(f"{network['name']} {network['title']}, as {folder} left it: {place}")
     return 0
 
 
-def _teachers(folder):
-    """(name, where its weights lie in the checkpoint) of the teachers of a finished run whose method moves them."""
-    from atsc_plugin.engine.run_files import read_json, read_tree
+def _moved(folder):
+    """The networks that a finished run moved, as result.json names them."""
+    from atsc_plugin.engine.run_dir import read_json
 
     result = read_json(folder, "result.json") if folder.is_dir() else None
     if result is None:
         raise PluginError(f"{folder} is no finished run (no result.json); expected the directory of one.")
-    if result["method"] not in METHODS:
+    moved = [network for network in result.get("networks") or [] if network["moved"]]
+    if not moved:
         raise PluginError(
-            f"{folder} is a run of {result['method']}, which leaves its teacher as it was; expected a run of "
-            f"{' or '.join(METHODS)}. Use the teacher that it was given."
+            f"{folder} is a run of {result.get('method')}, which leaves its teacher as it was; expected a run whose "
+            "teacher learns, e.g. of ATSC. Use the teacher that it was given."
         )
-    node = read_tree(folder / "cfg.yaml")["DISTILLER"]
-    names = node.get("TEACHERS") or [node["TEACHER"]]
-    several = result["method"] == "ATSC_MULTI"  # keeps a list, also of one
-    return [(name, f"teacher.{number}." if several else "teacher.") for number, name in enumerate(names)]
+    return moved

@@ -1,18 +1,22 @@
 """Say what is here and what is missing, with the remedy; exit status 1 when training could not start."""
 
-import argparse
 import os
 import platform
 from importlib import metadata
 from pathlib import Path
 
+from atsc_plugin.commands import parser_of, registered_cfg
 from atsc_plugin.errors import PluginError
 
 PACKAGES = ("torch", "torchvision", "yacs", "tensorboardX", "numpy", "scipy", "scikit-learn", "safetensors", "tqdm")
+EXAMPLES = """
+  doctor
+  doctor --cfg configs/quickstart/simkd.yaml
+"""
 
 
 def parser():
-    words = argparse.ArgumentParser("doctor", description=__doc__)
+    words = parser_of("doctor", __doc__, EXAMPLES)
     words.add_argument("--cfg", metavar="FILE", help="also check that this configuration could start training")
     words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override")
     return words
@@ -61,11 +65,15 @@ def _host_and_devices(args, problems):
 
 
 def _data_and_teachers(host):
+    from atsc_plugin.data.containers import find_cifar100
+
     places = {name: host.data_place(name) for name in host.host_datasets()}
-    there = [name for name, place in places.items() if place.is_dir()]
+    there = {name: place for name, place in places.items() if place.is_dir()}
+    if container := find_cifar100(host.data_root()):
+        there["cifar100"] = container
     print(f"data         digits100 (composed here) and {', '.join(there) or 'none'} of {', '.join(places)}")
     for name, place in places.items():
-        print(f"             {name}: {'found' if name in there else 'not found'} at {place}")
+        print(f"             {name}: {f'found: {there[name]}' if name in there else f'not found at {place}'}")
     files = {name: entry[1] for name, entry in host.cifar_model_dict.items() if entry[1]}
     found = [name for name, path in files.items() if Path(path).is_file()]
     root = Path(os.path.commonpath(list(files.values()))) if files else "no folder"
@@ -77,10 +85,9 @@ def _data_and_teachers(host):
 
 def _config(args, problems):
     from atsc_plugin import build
-    from atsc_plugin.config import load_cfg
 
     try:
-        cfg = load_cfg(args.cfg, args.opts)
+        cfg = registered_cfg(args.cfg, args.opts)
         build.check_place(build.place(cfg, args.opts)[1])
         prepared = build.prepare(cfg, args.opts, dry=True)
         for label, text in build.plan(prepared):

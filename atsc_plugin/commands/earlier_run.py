@@ -4,9 +4,11 @@ from pathlib import Path
 
 import yaml
 
-from atsc_plugin.engine import run_files
+from atsc_plugin import untrusted
+from atsc_plugin.engine import run_dir
 from atsc_plugin.errors import PluginError
-from atsc_plugin.keys import DEFAULTS, flatten
+from atsc_plugin.keys import flatten
+from atsc_plugin.registration import all_keys
 
 # May change between the start and the continuation of a run: places, names, how much is logged, how long it goes on.
 FREE = (
@@ -30,7 +32,7 @@ UNSAID = ("LOG.", "TEACHER.CACHE")  # make no other run
 
 def complete(folder, cfg):
     """True, and said, when this very run is finished; an error when another configuration's is."""
-    result = run_files.read_json(folder, "result.json")
+    result = run_dir.read_json(folder, "result.json")
     if result is None:
         return False
     other = [_text(*change) for change in differences(folder, cfg) if not change[0].startswith(UNSAID)]
@@ -47,7 +49,7 @@ def complete(folder, cfg):
 
 def refuse_unfinished(folder):
     """Without --resume or --overwrite an unfinished run is not touched."""
-    stopped = run_files.read_json(folder, "stopped.json")
+    stopped = run_dir.read_json(folder, "stopped.json")
     what = f"a run that was stopped ({stopped.get('reason')})" if stopped else "an unfinished run"
     raise PluginError(f"{folder} holds {what}. Continue it with --resume, or start anew with --overwrite.")
 
@@ -74,7 +76,8 @@ def say_changes(folder, cfg):
 def differences(folder, cfg):
     """(key, value in the directory's cfg.yaml, value asked) of each that differs; a newer key has its default."""
     stored, asked = flatten(_stored(folder)), flatten(yaml.safe_load(cfg.dump()))
-    before = {name: stored.get(name, DEFAULTS.get(name, "absent")) for name in stored.keys() | asked.keys()}
+    defaults = {key.name: key.default for key in all_keys()}
+    before = {name: stored.get(name, defaults.get(name, "absent")) for name in stored.keys() | asked.keys()}
     return [
         (name, old, asked.get(name, "absent"))
         for name, old in sorted(before.items())
@@ -85,9 +88,9 @@ def differences(folder, cfg):
 def _stored(folder):
     path = Path(folder) / "cfg.yaml"
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PluginError(f"{path} is not valid YAML ({' '.join(str(error).split())[:120]}); --overwrite.") from error
+        tree = untrusted.read_yaml(path, "The configuration")
+    except PluginError as error:
+        raise PluginError(f"{error} Start anew with --overwrite.") from error
     if not isinstance(tree, dict):
         raise PluginError(f"{path} holds no configuration, so it is unknown what runs here. Start with --overwrite.")
     return tree

@@ -1,29 +1,27 @@
-"""The most likely classes of image files, by a run directory, a deployed student or an exported ONNX file."""
-
-import argparse
-import json
-import sys
-from pathlib import Path
-
-import numpy as np
-
-from atsc_plugin.errors import PluginError
-
-EXAMPLES = """examples:
-  predict photo.png --model output/quickstart/simkd,res20,res8/seed_1
-  predict photos/ more/cat.jpg --model student.onnx --top 3
-  predict photos/ --model deploy_best.safetensors --json > predictions.json
+"""The most likely classes of image files, by a run directory, a deployed student or an exported ONNX file.
 
 Images are resized and normalised as the model's card says. One that cannot be read is named and skipped, and the exit
 status is 1 then.
 """
-BATCH = 64
+
+import json
+import sys
+
+import numpy as np
+
+from atsc_plugin.commands import parser_of
+from atsc_plugin.errors import PluginError
+from atsc_plugin.untrusted import as_plugin_error, expand_user, printable
+
+EXAMPLES = """
+  predict photo.png --model output/quickstart/simkd,res20,res8/seed_1
+  predict photos/ more/cat.jpg --model student.onnx --top 3
+  predict photos/ --model deploy_best.safetensors --json > predictions.json
+"""
 
 
 def parser():
-    words = argparse.ArgumentParser(
-        "predict", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    words = parser_of("predict", __doc__, EXAMPLES)
     words.add_argument("images", nargs="+", metavar="FILE_OR_FOLDER", help="image files, or folders of them")
     words.add_argument("--model", required=True, help="run directory, deploy_* file, or .onnx file of `export`")
     words.add_argument("--which", choices=("last", "best"), default="last", help="of a run directory (default: last)")
@@ -40,7 +38,7 @@ def run(args):
     predict, card = model_of(args.model, args.which)
     names = card.get("class_names") or [str(number) for number in range(card["classes"])]
     images, skipped = [], []
-    for files in _batches(pictures.find(args.images)):
+    for files in _batches(pictures.find(args.images), pictures.batch_of(card)):
         read, pixels = [], []
         for file in files:
             try:
@@ -48,10 +46,10 @@ def run(args):
                 read.append(file)
             except pictures.Unreadable as error:
                 skipped.append({"file": str(file), "reason": str(error)})
-                print(f"skipped {file}: {error}", file=sys.stderr)
+                print(f"skipped {printable(file)}: {printable(error)}", file=sys.stderr)
         if read:
-            told = [_top(row, names, args.top) for row in predict(np.stack(pixels))]
-            images += [{"file": str(file), "top": top} for file, top in zip(read, told, strict=True)]
+            best = [_top(row, names, args.top) for row in _logits(predict, np.stack(pixels), card, args.model)]
+            images += [{"file": str(file), "top": top} for file, top in zip(read, best, strict=True)]
         if not args.json:
             _print(images[len(images) - len(read) :])
     if args.json:
@@ -61,8 +59,22 @@ def run(args):
     return 1 if skipped else 0
 
 
-def _batches(files):
-    return [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
+def _batches(files, size):
+    return [files[start : start + size] for start in range(0, len(files), size)]
+
+
+def _logits(predict, pixels, card, model):
+    """Finite logits, a row an image and a column a class; a model that gives none is refused."""
+    wanted = (len(pixels), card["classes"])
+    with as_plugin_error(
+        f"{model} cannot predict images of {card['image_size']} pixels ({{}}). Export the student again."
+    ):
+        logits = np.asarray(predict(pixels))
+        if logits.shape != wanted or logits.dtype.kind != "f":
+            raise ValueError(f"it gives {logits.dtype} {logits.shape}, expected floating-point {wanted}")
+        if not np.isfinite(logits).all():
+            raise ValueError("its logits are not finite: its training diverged, or its card is wrong")
+    return logits
 
 
 def _top(logits, names, count):
@@ -75,13 +87,13 @@ def _top(logits, names, count):
 
 def _print(images):
     for image in images:
-        told = "  ".join(f"{entry['name']} {100 * entry['probability']:.1f}%" for entry in image["top"])
-        print(f"{image['file']}: {told}", flush=True)
+        best = "  ".join(f"{printable(entry['name'])} {100 * entry['probability']:.1f}%" for entry in image["top"])
+        print(f"{printable(image['file'])}: {best}", flush=True)
 
 
 def model_of(path, which="last"):
     """(predict(uint8 N x H x W x 3) -> logits, card) of a run, a deploy file or an ONNX file."""
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if path.suffix == ".onnx":
         return _from_onnx(path)
     if path.suffix == ".pt2":
@@ -109,10 +121,10 @@ def _from_onnx(path):
         raise PluginError(f"There is no {path}; expected a file of `export --format onnx`.")
     opened = onnx_files.session(path)
     card = onnx_files.card_of(opened, path)
-    names, classes = card.get("class_names") or [], opened.get_outputs()[0].shape[-1]
-    if card.get("classes") != classes or len(names) not in (0, classes):
+    names, classes = card.get("class_names") or [], onnx_files.classes_of(opened, path)
+    if card["classes"] != classes or len(names) not in (0, classes):
         raise PluginError(
-            f"{path} gives {classes} logits, its card speaks of {card.get('classes')} classes and {len(names)} names; "
+            f"{path} gives {classes} logits, its card speaks of {card['classes']} classes and {len(names)} names; "
             "expected the same number. Export it again."
         )
     forward = onnx_files.predictor(opened)

@@ -1,18 +1,23 @@
 """Check configurations, and train the teachers they lack; no student is trained and no run directory made."""
 
-import argparse
+import json
+from types import SimpleNamespace
 
+from atsc_plugin.commands import parser_of, registered_cfg
 from atsc_plugin.errors import ConfigError, PluginError
+
+EXAMPLES = """
+  prepare --cfg configs/quickstart/simkd.yaml
+  prepare --check --cfg configs/quickstart/*.yaml
+"""
 
 
 def parser():
-    words = argparse.ArgumentParser(
-        "prepare",
-        description=__doc__,
-        epilog="example: prepare --cfg configs/quickstart/simkd.yaml",
-    )
+    words = parser_of("prepare", __doc__, EXAMPLES)
     words.add_argument("--cfg", required=True, nargs="+", metavar="FILE", help="configuration files")
     words.add_argument("--check", action="store_true", help="only check the files: nothing is built or trained")
+    words.add_argument("--json", action="store_true", help="with --check: what the files come to, for the leaderboard")
+    words.add_argument("--teacher", type=int, metavar="N", help="only find or train teacher N, from 1, of one file")
     words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. TEACHER.EPOCHS 20")
     return words
 
@@ -26,24 +31,64 @@ def parse(words):
 
 
 def run(args):
-    import atsc_plugin
-
-    atsc_plugin.register()
-    from atsc_plugin import build
-    from atsc_plugin.config import load_cfg
-
     problems, checked = [], []
     for path in args.cfg:
         try:
-            checked.append(load_cfg(path, args.opts))
+            checked.append(registered_cfg(path, args.opts))
         except ConfigError as error:
             problems += [f"{path}: {problem}" for problem in error.problems]
         except PluginError as error:
             problems.append(str(error))
     if problems:
         raise ConfigError(problems)
+    if args.json:
+        print(json.dumps(_facts(dict(zip(args.cfg, checked, strict=True)))))
+        return 0
+    from atsc_plugin import build
+
     for cfg in checked:
-        if not args.check:
+        if args.teacher is not None:
+            _find_or_train(cfg, args.teacher)
+        elif not args.check:
             build.prepare(cfg, args.opts)
     print(f"{len(checked)} configuration{'s' if len(checked) > 1 else ''} checked", flush=True)
     return 0
+
+
+def _facts(checked):
+    """{defaults, configs: {file: resolved keys, teachers, whether the run leaves a teacher of its own}}."""
+    from atsc_plugin import teachers
+    from atsc_plugin.files import key_of
+    from atsc_plugin.host import CFG
+    from atsc_plugin.keys import flatten
+    from atsc_plugin.methods.base import class_of
+
+    configs = {}
+    for path, cfg in checked.items():
+        data = SimpleNamespace(identity=flatten(cfg.DATASET))  # the images are not read here: their keys name them
+        each = teachers.configs_by_teacher(cfg)
+        wanted = [
+            {"number": number, "name": own.DISTILLER.TEACHER, "seed": own.TEACHER.SEED,
+             "recipe": key_of({**teachers.recipe(own, data), "cache": own.TEACHER.CACHE})}
+            for number, own in enumerate(each, 1) if not own.DISTILLER.TEACHER_CKPT
+        ]  # fmt: skip
+        configs[path] = {
+            "keys": flatten(cfg),
+            "teachers": wanted,
+            "teacher_names": [own.DISTILLER.TEACHER for own in each],
+            "leaves_teacher": class_of(cfg.DISTILLER.TYPE).LEAVES_NETWORKS,
+        }
+    return {"defaults": flatten(CFG), "configs": configs}
+
+
+def _find_or_train(cfg, number):
+    """One teacher of a configuration, found, or trained and put into the cache."""
+    from atsc_plugin import build, teachers
+
+    configs = teachers.configs_by_teacher(cfg)
+    if not 1 <= number <= len(configs):
+        raise PluginError(f"--teacher is {number}; expected 1 to {len(configs)}, the teachers of this configuration.")
+    device = build.device_of(cfg)
+    data = build.data_of(cfg, device)
+    own, source = configs[number - 1], teachers.find_all(configs, data)[number - 1]
+    teachers.load(source, own, teachers.new_teacher(own, data.classes), data, build.Loaders(cfg, device, data).of)

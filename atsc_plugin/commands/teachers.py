@@ -2,22 +2,18 @@
 
 import argparse
 
-from atsc_plugin.errors import ConfigError, PluginError
+from atsc_plugin.commands import parser_of, registered_cfg
+from atsc_plugin.errors import PluginError
 
-EXAMPLES = """examples:
+EXAMPLES = """
   teachers --cfg configs/quickstart/atsc_multi.yaml                 the three of DISTILLER.TEACHERS
   teachers --cfg configs/quickstart/kd.yaml --seeds 1,2,3           DISTILLER.TEACHER with three seeds
-  teachers --cfg configs/cifar100/atsc_multi/3res32x4_res8x4.yaml DATASET.ROOT /data --dry-run
+  teachers --cfg configs/cifar100/atsc_multi.yaml DATASET.ROOT /data --dry-run
 """
 
 
 def parser():
-    words = argparse.ArgumentParser(
-        "teachers",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    words = parser_of("teachers", __doc__, EXAMPLES)
     words.add_argument(
         "--cfg", required=True, metavar="FILE", help="YAML configuration; its TEACHER node is the recipe"
     )
@@ -30,54 +26,42 @@ def parser():
 
 
 def run(args):
-    import atsc_plugin
-
-    atsc_plugin.register()
+    cfg = registered_cfg(args.cfg, [*args.opts, "TEACHER.TRAIN_IF_MISSING", "True"])
     from atsc_plugin import build, teachers
+    from atsc_plugin.engine.batches import device_of, place_module
     from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
-    from atsc_plugin.engine.placement import place_module
 
-    cfg = _configuration(args)
-    device = build.device_of(cfg)
+    configs = teachers.configs_of(cfg, *_names_and_seeds(cfg, args.seeds))
+    device = device_of(cfg)
     data = build.data_of(cfg, device)
-    found = teachers.find_all(cfg, data)
+    sources = teachers.find_all(configs, data)
     if args.dry_run:
-        for own, source in found:
+        for own, source in zip(configs, sources, strict=True):
             print(f"{own.DISTILLER.TEACHER}, seed {own.TEACHER.SEED}: {source.text}")
         return 0
-    networks = [build.network(own, "TEACHER", data.classes, own.TEACHER.SEED).to(device) for own, _ in found]
-    teachers.load_all(found, networks, data, lambda own: build.data_of(own, device))
+    networks = [teachers.new_teacher(own, data.classes).to(device) for own in configs]
+    teachers.load_all(configs, sources, networks, data, build.Loaders(cfg, device, data).of)
     print(f"top-1 on {data.name} test:")
-    for (own, source), network in zip(found, networks, strict=True):
+    for own, source, network in zip(configs, sources, networks, strict=True):
         top1 = evaluate(in_eval_mode(place_module(network, device)), data.test, device)["top1"]
         place = source.path or source.text
         print(f"  {own.DISTILLER.TEACHER}, seed {own.TEACHER.SEED}: {top1:.2f}  {place}", flush=True)
     return 0
 
 
-def _configuration(args):
-    """The configuration with leave to train; `--seeds` makes a list of its only teacher."""
-    from atsc_plugin.config import check, load_cfg
-    from atsc_plugin.distillers.teacher_list import takes_several, teacher_names
+def _names_and_seeds(cfg, seeds):
+    """The networks to train, and a seed for each where they are given."""
+    from atsc_plugin.methods.base import teacher_names
 
-    cfg = load_cfg(args.cfg, args.opts).clone()
-    cfg.defrost()
-    cfg.TEACHER.TRAIN_IF_MISSING = True
-    names = sorted(set(teacher_names(cfg)))
-    if args.seeds and len(names) > 1:
+    names = teacher_names(cfg) or [cfg.DISTILLER.TEACHER]
+    if not seeds:
+        return names, list(cfg.TEACHER.SEEDS)
+    if len(set(names)) > 1:
         raise PluginError(
             f"--seeds is for one network, but DISTILLER.TEACHERS has {', '.join(names)}; expected one. Leave --seeds "
             "out (TEACHER.SEEDS has a seed for each), or name one with DISTILLER.TEACHERS [NAME]."
         )
-    if args.seeds:
-        cfg.DISTILLER.TEACHERS, cfg.TEACHER.SEEDS = names * len(args.seeds), args.seeds
-        cfg.DISTILLER.TEACHER_CKPT, cfg.DISTILLER.TEACHER_CKPTS = "", []
-    if args.seeds and not takes_several(cfg) or cfg.DISTILLER.TYPE == "NONE":
-        cfg.DISTILLER.TYPE = "AVERKD"  # any method that takes a list: no student is built here
-    if problems := check(cfg):
-        raise ConfigError(problems)
-    cfg.freeze()
-    return cfg
+    return names[:1] * len(seeds), seeds
 
 
 def _seeds(text):

@@ -1,27 +1,19 @@
-"""Train one run: the configuration is checked whole, the parts are built, and only then is anything written."""
+"""Train a student from a config file; everything is checked and built before anything is written."""
 
-import argparse
+from atsc_plugin.commands import parser_of, registered_cfg
+from atsc_plugin.engine import run_dir
 
-from atsc_plugin.engine import run_files, run_lock
-
-EXAMPLES = """examples:
+EXAMPLES = """
   train --cfg configs/quickstart/simkd.yaml
   train --cfg configs/quickstart/simkd.yaml EXPERIMENT.SEED 2 SOLVER.EPOCHS 12
-  train --cfg configs/cifar100/simkd/res32x4_res8x4.yaml --dry-run
+  train --cfg configs/cifar100/simkd.yaml --dry-run
   torchrun --nproc_per_node=4 tools/train.py --cfg configs/cifar100/atsc/res32x4_res8x4.yaml
 """
 
 
 def parser():
-    words = argparse.ArgumentParser(
-        "train",
-        description="Train a student from a config file.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    words.add_argument(
-        "--cfg", required=True, metavar="FILE", help="YAML configuration, e.g. configs/quickstart/simkd.yaml"
-    )
+    words = parser_of("train", __doc__, EXAMPLES)
+    words.add_argument("--cfg", required=True, metavar="FILE", help="YAML configuration")
     again = words.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue an unfinished run exactly where it was left")
     again.add_argument("--overwrite", action="store_true", help="delete what an earlier run left in the same directory")
@@ -31,14 +23,10 @@ def parser():
 
 
 def run(args):
-    import atsc_plugin
-
-    atsc_plugin.register()
+    cfg = registered_cfg(args.cfg, args.opts)
     from atsc_plugin import build
-    from atsc_plugin.config import load_cfg
     from atsc_plugin.engine import distributed
 
-    cfg = load_cfg(args.cfg, args.opts)
     with distributed.session(cfg.EXPERIMENT.DEVICE):
         return _train(args, cfg, build, distributed)
 
@@ -56,7 +44,7 @@ def _train(args, cfg, build, distributed):
     if distributed.first():
         _print_plan(build.plan(prepared))
         if args.overwrite:
-            run_files.clear(folder)
+            run_dir.clear(folder)
     build.trainer_of(prepared).train(resume=args.resume)
     return 0
 
@@ -70,7 +58,7 @@ def _finished(folder, cfg, args):
     """(True when there is nothing to do, whether there is something to resume); what is in the way is refused."""
     from atsc_plugin.commands import earlier_run
 
-    run_lock.refuse_if_held(folder)
+    run_dir.refuse_if_held(folder)
     if args.overwrite:
         return False, args.resume
     if cfg.SOLVER.TRAINER == "plugin" and (folder / "cfg.yaml").exists():
@@ -79,7 +67,7 @@ def _finished(folder, cfg, args):
         if not args.resume:
             earlier_run.refuse_unfinished(folder)
         earlier_run.say_changes(folder, cfg)
-    if args.resume and not run_files.has_checkpoint(folder):
+    if args.resume and not run_dir.has_checkpoint(folder):
         print(f"nothing to resume in {folder}: starting from the beginning", flush=True)
         return False, False
     return False, args.resume

@@ -12,49 +12,106 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from atsc_plugin.cards import LARGEST_CLASSES
+from atsc_plugin.data import pictures
 from atsc_plugin.errors import PluginError
+from atsc_plugin.untrusted import as_plugin_error, expand_user, first_line, memory_limit, open_regular, printable
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
+LONGEST_NAME = 1000  # characters of a class
 
 
 def read_npz(root):
     """Arrays train_images, train_labels, test_images, test_labels, optionally val_* and class_names."""
-    path = Path(root).expanduser()
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:  # an .npy is a bare array
-        raise PluginError(
-            f"DATASET.ROOT {path} cannot be read as .npz ({_first_line(error)}); expected a file with arrays "
-            "train_images, train_labels, test_images, test_labels (numbers only, no pickled objects)."
-        ) from error
-    splits = [split for split in SPLITS if split != "val" or {"val_images", "val_labels"} & arrays.keys()]
-    needed = [f"{split}_{kind}" for split in splits for kind in ("images", "labels")]
-    missing = [name for name in needed if name not in arrays]
-    if missing:
-        raise PluginError(f"{path} lacks {', '.join(missing)}; it has {', '.join(sorted(arrays)) or 'nothing'}.")
+    path = expand_user(root)
+    expected = "arrays train_images, train_labels, test_images, test_labels (numbers only, no pickled objects)"
+    with as_plugin_error(f"DATASET.ROOT {path} cannot be read as .npz ({{}}); expected a file with {expected}."):  # noqa: SIM117
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            arrays = _arrays(archive, path)
     splits = {s: (arrays[f"{s}_images"], arrays[f"{s}_labels"]) for s in SPLITS if f"{s}_images" in arrays}
-    for name, (images, labels) in splits.items():
-        _check_shape(path, name, images, labels)
-    names = [str(name) for name in arrays["class_names"]] if "class_names" in arrays else []
-    return splits, names
+    return splits, _names(arrays["class_names"], path) if "class_names" in arrays else []
+
+
+def _arrays(archive, path):
+    """{name: array} of those that are needed. The header of each is checked before memory is asked for its content."""
+    entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+    splits = [split for split in SPLITS if split != "val" or {"val_images", "val_labels"} & entries.keys()]
+    needed = [f"{split}_{kind}" for split in splits for kind in ("images", "labels")]
+    missing = [name for name in needed if name not in entries]
+    if missing:
+        held = printable(_some(sorted(entries))) if entries else "nothing"
+        raise PluginError(f"{path} lacks {', '.join(missing)}; it has {held}.")
+    wanted = [*needed, *({"class_names"} & entries.keys())]
+    headers = {name: _header(archive, entries[name], path) for name in wanted}
+    for split in splits:
+        _check_shape(path, split, headers[f"{split}_images"], headers[f"{split}_labels"])
+    total = sum(np.dtype(dtype).itemsize * int(np.prod(shape, dtype=object)) for shape, dtype in headers.values())
+    if total > memory_limit():
+        raise PluginError(f"{path} has {total:,} bytes of arrays, more than half of this machine's memory.")
+    arrays = {}
+    for name in wanted:
+        with archive.open(entries[name]) as file:
+            arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+    for name in wanted:
+        if name.endswith("_labels"):
+            arrays[name] = _whole_labels(arrays[name], name, path)
+    return arrays
+
+
+def _header(archive, entry, path):
+    """(shape, dtype) of one array, refused where its content is not as long as it says."""
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{entry.filename} has the array format {version}")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        length = entry.file_size - file.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{entry.filename} holds pickled objects")
+    if dtype.itemsize * int(np.prod(shape, dtype=object)) != length:
+        raise ValueError(f"{entry.filename} says {dtype} {shape}, and {length:,} bytes follow")
+    return shape, dtype
+
+
+def _whole_labels(labels, name, path):
+    """Labels as int64; those that are no number of a class are refused before anything counts up to them."""
+    highest = int(labels.max())
+    if highest >= LARGEST_CLASSES:
+        place = int(labels.argmax())
+        raise PluginError(
+            f"{path}: {name} has {highest} at {place}; expected classes numbered from 0, at most {LARGEST_CLASSES:,}."
+        )
+    return labels.astype(np.int64)
+
+
+def _names(names, path):
+    """The class names as text that can be shown; bytes are taken as UTF-8."""
+    if names.ndim != 1 or len(names) > LARGEST_CLASSES or names.dtype.kind not in "USiu":
+        raise PluginError(f"{path}: class_names is {names.dtype} {names.shape}; expected a list of names.")
+    if names.dtype.kind in "US" and names.dtype.itemsize > 4 * LONGEST_NAME:
+        raise PluginError(f"{path}: class_names is {names.dtype}; expected at most {LONGEST_NAME} characters a name.")
+    return [
+        printable(name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name)[:LONGEST_NAME]
+        for name in names.tolist()
+    ]
 
 
 def _check_shape(path, name, images, labels):
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
-        got = f"{images.dtype} {images.shape}"
-        raise PluginError(f"{path}: {name}_images is {got}; expected uint8 N x H x W x 3, N > 0.")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (len(images),):
+    """Refuse what is no split, by the (shape, dtype) of its two arrays."""
+    shape, dtype = images
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        raise PluginError(f"{path}: {name}_images is {dtype} {shape}; expected uint8 N x H x W x 3, N > 0.")
+    if not np.issubdtype(labels[1], np.integer) or labels[0] != shape[:1]:
         raise PluginError(
-            f"{path}: {name}_labels is {labels.dtype} {labels.shape}; expected integers, one for each of the "
-            f"{len(images)} images."
+            f"{path}: {name}_labels is {labels[1]} {labels[0]}; expected integers, one for each of the {shape[0]} "
+            "images."
         )
 
 
 def read_folder(root, image_size):
     """train/ and val/ or test/, each with a folder a class, decoded into memory; resized when a size is asked for."""
-    root = Path(root).expanduser()
+    root = expand_user(root)
     present = [split for split in SPLITS if (root / split).is_dir()]
     if "train" not in present or len(present) < 2:
         raise PluginError(
@@ -62,40 +119,62 @@ def read_folder(root, image_size):
             "least one of the others, each with one folder a class."
         )
     names = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
-    if not names:
-        raise PluginError(f"{root / 'train'} has no class folders; expected one folder a class with its images.")
+    if not 1 <= len(names) <= LARGEST_CLASSES:
+        raise PluginError(
+            f"{root / 'train'} has {len(names) or 'no'} class folders; expected one folder a class with its images."
+        )
     splits = {split: _read_classes(root / split, names, image_size) for split in present}
     if "test" not in splits:  # a lone val/ is what is reported; it is then no validation split
         splits["test"] = splits.pop("val")
-    return splits, names
+    return splits, [printable(name) for name in names]
 
 
 def _read_classes(folder, names, image_size):
     foreign = sorted({path.name for path in folder.iterdir() if path.is_dir()} - set(names))
     if foreign:
         raise PluginError(f"{folder} has {len(foreign)} class folders that train/ has not: {_some(foreign)}.")
-    images, labels, unreadable, sizes = [], [], [], Counter()
-    for label, name in enumerate(names):
-        for path in sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in SUFFIXES):
-            try:
-                with Image.open(path) as opened:
-                    image = opened.convert("RGB")
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                unreadable.append(str(path.relative_to(folder.parent)))
-                continue
-            sizes[image.size] += 1
-            if image_size and image.size != (image_size, image_size):
-                image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-            images.append(np.asarray(image))
-            labels.append(label)
+    files = [
+        (label, path)
+        for label, name in enumerate(names)
+        for path in sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in pictures.SUFFIXES)
+    ]
+    if not files:
+        raise PluginError(f"{folder} holds no images ({', '.join(sorted(pictures.SUFFIXES))}) in its class folders.")
+    unreadable, sizes = [], Counter()
+    for _, path in files:  # sizes first: what has no place in memory is told before it is decoded
+        try:
+            sizes[pictures.size_of(path)] += 1
+        except pictures.Unreadable as error:
+            unreadable.append((path, error))
+    _check_sizes(folder, sizes, image_size)
+    images, labels = [], []
+    for label, path in files if not unreadable else ():
+        try:
+            image = pictures.decoded(path)
+        except pictures.Unreadable as error:
+            unreadable.append((path, error))
+            continue
+        if image_size and image.size != (image_size, image_size):
+            image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        images.append(np.asarray(image))
+        labels.append(label)
     if unreadable:
-        raise PluginError(f"{folder}: {len(unreadable)} unreadable images: {_some(unreadable)}. Repair or remove them.")
-    if not images:
-        raise PluginError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}) in its class folders.")
-    if len({image.shape for image in images}) > 1:
-        told = ", ".join(f"{count} of {w}x{h}" for (w, h), count in sizes.most_common(3))
-        raise PluginError(f"{folder}: mixed image sizes ({told}); set DATASET.IMAGE_SIZE and all are resized to it.")
+        lines = [f"{path.relative_to(folder.parent)}: {error}" for path, error in unreadable]
+        raise PluginError(f"{folder}: {len(lines)} unreadable images: {_some(lines)}. Repair or remove them.")
     return np.stack(images), np.array(labels, dtype=np.int64)
+
+
+def _check_sizes(folder, sizes, image_size):
+    """Refuse a mixture that is not to be resized, and more pixels than there is memory for."""
+    if len(sizes) > 1 and not image_size:
+        most = ", ".join(f"{count} of {w}x{h}" for (w, h), count in sizes.most_common(3))
+        raise PluginError(f"{folder}: mixed image sizes ({most}); set DATASET.IMAGE_SIZE and all are resized to it.")
+    needed = 3 * sum(count * (image_size * image_size or w * h) for (w, h), count in sizes.items())
+    if needed > memory_limit():
+        raise PluginError(
+            f"{folder}: its images take {needed:,} bytes, more than half of this machine's memory. Set a smaller "
+            "DATASET.IMAGE_SIZE."
+        )
 
 
 def read_cifar10(root, download):
@@ -106,7 +185,7 @@ def read_cifar10(root, download):
         sets = {split: CIFAR10(root, train=split == "train", download=download) for split in ("train", "test")}
     except (RuntimeError, OSError, pickle.UnpicklingError) as error:
         raise PluginError(
-            f"CIFAR-10 is not in {Path(root) / CIFAR10.base_folder} ({_first_line(error)}). Unpack "
+            f"CIFAR-10 is not in {Path(root) / CIFAR10.base_folder} ({first_line(error)}). Unpack "
             "cifar-10-python.tar.gz there (from https://www.cs.toronto.edu/~kriz/cifar.html), name its folder with "
             "DATASET.ROOT, or set DATASET.DOWNLOAD True."
         ) from error
@@ -117,7 +196,7 @@ def read_cifar10(root, download):
 def check_labels(splits, names, source):
     """The number of classes; labels out of range are refused, classes without a training image are said aloud."""
     highest = max(int(labels.max()) for _, labels in splits.values())
-    classes = len(names) or highest + 1
+    classes = len(names) or max(highest, 0) + 1
     for split, (_, labels) in splits.items():
         outside = np.flatnonzero((labels < 0) | (labels >= classes))
         if len(outside):
@@ -135,7 +214,3 @@ def check_labels(splits, names, source):
 
 def _some(names):
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

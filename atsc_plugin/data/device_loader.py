@@ -5,25 +5,43 @@ and normalised there. Training batches are mdistiller's tuples (image, target, i
 target).
 """
 
-import torch
-import torch.nn.functional as F
+from collections.abc import Iterator, Sequence
 
-from atsc_plugin.data.sharing import share, steps_of
+import torch
+
 from atsc_plugin.seeds import stream
 
 
-def padded_pixels(images, padding):
+def steps_of(count: int, batch_size: int, world: int = 1) -> int:
+    """Batches of an epoch of `count` images."""
+    whole, rest = divmod(count, batch_size)
+    return whole + (rest >= world)
+
+
+def share(number: int, count: int, batch_size: int, rank: int = 0, world: int = 1) -> slice:
+    """The slice of the epoch's order that one rank takes of batch `number`."""
+    start = number * batch_size
+    each = (min(start + batch_size, count) - start) // world
+    return slice(start + rank * each, start + (rank + 1) * each)
+
+
+def padded_pixels(images: torch.Tensor, padding: int) -> torch.Tensor:
     """uint8 N x 3 x H x W -> N x (H + 2 padding) x (W + 2 padding) x 3, zeros around, as RandomCrop pads."""
-    return F.pad(images, [padding] * 4).permute(0, 2, 3, 1).contiguous()
+    count, channels, height, width = images.shape
+    pixels = images.new_zeros(count, height + 2 * padding, width + 2 * padding, channels)
+    pixels[:, padding : padding + height, padding : padding + width] = images.permute(0, 2, 3, 1)  # one copy, in place
+    return pixels
 
 
-def crop(pixels, index, tops, lefts, size):
+def crop(
+    pixels: torch.Tensor, index: torch.Tensor, tops: torch.Tensor, lefts: torch.Tensor, size: Sequence[int]
+) -> torch.Tensor:
     """The windows of `size` at (top, left) of the padded images `index`: n x 3 x H x W, in one gather."""
     windows = pixels.unfold(1, size[0], 1).unfold(2, size[1], 1)  # a view: N x tops x lefts x 3 x H x W
     return windows.permute(0, 1, 2, 4, 5, 3)[index, tops, lefts].permute(0, 3, 1, 2)
 
 
-def mirror(images, chosen):
+def mirror(images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """n x 3 x H x W with the chosen images flipped left to right."""
     return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
@@ -36,7 +54,18 @@ class DeviceLoader:
     """
 
     def __init__(
-        self, images, labels, batch_size, mean, std, device="cpu", seed=None, padding=0, flip=False, rank=0, world=1
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str = "cpu",
+        seed: int | None = None,
+        padding: int = 0,
+        flip: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ):
         self.size = images.shape[2:]
         self.pixels = padded_pixels(images, padding).to(device)
@@ -59,14 +88,14 @@ class DeviceLoader:
     def __len__(self):
         return steps_of(len(self.labels), self.batch_size, self.world)
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         """The next pass is epoch `epoch`; without this call passes count up from zero."""
         self.epoch = epoch
 
     def __iter__(self):
         return self.batches_from(0)
 
-    def batches_from(self, first):
+    def batches_from(self, first: int) -> Iterator:
         """The pass without its first `first` batches, which are neither gathered nor cropped; the rest is the same."""
         if self.seed is None:
             yield from self.in_order(torch.arange(len(self.labels))[first * self.batch_size :])
@@ -80,7 +109,7 @@ class DeviceLoader:
                 images = mirror(images, flips[mine])
             yield self._normalised(images), self.labels[order[mine]], order[mine]
 
-    def in_order(self, index):
+    def in_order(self, index: torch.Tensor) -> Iterator:
         """Evaluation batches of the images `index`, as they are."""
         for part in index.to(self.pixels.device).split(self.batch_size):
             yield self._normalised(self.images[part]), self.labels[part]

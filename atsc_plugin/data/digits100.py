@@ -4,12 +4,21 @@ Every image shows two real handwritten digits from scikit-learn's load_digits, t
 It is meant for quickstarts and tests: a teacher and its students train in minutes on two CPU cores.
 It is a toy: nothing about photographs or CIFAR-100 follows from it, a ranking of methods found on it need not hold
 elsewhere, and with some hundred source digits behind a split a difference of a point or two means little.
+Composing takes seconds and imports scikit-learn and SciPy; `cached_digits100` does it once a recipe and user.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+from importlib import metadata
+from pathlib import Path
+
 import numpy as np
-from scipy import ndimage
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from atsc_plugin.files import whole_file
 
 CLASS_NAMES: tuple[str, ...] = tuple(f"{number:02d}" for number in range(100))
 
@@ -42,6 +51,7 @@ NOISE = 0.03  # standard deviation, the same for the three channels
 _ZOOM = 8  # the sources are enlarged this much once, after which the nearest pixel is exact enough
 _BORDER = 2  # source pixels of empty ground round every source digit
 _CHUNK = 500  # images drawn at a time; larger chunks leave the processor's cache and take longer
+_MOST = 1_000_000  # images a split: 3 GB, all of them in memory
 _PER_LAYER = 12  # random numbers of a layer: form 0-2, source digit 3, opacity 4, colour 5-7, shift 8-9, place 10-11
 
 
@@ -62,11 +72,17 @@ def load_sources() -> tuple[np.ndarray, np.ndarray]:
     return (images.reshape(-1, 8, 8) / 16).astype(np.float32), labels.astype(np.int64)
 
 
+def _zoom_matrix(count: int, factor: float, order: int, mode: str) -> np.ndarray:
+    """A zoom of `count` pixels along one axis. It is linear, so that the zoom of the identity is its matrix."""
+    from scipy import ndimage  # a fifth of a second that a cached set does not wait for
+
+    return ndimage.zoom(np.eye(count), (factor, 1), order=order, mode=mode, grid_mode=True).astype(np.float32)
+
+
 def _enlarge(greys: np.ndarray) -> np.ndarray:
-    """The sources enlarged by _ZOOM with crisper strokes. A zoom is linear: that of the identity is its matrix."""
+    """The sources enlarged by _ZOOM with crisper strokes."""
     padded = np.pad(greys, ((0, 0), (_BORDER, _BORDER), (_BORDER, _BORDER)))
-    identity = np.eye(padded.shape[1])
-    matrix = ndimage.zoom(identity, (_ZOOM, 1), order=3, mode="grid-constant", grid_mode=True).astype(np.float32)
+    matrix = _zoom_matrix(padded.shape[1], _ZOOM, 3, "grid-constant")
     return np.clip(1.6 * (matrix @ padded @ matrix.T) - 0.25, 0, 1)
 
 
@@ -125,8 +141,7 @@ def _pair_places(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
 
 def _ground(unit: np.ndarray) -> np.ndarray:
     """Soft blobs of colour (n x 32 x 32 x 3) from unit (n x 3 x cells x cells, 0..1)."""
-    identity = np.eye(GROUND_CELLS)
-    blend = ndimage.zoom(identity, (SIDE / GROUND_CELLS, 1), order=1, mode="nearest", grid_mode=True).astype(np.float32)
+    blend = _zoom_matrix(GROUND_CELLS, SIDE / GROUND_CELLS, 1, "nearest")
     blobs = blend @ _between(unit, GROUND).astype(np.float32) @ blend.T
     return np.ascontiguousarray(blobs.transpose(0, 2, 3, 1))
 
@@ -168,16 +183,17 @@ def _draw(
     return np.clip(canvas * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
+def _labels(count: int) -> np.ndarray:
+    return np.arange(count, dtype=np.int64) % 100
+
+
 def digits100(train: int, val: int, test: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Images (N x 32 x 32 x 3 uint8) and labels (N, int64: 10 * left + right) of "train", "val" and "test".
 
     Label i is i % 100: shuffle before training. A split depends on the seed and on its own size alone, and its first
     images are those of any smaller size. Another machine or NumPy may round a few pixels to the next grey.
     """
-    sizes = {"train": train, "val": val, "test": test}
-    for name, count in sizes.items():
-        if count < 1:
-            raise ValueError(f"digits100: got {name}={count}; expected at least 1 image")
+    sizes = _checked_sizes(train, val, test)
     greys, digit_of = load_sources()
     atlas = _enlarge(greys)
     blocks = source_blocks(len(greys))
@@ -186,7 +202,81 @@ def digits100(train: int, val: int, test: int, seed: int) -> dict[str, tuple[np.
         low, high = blocks[name]
         pools = [low + np.flatnonzero(digit_of[low:high] == digit) for digit in range(10)]
         rng, noise_rng = (np.random.Generator(np.random.PCG64(child)) for child in stream.spawn(2))
-        labels = np.arange(count, dtype=np.int64) % 100
+        labels = _labels(count)
         chunks = [_draw(atlas, pools, labels[i : i + _CHUNK], rng, noise_rng) for i in range(0, count, _CHUNK)]
         splits[name] = (np.concatenate(chunks), labels)
     return splits
+
+
+def _checked_sizes(train: int, val: int, test: int) -> dict[str, int]:
+    sizes = {"train": train, "val": val, "test": test}
+    for name, count in sizes.items():
+        if not 1 <= count <= _MOST:
+            bound = "at least 1 image" if count < 1 else f"at most {_MOST:,} images, for they lie in memory"
+            raise ValueError(f"digits100: got {name}={count}; expected {bound}")
+    return sizes
+
+
+# ---- The cache: one file a combination of sizes and seed, which a newer recipe overwrites. ----
+
+
+def cache_folder() -> Path:
+    """Where composed sets are kept: below XDG_CACHE_HOME, else ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "atsc_plugin"
+
+
+def cached_digits100(train: int, val: int, test: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`digits100`, composed by the first call of a user and read from the cache by the others, bit for bit the same.
+
+    A cached file of another recipe, or whose content is not what was written, is composed anew. Where nothing can be
+    written (a read-only or full disk) every call composes.
+    """
+    sizes, recipe = _checked_sizes(train, val, test), _recipe()
+    try:
+        path = cache_folder() / f"digits100-{train}-{val}-{test}-{seed}.safetensors"
+    except RuntimeError:  # no home folder
+        return digits100(train, val, test, seed)
+    if images := _read_cache(path, sizes, recipe):
+        return {name: (array, _labels(len(array))) for name, array in images.items()}
+    splits = digits100(train, val, test, seed)
+    images = {name: pair[0] for name, pair in splits.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(save(images, {"recipe": recipe, "content": _content(images)}))
+    except OSError:
+        pass  # the set is here all the same
+    return splits
+
+
+def _recipe() -> str:
+    """A hash of all that decides the pixels besides sizes and seed: this file and the libraries that draw."""
+    parts = [Path(__file__).read_text(encoding="utf-8")]
+    for name in ("numpy", "scipy", "scikit-learn"):
+        try:
+            parts.append(metadata.version(name))
+        except metadata.PackageNotFoundError:
+            parts.append("absent")  # `digits100` says what to install
+    return hashlib.blake2b("\n".join(parts).encode()).hexdigest()
+
+
+def _content(images: dict[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b()
+    for array in images.values():
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def _read_cache(path: Path, sizes: dict[str, int], recipe: str) -> dict[str, np.ndarray] | None:
+    """The images of every split, None where the file is absent, of another recipe, or damaged."""
+    try:
+        with safe_open(path, framework="np") as file:
+            written = file.metadata() or {}
+            if written.get("recipe") != recipe:
+                return None
+            images = {name: file.get_tensor(name) for name in sizes}
+    except (OSError, SafetensorError):
+        return None
+    whole = all(images[name].shape == (count, SIDE, SIDE, 3) for name, count in sizes.items())
+    return images if whole and _content(images) == written.get("content") else None

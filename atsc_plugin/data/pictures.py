@@ -4,16 +4,33 @@ Pixels are uint8 N x H x W x 3, RGB, as image libraries have them; `normalised` 
 N x 3 x H x W that networks take, by the same arithmetic as the loaders: (pixel / 255 - mean) / std.
 """
 
-from pathlib import Path
+import warnings
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
 
-from atsc_plugin.data.arrays import SUFFIXES
 from atsc_plugin.errors import PluginError
+from atsc_plugin.untrusted import expand_user, first_line, open_regular
 
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
+# Pillow goes by a file's content, not by its name, and for some formats (EPS) it starts another program.
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
+LARGEST = 110_000_000  # pixels of a file; cameras have up to 108 million
 # Data sets whose evaluation cuts the middle out of a larger image: shorter side before the cut, over the side after.
 ENLARGED = {"imagenet": 256 / 224}
+# EXIF's orientation: what brings the image upright.
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TO_EIGHT_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
 class Unreadable(Exception):
@@ -23,7 +40,7 @@ class Unreadable(Exception):
 def find(paths):
     """Image files named by files and folders, in order; a folder stands for all images below it, sorted."""
     found = []
-    for path in (Path(name).expanduser() for name in paths):
+    for path in map(expand_user, paths):
         inside = path.rglob("*") if path.is_dir() else [path]
         files = [file for file in inside if file.suffix.lower() in SUFFIXES or not path.is_dir()]
         found += sorted(file for file in files if not file.is_dir())
@@ -34,14 +51,73 @@ def find(paths):
 
 def read(path, card):
     """The pixels of one file at the student's size, H x W x 3; Unreadable where there are none."""
+    return np.asarray(_fitted(decoded(path), card["image_size"], ENLARGED.get(card["dataset"], 0)))
+
+
+def decoded(path):
+    """One image file as an upright 8-bit RGB image; Unreadable, with the reason, for whatever is none.
+
+    16-bit greys are scaled to 8 bits. Floating-point pixels are refused: their range is not in the file.
+    """
+    with _image(path) as image:
+        image.load()
+        turn = UPRIGHT.get(_orientation(image))
+        colours = _eight_bits(image).convert("RGB")
+        return colours if turn is None else colours.transpose(turn)
+
+
+def as_torchvision(path):
+    """As torchvision's loader of image folders reads a file, but for what another program would have to read."""
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
+        with _image(path) as image:
+            return image.convert("RGB")
+    except Unreadable as error:
+        raise PluginError(f"{path} cannot be read as an image: {error}. Repair or remove it.") from error
+
+
+def size_of(path):
+    """(width, height) of an image file as `decoded` gives it, from its first bytes; Unreadable as there."""
+    with _image(path) as image:
+        return image.size[::-1] if _orientation(image) in (5, 6, 7, 8) else image.size
+
+
+@contextmanager
+def _image(path):
+    """The image of a file, of the named formats only: what is thrown in the block as well ends as Unreadable."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd palettes, and of sizes, which are bounded here
+            with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+                if image.width * image.height > LARGEST:
+                    raise Unreadable(f"it has {image.width} x {image.height} pixels; expected at most {LARGEST:,}")
+                yield image
     except FileNotFoundError as error:
         raise Unreadable("there is no such file") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Unreadable((str(error).splitlines() or [type(error).__name__])[0]) from error
-    return np.asarray(_fitted(image, card["image_size"], ENLARGED.get(card["dataset"], 0)))
+    except Image.UnidentifiedImageError as error:
+        raise Unreadable(f"it is no image of the kinds {', '.join(FORMATS)}") from error
+    except (Unreadable, PluginError) as error:
+        raise Unreadable(str(error)) from error
+    except Exception as error:  # decoders of damaged files throw exceptions of every kind
+        raise Unreadable(first_line(error)) from error
+
+
+def _orientation(image):
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception:  # EXIF that cannot be read says nothing; the pixels are whole all the same
+        return None
+
+
+def _eight_bits(image):
+    """A 16-bit grey image as an 8-bit one, any other as it is: round(v / 257) takes 0..65535 to 0..255."""
+    if image.mode == "F":
+        raise Unreadable("its pixels are floating-point numbers (mode F); expected 8 or 16 bits. Convert it")
+    if not image.mode.startswith("I"):
+        return image
+    low, high = image.getextrema()
+    if low < 0 or high > 65535:
+        raise Unreadable(f"its pixels (mode {image.mode}) are {low} to {high}; expected 8 or 16 bits. Convert it")
+    return Image.fromarray(TO_EIGHT_BITS[np.asarray(image)])
 
 
 def _fitted(image, side, enlarged):
@@ -51,8 +127,15 @@ def _fitted(image, side, enlarged):
     shorter = round(side * enlarged)
     scale = shorter / min(image.size)
     width, height = (max(shorter, int(length * scale)) for length in image.size)
+    if width * height > LARGEST:
+        raise Unreadable(f"it is {image.width} x {image.height} pixels, too narrow to be brought to {shorter}")
     left, top = round((width - side) / 2), round((height - side) / 2)
     return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
+
+
+def batch_of(card):
+    """How many images of the card's size are taken through the network at once: 64, fewer of large ones."""
+    return max(1, min(64, 2**22 // card["image_size"] ** 2))
 
 
 def normalised(pixels, card):

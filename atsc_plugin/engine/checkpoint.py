@@ -4,22 +4,27 @@ Every load is weights-only or safetensors: a pickle that would run code is refus
 here carries a checksum over its values, which is verified before anybody uses them.
 """
 
+import argparse
 import hashlib
 import io
 import os
 import pickle
 import sys
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from atsc_plugin.engine.layouts import PLAIN_CLASSES, network_named_in, state_of_network
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import NUMPY_NUMBERS, whole_file, write_json
+from atsc_plugin.untrusted import as_plugin_error, first_line, memory_limit, open_regular, printable
 
 CHECKSUM = "checksum"
+MOST_VALUES = 500_000  # of a checkpoint with a checksum, tensors counted as one
 UNSAFE = "ATSC_UNSAFE_LOAD"  # environment: sha256 of the files that may execute what is in them
 
 
@@ -29,23 +34,31 @@ UNSAFE = "ATSC_UNSAFE_LOAD"  # environment: sha256 of the files that may execute
 def digest(content):
     """A hash of values, not of bytes in a file: whatever reads the file, what is used is what was saved."""
     running = hashlib.blake2b(digest_size=16)
-    _feed(running, content)
+    _feed(running, content, [MOST_VALUES])
     return running.hexdigest()
 
 
-def _feed(running, value):
+def _feed(running, value, left):
+    """`left` holds how many more values there may be: lists that hold one another twice have 2 ** depth."""
+    left[0] -= 1
+    if left[0] < 0 or isinstance(value, (set, frozenset, argparse.Namespace)):
+        raise ValueError(
+            f"it has more than {MOST_VALUES:,} values" if left[0] < 0 else f"it has a {type(value).__name__}"
+        )
     if isinstance(value, torch.Tensor):
+        if value.is_meta or value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of {tuple(value.shape)} has no numbers of its own")  # a copy could be any size
         running.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
         running.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     elif isinstance(value, dict):
         running.update(f"dict {len(value)} ".encode())
         for key, entry in value.items():
             running.update(f"{key!r}: ".encode())
-            _feed(running, entry)
+            _feed(running, entry, left)
     elif isinstance(value, (list, tuple)):
         running.update(f"list {len(value)} ".encode())
         for entry in value:
-            _feed(running, entry)
+            _feed(running, entry, left)
     else:
         running.update(f"{type(value).__name__} {value!r} ".encode())
 
@@ -55,7 +68,11 @@ def _verified(content, path, required=False):
     kept = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
     if kept is None and not required:
         return content
-    if kept != digest(content):
+    with as_plugin_error(
+        f"{path} cannot be read as a checkpoint ({{}}); expected one written by a run. Use another one."
+    ):
+        found = digest(content)  # of self-references and nesting without end, too
+    if kept != found:
         what = "has no checksum" if kept is None else "is damaged: its content does not match its checksum"
         raise PluginError(f"{path} {what}; expected a whole file written by a run. Use another one.")
     return content
@@ -77,10 +94,15 @@ def save(state, path):
 
 def save_tensors(tensors, path, facts):
     """`path`.safetensors with the tensors and `path`.json with the facts to rebuild the module around them."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with whole_file(f"{path}.safetensors") as file:
-        file.write(safetensors.torch.save(plain, {CHECKSUM: digest(dict(sorted(plain.items())))}))
+    write_tensors(tensors, f"{path}.safetensors")
     write_json(facts, f"{path}.json")
+
+
+def write_tensors(tensors, path):
+    """A .safetensors file, whole, with a checksum in its header."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with whole_file(path) as file:
+        file.write(safetensors.torch.save(plain, {CHECKSUM: digest(dict(sorted(plain.items())))}))
 
 
 # ---- reading ----
@@ -88,14 +110,11 @@ def save_tensors(tensors, path, facts):
 
 def load_tensors(path):
     """{name: tensor} of a .safetensors file."""
-    try:
+    with as_plugin_error(f"{path} is not a readable safetensors file ({{}}); expected one written by a run."):
+        open_regular(path).close()
         with safe_open(path, "pt") as file:
             kept = (file.metadata() or {}).get(CHECKSUM)
         tensors = safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise PluginError(
-            f"{path} is not a readable safetensors file ({error}); expected one written by a run."
-        ) from error
     tensors = dict(sorted(tensors.items()))
     return _verified(tensors if kept is None else {**tensors, CHECKSUM: kept}, path)
 
@@ -106,6 +125,7 @@ def load(path, checked=False):
         raise PluginError(f"There is no checkpoint file {path}; expected one written by torch.save. Check the path.")
     if str(path).endswith(".safetensors"):
         return load_tensors(path)
+    _refuse_bomb(path)
     try:
         with torch.serialization.safe_globals([*NUMPY_NUMBERS, *PLAIN_CLASSES]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -113,10 +133,18 @@ def load(path, checked=False):
         content = _trusted(path, error)
     except Exception as error:  # a truncated zip, a text file, a lost permission: torch throws many kinds
         raise PluginError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {_first_line(error)}); expected a file "
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {first_line(error)}); expected a file "
             "written by torch.save. Fetch or write it again."
         ) from error
     return _verified(content, path, required=checked)
+
+
+def _refuse_bomb(path):
+    """torch.save compresses nothing, but torch.load unpacks what somebody else compressed, whatever its size."""
+    with suppress(OSError, zipfile.BadZipFile, ValueError, NotImplementedError), zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+        if size > max(memory_limit(), os.path.getsize(path)):
+            raise PluginError(f"{path} would unpack to {size:,} bytes, more than half of this machine's memory.")
 
 
 def _trusted(path, error):
@@ -124,10 +152,10 @@ def _trusted(path, error):
     content = Path(path).read_bytes()
     name = hashlib.sha256(content).hexdigest()
     if name not in os.environ.get(UNSAFE, "").split(","):
-        reasons = [line.strip() for line in str(error).splitlines() if "unsupported" in line.lower()]
+        reasons = [line.strip()[:160] for line in str(error).splitlines() if "unsupported" in line.lower()]
         raise PluginError(
             f"{path} was not loaded: it is no plain checkpoint, and reading it might run code "
-            f"({(reasons or ['not a pickle of tensors'])[0][:160]}). Expected tensors, numbers and text only. If you "
+            f"({printable([*reasons, 'not a pickle of tensors'][0])}). Expected tensors, numbers and text only. If you "
             "trust its source, load it there and save its state_dict() again; or, to load it here and RUN WHAT IS IN "
             f"IT, put {UNSAFE}={name} into the environment."
         ) from error
@@ -135,11 +163,7 @@ def _trusted(path, error):
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
     except Exception as broken:  # even a trusted file may not load
-        raise PluginError(f"{path} cannot be loaded ({type(broken).__name__}: {_first_line(broken)}).") from broken
-
-
-def _first_line(error):
-    return (str(error).splitlines() or ["no detail"])[0][:160]
+        raise PluginError(f"{path} cannot be loaded ({type(broken).__name__}: {first_line(broken)}).") from broken
 
 
 def load_network(network, path, name, classes):
@@ -172,5 +196,6 @@ def load_network(network, path, name, classes):
         raise PluginError(
             f"{path} does not fit a {name}: {'; '.join(told)}.{said} Name the network the file was made with."
         )
-    network.load_state_dict(state)
+    with as_plugin_error(f"{path} does not fit a {name} ({{}}). Name the network the file was made with."):
+        network.load_state_dict(state)  # sparse, quantised or complex tensors of the right shape
     return network

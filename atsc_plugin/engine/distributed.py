@@ -6,6 +6,7 @@ Every function does the plain thing in a process that torchrun did not start, so
 import copy
 import inspect
 import os
+import sys
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import reduce
@@ -29,13 +30,18 @@ _side = None  # the ranks' group on the CPU
 
 @contextmanager
 def session(wanted="auto"):
-    """Join the other ranks for the length of a block; nothing happens where WORLD_SIZE is 1 or absent."""
+    """Join the other ranks for the length of a block; nothing happens where WORLD_SIZE is 1 or absent.
+
+    After an error the group is not destroyed: NCCL's teardown can wait 30 minutes for ranks that do not come. Whoever
+    reports the error ends the process by `leave`.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
     _join(wanted)
     try:
         yield
+        dist.destroy_process_group()
     except RuntimeError as error:
         if not _lost_the_others(error):
             raise
@@ -43,9 +49,14 @@ def session(wanted="auto"):
             f"rank {rank()} lost the other ranks ({str(error).splitlines()[0][:120]}); the reason stands with the rank "
             "that ended first."
         ) from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+
+
+def leave(status):
+    """End this process at once where it failed among several ranks; else return, so that it ends as usual."""
+    if status and dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _join(wanted):
@@ -122,7 +133,7 @@ def device_of(wanted):
     return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
-# ---- telling and adding up ----
+# ---- values of all ranks ----
 
 
 def from_first(make):
@@ -136,19 +147,19 @@ def from_first(make):
         except PluginError as error:
             answer = [(None, str(error))]
     dist.broadcast_object_list(answer, src=0)
-    value, told = answer[0]
-    if told is not None:
-        raise PluginError(told)
+    value, message = answer[0]
+    if message is not None:
+        raise PluginError(message)
     return value
 
 
-def in_turns(parts):
-    """The ranks' lists merged as part_of dealt the batches out: rank 0's first, rank 1's first, ..., their second."""
+def in_turns(entries):
+    """The ranks' lists merged as share_of dealt the batches out: rank 0's first, rank 1's first, ..., their second."""
     if world() == 1:
-        return parts
+        return entries
     lists = [None] * world()
-    dist.all_gather_object(lists, parts)
-    return [part for row in zip_longest(*lists) for part in row if part is not None]
+    dist.all_gather_object(lists, entries)
+    return [entry for row in zip_longest(*lists) for entry in row if entry is not None]
 
 
 def total(tensor, least=False):
@@ -158,12 +169,12 @@ def total(tensor, least=False):
     return tensor
 
 
-def part_of(loader):
+def share_of(loader):
     """This rank's batches of an evaluation loader: every world()-th. A DataLoader decodes no others."""
     if world() == 1:
         return loader
-    if hasattr(loader, "of_part"):
-        return loader.of_part(part_of)
+    if hasattr(loader, "share_by"):
+        return loader.share_by(share_of)
     if not isinstance(loader, DataLoader):
         return islice(loader, rank(), None, world())
     batches = list(loader.batch_sampler)[rank() :: world()]
@@ -172,16 +183,99 @@ def part_of(loader):
     )
 
 
+def sum_of(*counts):
+    """Whole numbers summed over ranks, on every rank."""
+    if world() == 1:
+        return [int(count) for count in counts]
+    numbers = torch.tensor([int(count) for count in counts])
+    dist.all_reduce(numbers, group=side_group())
+    return numbers.tolist()
+
+
+def on_the_first(*counts):
+    """Rank 0 keeps the totals, the other ranks zeros, so that the next sum does not count twice."""
+    return counts if first() else [0] * len(counts)
+
+
+def gathered(state):
+    """The states of all ranks on the first, in the ranks' order; elsewhere its own. Tensors must lie on the CPU."""
+    if world() == 1:
+        return [state]
+    states = [None] * world() if first() else None
+    dist.gather_object(state, states, dst=0, group=side_group())
+    return states or [state]
+
+
+def wait_for_all():
+    """Until every rank is here."""
+    if world() > 1:
+        dist.barrier(group=side_group())
+
+
+class MaxOfRanks:
+    """Small numbers whose maximum over ranks is known without waiting: sent now, read in the next call.
+
+    The ranks must send and read equally often, in the same places. In a training loop the answer has arrived by then:
+    the gradients of the step in between could not be added up before every rank had sent.
+    """
+
+    def __init__(self):
+        self.sent = None  # (the operation under way, the tensor in which the maxima arrive)
+
+    def read(self, count):
+        """The maxima of what was sent in the call before: `count` zeros at first."""
+        if self.sent is None:
+            return [0] * count
+        (work, numbers), self.sent = self.sent, None
+        work.wait()
+        return numbers.tolist()
+
+    def send(self, *numbers):
+        """Send this rank's numbers; `read` has the maxima next time."""
+        numbers = torch.tensor(numbers)
+        work = dist.all_reduce(numbers, dist.ReduceOp.MAX, group=side_group(), async_op=True)
+        self.sent = work, numbers
+
+
+# ---- batch norm ----
+
+
+def _bn_statistics(module):
+    """[(name, buffer)] of BN's running statistics; buffers that no checkpoint has are none of them."""
+    stored = module.state_dict(keep_vars=True)
+    return [(name, each) for name, each in module.named_buffers() if name in stored and each.is_floating_point()]
+
+
+@torch.no_grad()
+def average_bn(module):
+    """After an epoch, BN's running statistics become their mean over ranks; inside it each rank keeps its own."""
+    if world() > 1:
+        for _, buffer in _bn_statistics(module):
+            total(buffer).div_(world())
+
+
+def own_bn(module):
+    """{name: copy on the CPU} of what differs from rank to rank inside an epoch; empty where one process works."""
+    return {name: buffer.to("cpu", copy=True) for name, buffer in _bn_statistics(module)} if world() > 1 else {}
+
+
+@torch.no_grad()
+def load_bn(module, ranks):
+    """Put back what own_bn gave, of several ranks the mean; of one process the module's state has it."""
+    for name, buffer in _bn_statistics(module):
+        if name in ranks[0]:
+            buffer.copy_(torch.stack([each[name] for each in ranks]).mean(0))
+
+
 # ---- gradients ----
 
 
-def wrapped(distiller, inputs, moving):
+def wrapped(distiller, inputs, moving, idle_later=False):
     """The distiller in DDP, through whose forward it must be called; itself where there is one rank.
 
-    theta_0 (buffers that no checkpoint has) is neither broadcast nor reduced, nor is a parameter that is not among the
-    `moving` ones: the host's KD and others leave their teacher's gradients on. What may rest, such as a teacher that
-    warms up, keeps its place: DDP looks for it in every step, which is paid for only where the first batch shows it or
-    the distiller says that something `rests_later`.
+    Buffers that no checkpoint has (theta_0) are neither broadcast nor reduced, nor is a parameter that is not among the
+    `moving` ones: the host's KD and others leave their teacher's gradients on. Parameters that may get no gradient (a
+    teacher during warm-up) stay in DDP with find_unused_parameters, only if the first batch shows some or `idle_later`.
     """
     if world() == 1:
         return distiller
@@ -191,9 +285,9 @@ def wrapped(distiller, inputs, moving):
     ignored = still + [name for name, _ in distiller.named_buffers() if name not in stored]
     ddp = nn.parallel.DistributedDataParallel
     ddp._set_params_and_buffers_to_ignore_for_model(distiller, ignored)
-    rests = getattr(distiller, "rests_later", False) or bool(set(resting(distiller, inputs)) - set(still))
+    idle = idle_later or bool(set(idle_parameters(distiller, inputs)) - set(still))
     kept = [buffer.clone() for buffer in distiller.buffers()]
-    module = ddp(distiller, **{_buffers_key(ddp): False}, find_unused_parameters=rests)
+    module = ddp(distiller, **{_buffers_key(ddp): False}, find_unused_parameters=idle)
     for buffer, own in zip(distiller.buffers(), kept, strict=True):
         buffer.copy_(own)  # DDP begins with rank 0's; a run that goes on inside an epoch has each rank's own
     if world() > 2 and next(distiller.parameters()).device.type == "cpu":
@@ -208,31 +302,31 @@ def _mean_in_order(_, bucket):
     continuation would differ in the last digit. On a CPU that is worth sending ranks - 1 gradients in place of 2.
     """
     own = bucket.buffer()
-    parts = [torch.empty_like(own) for _ in range(world())]
-    sent = dist.all_gather(parts, own, async_op=True).get_future()
-    return sent.then(lambda _: reduce(torch.add, parts).div_(world()))
+    each = [torch.empty_like(own) for _ in range(world())]
+    sent = dist.all_gather(each, own, async_op=True).get_future()
+    return sent.then(lambda _: reduce(torch.add, each).div_(world()))
 
 
 def _buffers_key(ddp):
-    """DDP's word for sending rank 0's buffers around before every forward pass; torch renamed it."""
-    words = inspect.signature(ddp.__init__).parameters
-    return "forward_sync_buffers" if "forward_sync_buffers" in words else "broadcast_buffers"
+    """DDP's name for sending rank 0's buffers around before every forward pass; torch renamed it."""
+    names = inspect.signature(ddp.__init__).parameters
+    return "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
 
 
-def resting(distiller, inputs):
+def idle_parameters(distiller, inputs):
     """Names of learning parameters that get no gradient from this batch; tried on a copy, which is thrown away."""
     trial = copy.deepcopy(distiller).train()
     with torch.random.fork_rng(devices=[]):
         losses = trial(**inputs)[1]
     learning = {name: p for name, p in trial.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(
-        sum(part.mean() for part in losses.values()), list(learning.values()), allow_unused=True
+        sum(term.mean() for term in losses.values()), list(learning.values()), allow_unused=True
     )
     return [name for name, gradient in zip(learning, gradients, strict=True) if gradient is None]
 
 
-def quiet(module):
-    """The block in which DDP does not reduce yet: all parts of a batch but the last."""
+def without_reduction(module):
+    """The block in which DDP does not reduce yet: all micro-batches but the last."""
     return module.no_sync() if hasattr(module, "no_sync") else nullcontext()
 
 

@@ -56,7 +56,7 @@ def _tensors(checkpoint):
     if not isinstance(checkpoint, dict):
         return {}
     state = next((checkpoint[key] for key in STATES if isinstance(checkpoint.get(key), dict)), checkpoint)
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
 
 
 def _under(names, prefixes):

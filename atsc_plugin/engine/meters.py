@@ -7,9 +7,12 @@ import torch
 
 from atsc_plugin.engine import distributed
 from atsc_plugin.engine.evaluate import correct
-from atsc_plugin.engine.nonfinite import NotFinite
 
 GRADIENT = "the gradient"
+
+
+class NotFinite(ArithmeticError):
+    """A loss term, a gradient or a weight is NaN or infinite; the message names it."""
 
 
 class Meters:
@@ -24,10 +27,10 @@ class Meters:
     def add(self, losses, logits, target, finite_gradients=None):
         count = len(target)
         self.steps += 1
-        for name, part in losses.items():
-            part = part.detach()
-            self.losses[name] = self.losses.get(name, 0) + part.double() * count
-            self._watch(name, torch.isfinite(part))
+        for name, term in losses.items():
+            term = term.detach()
+            self.losses[name] = self.losses.get(name, 0) + term.double() * count
+            self._watch(name, torch.isfinite(term))
         if finite_gradients is not None:
             self._watch(GRADIENT, finite_gradients)
         self.hits += correct(logits, target, 1)
@@ -93,11 +96,11 @@ class Meters:
         if since[name] == math.inf:
             return
         if name == GRADIENT:
-            raise NotFinite(f"the gradient is not finite since step {since[name]:.0f}, though every loss part was")
-        raise NotFinite(f"loss part '{name}' is {self.losses[name].item()} since step {since[name]:.0f}")
+            raise NotFinite(f"the gradient is not finite since step {since[name]:.0f}, though every loss term was")
+        raise NotFinite(f"loss term '{name}' is {self.losses[name].item()} since step {since[name]:.0f}")
 
     def means(self):
-        """Mean of each loss part over the images so far."""
+        """Mean of each loss term over the images so far."""
         self.check()
         return {name: (total / self.images).item() for name, total in self.losses.items()}
 

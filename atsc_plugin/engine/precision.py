@@ -1,14 +1,25 @@
-"""SOLVER.AMP: the number format in which the networks compute. Weights, losses and the optimizer stay fp32."""
+"""SOLVER.AMP and SOLVER.COMPILE: the number format of the networks, and their compilation.
 
+Weights, losses and the optimizer stay fp32. Evaluation runs uncompiled, since its shapes and modes differ.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from atsc_plugin.distillers.parts import full
-from atsc_plugin.distillers.teacher_list import networks_of
+from atsc_plugin.contract import Contract
 from atsc_plugin.errors import PluginError
+from atsc_plugin.losses import full
 
-NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+RECORDS_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True)
@@ -20,18 +31,26 @@ class Precision:
     scaler: torch.amp.GradScaler | None = None
 
     @property
-    def name(self):
-        return {None: "none", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+    def name(self) -> str:
+        """What the run computes in, as result.json has it."""
+        return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
 
-    def autocast(self):
+    def autocast(self) -> torch.autocast:
         """The block in which a distiller's forward runs."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def backward(self, loss):
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
+    def overflows_always(self) -> bool:
+        """Whether fp16's loss scale has fallen below 1: the gradients are infinite, scaled or not. Waits for the GPU.
+
+        Single infinite gradients are how the scaler finds its scale: it leaves such a step out and halves the scale.
+        """
+        return self.scaler is not None and self.scaler.get_scale() < 1
+
     def move(self, optimizer, parameters, clip_norm):
-        """The optimizer's step, the whole gradient cut to clip_norm where that is positive; nothing waits."""
+        """The optimizer's step, the whole gradient clipped to clip_norm where that is positive; nothing waits."""
         if self.scaler is not None and clip_norm:
             self.scaler.unscale_(optimizer)
         if clip_norm:
@@ -43,37 +62,83 @@ class Precision:
             self.scaler.update()
 
 
-def precision_of(wanted, device, second_step=False):
-    """SOLVER.AMP on this device; a format that the device cannot run is refused, and `auto` never is."""
+def precision_of(wanted: str, device: torch.device, second_step: str = "") -> Precision:
+    """SOLVER.AMP on this device; a format that the device cannot run is refused, and `auto` never is.
+
+    `second_step` is the reason why a method makes two steps a batch, which are defined in fp32 only.
+    """
     if wanted == "auto":
         wanted = "bf16" if device.type == "cuda" and _has_bf16() and not second_step else "none"
     if wanted == "none":
         return Precision(device)
     if second_step:
-        raise PluginError(
-            f"SOLVER.AMP is {wanted}, but the distiller makes a second step a batch, which is defined in fp32 only "
-            "(ATSC.UPDATE published). Use SOLVER.AMP none, or ATSC.UPDATE fused."
-        )
+        raise PluginError(f"SOLVER.AMP is {wanted}, but {second_step}, defined in fp32 only. Use SOLVER.AMP none.")
     if wanted == "fp16" and device.type != "cuda":
         raise PluginError(f"SOLVER.AMP fp16 needs a CUDA device; this run is on {device}. Use bf16, auto or none.")
     if device.type == "cuda" and wanted == "bf16" and not _has_bf16():
         raise PluginError(f"{torch.cuda.get_device_name(device)} has no bf16. Use SOLVER.AMP fp16, auto or none.")
-    return Precision(device, NAMES[wanted], torch.amp.GradScaler(device.type) if wanted == "fp16" else None)
+    return Precision(device, DTYPES[wanted], torch.amp.GradScaler(device.type) if wanted == "fp16" else None)
 
 
-def _has_bf16():
+def _has_bf16() -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def keep_logits_full(distiller, precision):
-    """Have student and teacher give their logits in fp32: on a CPU autocast leaves log-softmax in bf16."""
-    if precision.dtype is None:
-        return
-    for name in ("student", "teacher"):
-        for network in networks_of(getattr(distiller, name, None)):
-            if isinstance(network, torch.nn.Module):
-                network.register_forward_hook(_first_in_full)
+def slowdown_of_bf16() -> float:
+    """How many times longer a convolution takes here in bf16 than in fp32: above 1 on a CPU without bf16 units."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        layer = nn.Conv2d(32, 32, 3, padding=1, bias=False, dtype=dtype)
+        image = torch.zeros(8, 32, 16, 16, dtype=dtype)
+        with torch.no_grad():
+            layer(image)
+            started = time.perf_counter()
+            for _ in range(3):
+                layer(image)
+        seconds[dtype] = time.perf_counter() - started
+    return seconds[torch.bfloat16] / seconds[torch.float32]
+
+
+def keep_logits_full(networks: list[nn.Module], precision: Precision) -> None:
+    """Have networks give their logits in fp32: on a CPU autocast leaves log-softmax in bf16."""
+    if precision.dtype is not None:
+        for network in networks:
+            network.register_forward_hook(_first_in_full)
 
 
 def _first_in_full(_module, _inputs, output):
     return (full(output[0]), *output[1:]) if isinstance(output, tuple) else output
+
+
+# ---- compilation ----
+
+
+def compile_method(method: Contract, mode: str, device: torch.device, **options) -> list[str]:
+    """Have a method compile its networks in place; the names of those that were, [] for mode none."""
+    if mode == "none":
+        return []
+    if mode in RECORDS_GRAPHS and device.type != "cuda":
+        raise PluginError(f"SOLVER.COMPILE {mode} records CUDA graphs; this run is on {device}. Use default or none.")
+    return method.compile_networks(mode=None if mode == "default" else mode, **options)
+
+
+@contextmanager
+def compiler_errors() -> Iterator[None]:
+    """A compiler that fails inside the block ends in a message with the remedy."""
+    try:
+        yield
+    except Exception as error:
+        # The first compilation has loaded this module; until then nothing of the compiler can have failed.
+        failures = sys.modules.get("torch._dynamo.exc")
+        if failures is None or not isinstance(error, failures.TorchDynamoException):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise PluginError(
+            f"SOLVER.COMPILE cannot compile here: {reason} ... It needs a C++ compiler (CPU) or Triton "
+            "(GPU). Use SOLVER.COMPILE none."
+        ) from error
+
+
+def uncompiled(compiled: list[str]) -> AbstractContextManager:
+    """The block in which compiled networks run as they were written."""
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -3,8 +3,8 @@
 The handler only takes a note. The loop asks `check()` after every step and before every evaluated batch, where all
 state is consistent. Exit status is 128 + the signal's number, as a shell has it: 143, 130, 138.
 
-Several ranks must leave at the same step, whichever of them heard: what one heard before a check, all act upon at the
-next. That costs a step or a batch of delay and some 0.1 ms of a thread beside the loop, and waits for nobody.
+Several ranks must leave at the same step, whichever of them got the signal: a signal seen by one rank is acted on by
+all ranks at the next check. That costs a step or a batch of delay and some 0.1 ms of a thread beside the loop.
 """
 
 import os
@@ -15,10 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from atsc_plugin.engine import distributed
-from atsc_plugin.engine.agreement import Agreement
 
 ASKED_BY = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-WITHOUT_RESUME = ("teachers", "prepare", "heads")
+WITHOUT_RESUME = ("teachers", "prepare", "bench")
 
 
 class StopAsked(BaseException):
@@ -35,7 +34,7 @@ class StopSignals:
 
     def __enter__(self):
         self.asked, self.ending, self._process = None, None, os.getpid()
-        self._agreement = Agreement()
+        self._ranks = distributed.MaxOfRanks()
         if threading.current_thread() is threading.main_thread():
             heard = [number for number in ASKED_BY if signal.getsignal(number) != signal.SIG_IGN]  # nohup stays nohup
             self._before = {number: signal.signal(number, self._note) for number in heard}
@@ -43,7 +42,7 @@ class StopSignals:
 
     def __exit__(self, error, *_):
         if error is None:
-            self._agreement.answer(2)  # so that nothing is under way when the ranks part
+            self._ranks.read(2)  # so that nothing is under way when the ranks part
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -69,9 +68,9 @@ class StopSignals:
             self.ending = self.asked
         else:
             own = due
-            self.ending, due = self._agreement.answer(2)
+            self.ending, due = self._ranks.read(2)
             if not self.ending:
-                self._agreement.tell(self.asked or 0, int(own and not due))  # what is done now is due no more
+                self._ranks.send(self.asked or 0, int(own and not due))  # what is done now is due no more
         if self.ending:
             raise StopAsked
         return bool(due)
@@ -90,9 +89,9 @@ class _Watched:
     def __len__(self):
         return len(self.loader)
 
-    def of_part(self, part):
-        """The same watch over part(loader), this rank's share of the batches."""
-        return _Watched(self.signals, part(self.loader), -(-len(self.loader) // distributed.world()))
+    def share_by(self, share):
+        """The same watch over share(loader), this rank's share of the batches."""
+        return _Watched(self.signals, share(self.loader), -(-len(self.loader) // distributed.world()))
 
     def __iter__(self):
         done = 0
@@ -104,8 +103,8 @@ class _Watched:
             self.signals.check()
 
 
-def launched_by():
-    """The words before a script's name with which torchrun started these ranks; none where it did not."""
+def launcher_argv():
+    """The arguments before a script's name with which torchrun started these ranks; none where it did not."""
     if distributed.world() == 1:
         return []
     each, nodes = os.environ.get("LOCAL_WORLD_SIZE", str(distributed.world())), os.environ.get("GROUP_WORLD_SIZE", "1")
@@ -113,17 +112,17 @@ def launched_by():
     return ["torchrun", *meeting, f"--nproc_per_node={each}"]
 
 
-def continuing_words(argv, launcher=()):
-    """The words of the command line that goes on with the run that `argv` started, by `launcher` (torchrun ...).
+def resuming_argv(argv, launcher=()):
+    """The command line that resumes the run which `argv` started, by `launcher` (torchrun ...).
 
-    Commands that train a teacher on their way have no --resume: the same words find what is there.
+    Commands that train a teacher on their way have no --resume: the same command finds what is there.
     """
-    script, *words = argv
-    words = [word for word in words if word not in ("--overwrite", "--resume")]
+    script, *args = argv
+    args = [arg for arg in args if arg not in ("--overwrite", "--resume")]
     module = script.endswith(os.path.join("atsc_plugin", "__main__.py"))
     python = launcher or (["python"] if module else [sys.executable])
     start = [*python, "-m", "atsc_plugin"] if module else [*python, script]
-    if (words[0] if module and words else Path(script).stem) in WITHOUT_RESUME:
-        return [*start, *words]
-    place = 1 if words[:1] == ["train"] else 0
-    return [*start, *words[:place], "--resume", *words[place:]]
+    if (args[0] if module and args else Path(script).stem) in WITHOUT_RESUME:
+        return [*start, *args]
+    place = 1 if args[:1] == ["train"] else 0
+    return [*start, *args[:place], "--resume", *args[place:]]

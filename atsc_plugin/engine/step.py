@@ -1,35 +1,35 @@
-"""One training step: losses, gradients, the optimizer, and a second loss where the distiller has one.
+"""One training step: losses, gradients, the optimizer, and a second loss where the method has one.
 
 Nothing in it waits for the device: losses stay tensors, and the meters that add them up are read now and then.
 """
 
-import torch
+from __future__ import annotations
 
-from atsc_plugin import habits
-from atsc_plugin.engine import compiling, distributed
-from atsc_plugin.engine.nonfinite import SkippedSteps
-from atsc_plugin.engine.precision import keep_logits_full, precision_of
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atsc_plugin import contract
+from atsc_plugin.contract import IDLE_PARAMETERS, SECOND_STEP, Contract
+from atsc_plugin.engine import distributed, optim, precision
 from atsc_plugin.errors import PluginError
 
 
-def learning_rate(cfg, epoch):
-    """SOLVER.LR * LR_DECAY_RATE^(number of LR_DECAY_STAGES that lie before this epoch), mdistiller's law."""
-    return cfg.SOLVER.LR * cfg.SOLVER.LR_DECAY_RATE ** sum(epoch > stage for stage in cfg.SOLVER.LR_DECAY_STAGES)
-
-
-def parts_of(inputs, count):
-    """[(inputs of one part, its share of the images)]: a batch cut into `count` parts as equal as can be."""
+def micro_batches(inputs: dict[str, Any], count: int) -> list[tuple[dict[str, Any], float]]:
+    """[(inputs, share of the images)]: a batch split into `count` micro-batches as equal as can be."""
     images = len(inputs["target"])
     count = min(count, images)
     if count == 1:
         return [(inputs, 1.0)]
-    columns = {name: _cut(entry, count) for name, entry in inputs.items()}
-    parts = [{name: column[number] for name, column in columns.items()} for number in range(count)]
-    return [(part, len(part["target"]) / images) for part in parts]
+    columns = {name: _split(entry, count) for name, entry in inputs.items()}
+    each = [{name: column[number] for name, column in columns.items()} for number in range(count)]
+    return [(micro, len(micro["target"]) / images) for micro in each]
 
 
-def _cut(entry, count):
-    if isinstance(entry, torch.Tensor):
+def _split(entry, count):
+    if isinstance(entry, Tensor):
         return entry.tensor_split(count)
     if isinstance(entry, (list, tuple)):
         return [type(entry)(views) for views in zip(*(view.tensor_split(count) for view in entry), strict=True)]
@@ -39,143 +39,162 @@ def _cut(entry, count):
 class Step:
     """Calls the distiller on one batch and moves its weights; owns the optimizers, the number format, the compiler.
 
-    SOLVER.ACCUMULATE n: the gradient is sum_i (n_i / N) grad loss(part i), which for losses that are means over images
-    (and terms without images, such as drift) is the whole batch's, BN's batch statistics apart.
+    SOLVER.ACCUMULATE n: the gradient is sum_i (n_i / N) grad loss(micro-batch i), which for losses that are means over
+    images (and terms without images, such as drift) is the whole batch's, BN's batch statistics apart.
     """
 
-    def __init__(self, distiller, cfg):
+    def __init__(self, distiller: nn.Module, cfg: Any) -> None:
         self.distiller, self.solver = distiller, cfg.SOLVER
+        self.method: Contract = contract.of(distiller, cfg)
+        method = self.method
+        needs = method.needs(cfg)
+        self.idle_parameters = IDLE_PARAMETERS in needs
         self.called = None  # what is called in training: the distiller, or DDP around it, made with the first batch
         self.device = next(distiller.parameters()).device
-        self.precision = precision_of(self.solver.AMP, self.device, hasattr(distiller, "second_loss"))
-        groups = getattr(distiller, "param_groups", None)
-        self.optimizer = self._sgd(groups(cfg) if groups else distiller.get_learnable_parameters())
-        self.second_optimizer, self.second_state = None, None
-        self.skipped = self._skipped_steps()
-        keep_logits_full(distiller, self.precision)
-        self.compiled = compiling.compile_networks(distiller, self.solver.COMPILE, self.device)
+        self.precision = precision.precision_of(self.solver.AMP, self.device, needs.get(SECOND_STEP, ""))
+        self.optimizer = optim.sgd(method.param_groups(cfg), self.solver, self.device)
+        self.second_parameters = method.second_parameters()
+        self.second_optimizer = None
+        if self.second_parameters:
+            self.second_optimizer = optim.sgd(self.second_parameters, self.solver, self.device)
+        self.skipped = self._skipped_steps(needs)
+        networks = [distiller.student, *(network.module for network in method.networks())]
+        precision.keep_logits_full(networks, self.precision)
+        self.compiled = precision.compile_method(method, self.solver.COMPILE, self.device)
 
-    def _sgd(self, parameters):
-        """fused: one kernel for all weights on a GPU, and fp16's scaler need not wait. On a CPU the loop is faster."""
-        solver = self.solver
-        return torch.optim.SGD(
-            parameters,
-            lr=solver.LR,
-            momentum=solver.MOMENTUM,
-            weight_decay=solver.WEIGHT_DECAY,
-            fused=True if self.device.type == "cuda" else None,
-        )
-
-    def _skipped_steps(self):
+    def _skipped_steps(self, needs):
         """What leaves bad steps out under SOLVER.NONFINITE skip, else None."""
         if self.solver.NONFINITE != "skip":
             return None
-        if hasattr(self.distiller, "second_loss"):
+        if SECOND_STEP in needs:
             raise PluginError(
-                "SOLVER.NONFINITE skip cannot undo the first of two steps a batch (ATSC.UPDATE published); use stop."
+                f"SOLVER.NONFINITE skip cannot undo the first of two steps: {needs[SECOND_STEP]}. Use stop."
             )
         return SkippedSteps(self.distiller)
 
-    def set_rate(self, rate):
-        """The epoch's rate; a group's `lr_scale` multiplies it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
-
-    def parameters(self):
+    def parameters(self) -> list[nn.Parameter]:
         """Everything the optimizer moves."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    @property
-    def scaler(self):
-        """fp16's loss scaler, which tries infinite gradients and steps back by itself; else None."""
-        return self.precision.scaler
-
     def uncompiled(self):
         """The block in which the networks are evaluated."""
-        return compiling.uncompiled(self.compiled)
+        return precision.uncompiled(self.compiled)
 
-    def __call__(self, inputs):
+    def __call__(self, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor] | None]:
         """(logits, losses by name) of one batch, after the weights have moved; losses None for a step left out."""
-        inputs = habits.views_for(self.distiller, inputs)
+        inputs = self.method.inputs(inputs)
         self.optimizer.zero_grad(set_to_none=True)
         if self.skipped:
             self.skipped.remember()
-        with compiling.told():
-            results = self._results(parts_of(inputs, self.solver.ACCUMULATE))
+        with precision.compiler_errors():
+            results = self._results(micro_batches(inputs, self.solver.ACCUMULATE))
         logits, losses = results[0] if len(results) == 1 else _together(results)
-        if self.skipped and self.skipped.refuse(losses, [] if self.scaler else self.parameters()):
+        if self.skipped and self.skipped.refuse(losses, [] if self.precision.scaler else self.parameters()):
             return logits, None
         self.precision.move(self.optimizer, self.parameters(), self.solver.CLIP_NORM)
-        return logits, losses | self._second(inputs)
+        if self.second_parameters:
+            losses |= self._second(inputs)
+        self.method.after_step()
+        return logits, losses
 
-    def _results(self, parts):
-        """(logits, losses) of each part; several ranks add their gradients up once, with the last part's."""
+    def _results(self, batches):
+        """(logits, losses) of each micro-batch; several ranks add their gradients up once, with the last one's."""
         if self.called is None:
             with self.precision.autocast():
-                self.called = distributed.wrapped(self.distiller, parts[0][0], self.parameters())
-        with distributed.quiet(self.called):
-            results = [self._backward(part, share) for part, share in parts[:-1]]
-        return [*results, self._backward(*parts[-1])]
+                self.called = distributed.wrapped(
+                    self.distiller, batches[0][0], self.parameters(), self.idle_parameters
+                )
+        with distributed.without_reduction(self.called):
+            results = [self._backward(micro, share) for micro, share in batches[:-1]]
+        return [*results, self._backward(*batches[-1])]
 
     def _backward(self, inputs, share):
-        """(logits, losses times the part's share) of one part, its gradient added to the others'."""
-        if self.compiled and self.solver.COMPILE in compiling.RECORDS_GRAPHS:
+        """(logits, losses times the share) of one micro-batch, its gradient added to the others'."""
+        if self.compiled and self.solver.COMPILE in precision.RECORDS_GRAPHS:
             torch.compiler.cudagraph_mark_step_begin()
         with self.precision.autocast():
             logits, losses = self.called(**inputs)
-        losses = {name: part.mean() if part.ndim else part for name, part in losses.items()}
+        losses = {name: term.mean() if term.ndim else term for name, term in losses.items()}
         if share != 1.0:
-            losses = {name: part * share for name, part in losses.items()}
+            losses = {name: term * share for name, term in losses.items()}
         self.precision.backward(sum(losses.values()))
         return logits.detach(), losses
 
     def _second(self, inputs):
-        """A second loss on parameters of its own, stepped after the first, where the distiller has one; its losses."""
-        if not hasattr(self.distiller, "second_loss"):
-            return {}
-        parameters, losses = self.distiller.second_loss(inputs["image"], inputs["target"])
-        if self.second_optimizer is None:
-            self.second_optimizer = self._sgd(parameters)
-            if self.second_state is not None:
-                self.second_optimizer.load_state_dict(self.second_state)
+        """The second step, on parameters of its own after the first has moved them all; its losses."""
+        losses = self.method.second_loss(inputs["image"], inputs["target"])
         for group in self.second_optimizer.param_groups:
             group["lr"] = self.optimizer.param_groups[0]["lr"]
-        gradients = torch.autograd.grad(sum(losses.values()), parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        gradients = torch.autograd.grad(sum(losses.values()), self.second_parameters)
+        for parameter, gradient in zip(self.second_parameters, gradients, strict=True):
             parameter.grad = gradient
         self.second_optimizer.step()
         return losses
 
-    def state(self):
+    def state(self) -> dict[str, Any]:
         """What `latest` keeps of the optimizers and the scaler."""
         state = {"optimizer": self.optimizer.state_dict()}
         if self.second_optimizer is not None:
             state["second_optimizer"] = self.second_optimizer.state_dict()
-        if self.scaler is not None:
-            state["scaler"] = self.scaler.state_dict()
+        if self.precision.scaler is not None:
+            state["scaler"] = self.precision.scaler.state_dict()
         return state
 
-    def load_state(self, state):
-        fused = [group["fused"] for group in self.optimizer.param_groups]  # is this device's, not the checkpoint's
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, fused, strict=True):
-            group["fused"] = own
-        self._as_the_weights_lie()
-        if "second_optimizer" in state:
-            self.second_state = state["second_optimizer"]  # loaded when the first second step makes its optimizer
-        if self.scaler is not None and "scaler" in state:
-            self.scaler.load_state_dict(state["scaler"])
-
-    def _as_the_weights_lie(self):
-        """Momentum in the weights' own memory layout: fused kernels run through both in the order of memory."""
-        for parameter, kept in self.optimizer.state.items():
-            momentum = kept.get("momentum_buffer")
-            if momentum is not None and momentum.stride() != parameter.stride():
-                kept["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+    def load_state(self, state: dict[str, Any]) -> None:
+        optim.load_optimizer(self.optimizer, state["optimizer"])
+        if self.second_optimizer is not None:
+            optim.load_optimizer(self.second_optimizer, state["second_optimizer"])
+        if self.precision.scaler is not None and "scaler" in state:
+            self.precision.scaler.load_state_dict(state["scaler"])
 
 
 def _together(results):
-    """One batch's logits and losses from its parts'."""
+    """One batch's logits and losses from its micro-batches'."""
     losses = [losses for _, losses in results]
     summed = {name: sum(each[name].detach() for each in losses) for name in losses[0]}
     return torch.cat([logits for logits, _ in results]), summed
+
+
+# ---- NaN and infinity ----
+
+
+def all_finite(tensors: list[Tensor]) -> Tensor:
+    """Whether no entry of any tensor is NaN or infinite, as a tensor on their device: asking costs no wait."""
+    tensors = [tensor.detach() for tensor in tensors if tensor.numel()]
+    if not tensors:
+        return torch.tensor(True)
+    return torch.isfinite(torch.stack(torch._foreach_norm(tensors, math.inf))).all()
+
+
+def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+class SkippedSteps:
+    """Leaves a step out when a loss term or a gradient of it is not finite: no weight and no running statistic moves.
+
+    Costs a copy of the buffers and a wait for the device in every step. Over several ranks all skip when one must.
+    """
+
+    def __init__(self, distiller: nn.Module) -> None:
+        stored = distiller.state_dict(keep_vars=True)
+        self.moving = [buffer for name, buffer in distiller.named_buffers() if name in stored]
+        self.reason = ""
+
+    def remember(self) -> None:
+        """Before the forward pass: what it may change."""
+        self.before = [tensor.detach().clone() for tensor in self.moving]
+
+    def refuse(self, losses: dict[str, Tensor], parameters: list[nn.Parameter]) -> bool:
+        """After the backward pass: True for a step not to be made; what its forward pass moved is then as it was."""
+        terms = [torch.isfinite(term.detach()) for term in losses.values()]
+        good = torch.stack([*terms, all_finite(gradients(parameters)).to(terms[0].device)]).int()
+        distributed.total(good, least=True)
+        names = [*(f"loss term '{name}'" for name in losses), "the gradient"]
+        bad = [name for name, fine in zip(names, good.tolist(), strict=True) if not fine]
+        if bad:
+            self.reason = f"{bad[0]} was not finite"
+            with torch.no_grad():
+                for tensor, before in zip(self.moving, self.before, strict=True):
+                    tensor.copy_(before)
+        return bool(bad)

@@ -1,35 +1,39 @@
 """Our trainer, registry key "plugin": any distiller of mdistiller's contract, on any device, with a run directory.
 
 It takes the host's five arguments, so that a host's own script can build it; `build` adds what only it knows (a test
-split beside the validation split, facts for the cards). A distiller needs no more than the host's contract. It may
-offer `param_groups(cfg)` for its own rates, `second_loss(image, target)` for a second step a batch, `after_epoch(epoch,
-loader)` for figures and a verdict, `moved_without_gradient()` for weights that its forward pass moves, `run_state()`
-and `load_run_state(state)` for what a resumed run needs beside the weights (every rank calls both), `deployed()` and
-`unused_modules()` for what leaves the run.
+split beside the validation split, facts for the cards). What it asks of a method stands in contract.py. It reads from
+top to bottom: the run, an epoch, the training steps of an epoch, evaluation, the result.
 """
 
+from __future__ import annotations
+
+import platform
 import shlex
 import sys
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from atsc_plugin.distillers.teacher_list import names_of, networks_of
-from atsc_plugin.engine import checkpoint, distributed, rank_buffers, run_files, run_lock, run_state
-from atsc_plugin.engine.agreement import wait_for_all
-from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
-from atsc_plugin.engine.kept_logits import KeptLogits
-from atsc_plugin.engine.meters import peak_memory_mb
-from atsc_plugin.engine.placement import place_module
-from atsc_plugin.engine.random_states import seed_all
-from atsc_plugin.engine.records import NoRecords, Records, result_of, say
-from atsc_plugin.engine.signals import StopAsked, StopSignals, continuing_words, launched_by
-from atsc_plugin.engine.step import Step, learning_rate
-from atsc_plugin.engine.training_pass import TrainingPass
+from atsc_plugin import __version__, contract, host
+from atsc_plugin.engine import checkpoint, distributed, precision, run_dir
+from atsc_plugin.engine.batches import batches_from, inputs_of, place_module, progress, set_epoch
+from atsc_plugin.engine.evaluate import LogitsFile, evaluate, in_eval_mode
+from atsc_plugin.engine.meters import Meters, NotFinite, peak_memory_mb
+from atsc_plugin.engine.optim import learning_rate, set_learning_rate
+from atsc_plugin.engine.resume import Checkpoints, random_states, restore, seed_all
+from atsc_plugin.engine.signals import StopAsked, StopSignals, launcher_argv, resuming_argv
+from atsc_plugin.engine.step import Step, all_finite, gradients
 from atsc_plugin.errors import Interrupted, PluginError, RunStopped
 from atsc_plugin.files import write_json
+from atsc_plugin.networks.deployed import deployed_of, tensors_of
 from atsc_plugin.seeds import stream
+
+FRESH = "fresh"  # random states of ranks that were not there
+READ_EVERY = 50  # steps between two looks at the meters, each of which waits for the device
 
 
 def unwrap(distiller):
@@ -37,126 +41,189 @@ def unwrap(distiller):
     return getattr(distiller, "module", distiller)
 
 
-def parameter_count(parameters):
+def parameter_count(parameters) -> int:
     return sum(p.numel() for p in parameters)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+
+
+def say(text: str, **where: Any) -> None:
+    """A line for people; several ranks say it once."""
+    if distributed.first():
+        print(text, flush=True, **where)
 
 
 class PluginTrainer:
     """Train, evaluate every epoch, keep the best and the last, write the run directory. The result is written last."""
 
-    host_facts = {}  # name and version of the host, put here by the registration that joined it
-
     def __init__(
         self, experiment_name, distiller, train_loader, val_loader, cfg, *, test_loader=None, facts=None, folder=None
     ):
-        self.cfg = cfg
-        own = {"method": cfg.DISTILLER.TYPE, "student": cfg.DISTILLER.STUDENT, "dataset": cfg.DATASET.TYPE}
-        own["teacher"] = None if cfg.DISTILLER.TYPE == "NONE" else cfg.DISTILLER.TEACHER
-        own |= {"seed": cfg.EXPERIMENT.SEED, "epochs": cfg.SOLVER.EPOCHS}
-        self.facts = {**self.host_facts, **own, **(facts or {})}
-        self.distiller = unwrap(distiller)
+        self.cfg, self.distiller = cfg, unwrap(distiller)
         self.train_loader, self.val_loader, self.test_loader = train_loader, val_loader, test_loader
         self.device = next(self.distiller.parameters()).device
         self.distiller = distributed.with_sync_bn(self.distiller, cfg.SOLVER.SYNC_BN, self.device)
         place_module(self.distiller, self.device)
-        self.folder = Path(folder or run_files.run_directory(cfg, Path(experiment_name).name))
         self.step = Step(self.distiller, cfg)
-        self.best_top1, self.best_epoch = -1.0, 0
-        self.trained_seconds, self.trained_images = 0.0, 0
-        self.teacher_before = None
+        self.method = self.step.method
+        self.method.driven = True
+        self.facts = {**self._own_facts(), **(facts or {})}
+        self.folder = Path(folder or run_dir.run_directory(cfg, Path(experiment_name).name))
+        self.checkpoints = Checkpoints(self.folder, cfg, self.distiller, self.method, self.step, self.facts)
         self.signals, self.work = StopSignals(), None  # `work`: the epoch that is running
-        self.saved, self.saved_at = None, 0.0  # which state `latest` holds in words, and when it was written
+        self.logged_checkpoint_seconds = 0.0
+
+    def _own_facts(self) -> dict[str, Any]:
+        """What goes into the card of a deployed student."""
+        cfg, titles = self.cfg, [network.title for network in self._teachers()]
+        return {
+            "host": host.NAME,
+            "host_version": host.VERSION,
+            "method": cfg.DISTILLER.TYPE,
+            "method_name": self.method.TITLE or cfg.DISTILLER.TYPE,
+            "student": cfg.DISTILLER.STUDENT,
+            "dataset": cfg.DATASET.TYPE,
+            "teacher": self._one_or_list(titles),
+            "seed": cfg.EXPERIMENT.SEED,
+            "epochs": cfg.SOLVER.EPOCHS,
+        }
+
+    def _teachers(self):
+        return [network for network in self.method.networks() if network.name.startswith("teacher")]
+
+    def _one_or_list(self, values):
+        """None without a teacher, a list where the method takes several."""
+        if not values:
+            return None
+        return values if self.method.TEACHERS == contract.SEVERAL else values[0]
+
+    @property
+    def progress(self):
+        """How far the run has come."""
+        return self.checkpoints.progress
 
     # ---- the run ----
 
-    def train(self, resume=False):
+    def train(self, resume: bool = False) -> dict[str, Any]:
         """Run all steps that are missing; returns the content of result.json."""
-        with self._run_directory(resume) as (first, inside):
-            if first == 1 and not inside:
-                self.teacher_before = self._teacher_top1()
-            self._epochs(first, inside)
+        with self._run_directory(resume) as inside:
+            if self.progress.epoch == 0 and not inside:
+                self.progress.top1_before = self._networks_top1(self.method.networks())
+            self._epochs(inside)
             result = self._result()
             if distributed.first():
                 write_json(result, self.folder / "result.json")
         say(f"done: test top-1 {result['top1_last']:.2f} last, {result['top1_best']:.2f} best epoch; {self.folder}")
         return result
 
-    def fit(self):
-        """The epochs alone, without measuring a teacher or writing a result: for a network trained on the way.
+    def fit(self) -> None:
+        """The epochs alone, without measuring networks or writing a result: for a network trained on the way.
 
-        What an earlier process left in the directory is gone on with.
+        Resumes from the directory's checkpoint if there is one.
         """
-        with self._run_directory(run_files.has_checkpoint(self.folder)) as start:
-            self._epochs(*start)
+        with self._run_directory(run_dir.has_checkpoint(self.folder)) as inside:
+            self._epochs(inside)
 
     @contextmanager
-    def _run_directory(self, resume):
-        """The directory held and its logs open for a block, which gets (first epoch, state inside it)."""
+    def _run_directory(self, resume: bool) -> Iterator[dict[str, Any] | None]:
+        """The directory held and its logs open for a block, which gets the state inside an epoch, or None."""
         with self._held(), self.signals:
-            start = run_state.begin(self, resume)
-            self.records = Records(self.folder, start[0]) if distributed.first() else NoRecords()
+            if self.step.precision.name == "bf16" and self.device.type == "cpu":
+                slowdown = precision.slowdown_of_bf16()
+                if slowdown > 1.5:
+                    say(
+                        f"note: this CPU computes bf16 {slowdown:.0f} times slower than fp32; SOLVER.AMP none is faster"
+                    )
+            self.method.begin()
+            inside = self.checkpoints.begin(resume, self._about())
+            self.logs = run_dir.Logs(self.folder, self.progress.epoch + 1) if distributed.first() else None
             try:
-                with self._leaving_well():
-                    yield start
+                with self._ended_by_signal():
+                    yield inside
             except OSError as error:
                 raise PluginError(
                     f"{error.strerror or error} ({error.filename or self.folder}): the run cannot go on. In "
-                    f"{self.folder} {run_state.last_good(self)}. Mend that, then go on with: {self._continuation()}"
+                    f"{self.folder} {self.checkpoints.last_good()}. Mend that, then resume with: {self._resuming()}"
                 ) from error
             finally:
-                self.records.close()
+                if self.logs:
+                    self.logs.close()
 
     def _held(self):
         """The lock on the directory, held by the first rank for all."""
         if not distributed.first():
             return nullcontext()
-        run_files.create(self.folder)
-        return run_lock.held(self.folder)
+        run_dir.create(self.folder)
+        return run_dir.held(self.folder)
 
     @contextmanager
-    def _leaving_well(self):
-        """On a signal: keep the state of the epoch that is running, say how to go on, end with the signal's status."""
+    def _ended_by_signal(self) -> Iterator[None]:
+        """On a signal: save the state of the epoch that is running, say how to resume, end with the signal's status."""
         try:
             yield
         except StopAsked:
             if self.work:
-                run_state.save_inside(self)
-            told = f"Ended by a signal; {run_state.last_good(self)}. Go on with:\n  {self._continuation()}"
-            say(told, file=sys.stderr)
-            wait_for_all()  # torchrun ends all ranks as soon as one has left
+                self.work.save()
+            message = f"Ended by a signal; {self.checkpoints.last_good()}. Resume with:\n  {self._resuming()}"
+            say(message, file=sys.stderr)
+            distributed.wait_for_all()  # torchrun ends all ranks as soon as one has left
             raise Interrupted(128 + self.signals.ending) from None
 
     @staticmethod
-    def _continuation():
-        return shlex.join(continuing_words(sys.argv, launched_by()))
+    def _resuming() -> str:
+        return shlex.join(resuming_argv(sys.argv, launcher_argv()))
 
-    def _epochs(self, first, inside=None):
-        for epoch in range(first, self.cfg.SOLVER.EPOCHS + 1):
-            line = self._epoch(epoch, inside if epoch == first else None)
-            report = self._report(epoch, line)
-            self.records.write(line)  # before `latest`: a run killed in between writes this line again, and loses none
-            run_state.save_epoch(self, line)
+    def _about(self) -> dict[str, Any]:
+        """Where and how a run was started."""
+        return {
+            "plugin": __version__,
+            "host": host.NAME,
+            "python": platform.python_version(),
+            "host_version": host.VERSION,
+            "torch": torch.__version__,
+            "device": device_name(self.device),
+            "world_size": distributed.world(),
+            "loader": type(self.train_loader).__name__,
+            "precision": self.step.precision.name,
+            "seed": self.cfg.EXPERIMENT.SEED,
+            "command": " ".join(sys.argv),
+            "commit": run_dir.commit(),
+            "teacher_from": self.facts.get("teacher_from"),
+        }
+
+    # ---- an epoch ----
+
+    def _epochs(self, inside: dict[str, Any] | None) -> None:
+        for epoch in range(self.progress.epoch + 1, self.cfg.SOLVER.EPOCHS + 1):
+            line, report = self._epoch(epoch, inside)
+            inside = None
+            if self.logs:  # before `latest`: a run killed in between writes this line again, and loses none
+                self.logs.write(line)
+            self.checkpoints.save_epoch(line)
             self.work = None
-            if report["stop"]:
-                if distributed.first():
-                    run_state.write_stop(self, epoch, report["warning"])
-                raise RunStopped(f"epoch {epoch}: {report['warning']} The run's files are in {self.folder}.")
+            if report.stop:
+                if distributed.first():  # a result.json would say that the run had not ended early
+                    write_json({"epoch": epoch, "reason": report.warning}, self.folder / "stopped.json")
+                raise RunStopped(f"epoch {epoch}: {report.warning} The run's files are in {self.folder}.")
             self.signals.check()
 
-    def _epoch(self, epoch, inside=None):
+    def _epoch(self, epoch: int, inside: dict[str, Any] | None) -> tuple[dict[str, Any], contract.EpochReport]:
+        """Train and evaluate once; (the line of the log, what the method reports)."""
         rate = learning_rate(self.cfg, epoch)
-        self.step.set_rate(rate)
+        set_learning_rate(self.step.optimizer, rate)
         ranks = [distributed.rank()] if distributed.rank() else []  # the first draws what a single process draws
         seed_all(stream(self.cfg.EXPERIMENT.SEED, "step", epoch, *ranks))  # for loaders and layers that draw globally
-        if hasattr(self.train_loader, "set_epoch"):
-            self.train_loader.set_epoch(epoch)
+        set_epoch(self.train_loader, epoch)
+        self.method.before_epoch(epoch)
         self.work = TrainingPass(self, epoch, inside)
         trained = self.work.run()
-        rank_buffers.average(self.distiller)
+        distributed.average_bn(self.distiller)
         scores = self._evaluate(self.val_loader)
         images, seconds = trained.pop("images"), self.work.seconds
-        self.trained_seconds += seconds
-        self.trained_images += images
+        self.progress.seconds += seconds
+        self.progress.images += images
         line = {
             "epoch": epoch,
             "lr": rate,
@@ -164,70 +231,237 @@ class PluginTrainer:
             "top1": scores["top1"],
             "top5": scores["top5"],
             "test_loss": scores["loss"],
+            "ece": scores["ece"],
             "seconds": seconds,
+            # of all checkpoints since the line before
+            "checkpoint_seconds": self.progress.checkpoint_seconds - self.logged_checkpoint_seconds,
             "images_per_second": images / seconds,
             "memory_mb": peak_memory_mb(self.device),
         }
-        say(Records.epoch_text(line, self.cfg.SOLVER.EPOCHS, max(self.best_top1, scores["top1"])))
-        return line
-
-    def _report(self, epoch, line):
-        """What the distiller has to say of the epoch: figures for the log, a warning, whether to stop."""
-        if not hasattr(self.distiller, "after_epoch"):
-            return {"stop": False}
+        self.logged_checkpoint_seconds = self.progress.checkpoint_seconds
+        say(run_dir.epoch_text(line, self.cfg.SOLVER.EPOCHS, max(self.progress.best_top1, scores["top1"])))
         with self.step.uncompiled():
-            report = self.distiller.after_epoch(epoch, self.val_loader)
+            report = self.method.after_epoch(epoch, self.val_loader)
         report = distributed.from_first(lambda: report)  # one verdict for all ranks
-        line |= report["figures"]
-        if report["warning"]:
-            line["guard"] = report["warning"]
-            say(f"WARNING epoch {epoch}: {report['warning']}")
-        return report
+        line |= report.figures
+        if report.warning:
+            line["guard"] = report.warning
+            say(f"WARNING epoch {epoch}: {report.warning}")
+        return line, report
 
     # ---- evaluation ----
 
-    def _evaluate(self, loader, label="eval", keep=None):
+    def _evaluate(self, loader, label="eval", keep=None) -> dict[str, float]:
         self.distiller.eval()
         watched = self.signals.watched(loader)
         with self.step.uncompiled():
             return evaluate(lambda image: self.distiller(image=image), watched, self.device, label, keep)
 
-    def _teacher_top1(self):
-        """Top-1 of the teacher, a list where the method has several, None where there is none."""
-        teacher = getattr(self.distiller, "teacher", None)
-        if not isinstance(teacher, torch.nn.Module):
-            return None
-        networks, each = networks_of(teacher), []
-        for network, name in zip(networks, names_of(networks, self.cfg), strict=True):
+    def _networks_top1(self, networks) -> dict[str, float]:
+        """Top-1 of the networks beside the student, by their names."""
+        found = {}
+        for network in networks:
             watched = self.signals.watched(self.test_loader or self.val_loader)
-            each.append(evaluate(in_eval_mode(network), watched, self.device, "teacher")["top1"])
-            say(f"teacher {name}: top-1 {each[-1]:.2f}")
-        return each if isinstance(teacher, torch.nn.ModuleList) else each[0]
+            with self.step.uncompiled():
+                scores = evaluate(in_eval_mode(network.module), watched, self.device, network.name)
+            found[network.name] = scores["top1"]
+            say(f"{network.name.partition('.')[0]} {network.title}: top-1 {scores['top1']:.2f}")
+        return found
 
-    def _teacher_is_trained(self):
-        moving = {id(p) for p in getattr(self.distiller, "learning", self.distiller.teacher).parameters()}
-        return any(id(p) in moving for p in self.step.parameters())
+    # ---- the result ----
 
-    def _result(self):
-        teacher_after = self.teacher_before
-        if teacher_after is not None and self._teacher_is_trained():
-            teacher_after = self._teacher_top1()
-        kept = KeptLogits() if self.cfg.LOG.KEEP_LOGITS == "last" else None
-        last = self._evaluate(self.test_loader or self.val_loader, "test, last", kept)
-        if kept:
-            kept.save(self.folder)
+    def _result(self) -> dict[str, Any]:
+        """The content of result.json: accuracies in percent, sizes in parameters."""
+        cfg, facts, progress, networks = self.cfg, self.facts, self.progress, self.method.networks()
+        before = progress.top1_before
+        after = before | self._networks_top1([network for network in networks if network.moves])
+        logits = LogitsFile() if cfg.LOG.KEEP_LOGITS == "last" else None
+        last = self._evaluate(self.test_loader or self.val_loader, "test, last", logits)
+        if logits:
+            logits.save(self.folder)
+        module = deployed_of(self.method)
+        stored = tensors_of(module)
+        teachers = [network.name for network in self._teachers()]
+        return {
+            "method": facts["method"],
+            "method_name": facts["method_name"],
+            "teacher": facts["teacher"],
+            "student": facts["student"],
+            "dataset": facts["dataset"],
+            "data": facts.get("data"),
+            "test_data": facts.get("test_data"),
+            "image_size": facts.get("image_size"),
+            "classes": facts.get("classes"),
+            "seed": cfg.EXPERIMENT.SEED,
+            "epochs": cfg.SOLVER.EPOCHS,
+            "batch_size": cfg.SOLVER.BATCH_SIZE,  # of all ranks together
+            "world_size": distributed.world(),
+            "precision": self.step.precision.name,
+            "top1_last": last["top1"],
+            "top1_best": self._best(last["top1"]),
+            "top5_last": last["top5"],
+            "ece": last["ece"],
+            "nll": last["loss"],
+            "selected_on": "test" if self.test_loader is None else "val",
+            "best_epoch": progress.best_epoch,
+            "teacher_top1_before": self._one_or_list([before[name] for name in teachers if name in before]),
+            "teacher_top1_after": self._one_or_list([after[name] for name in teachers if name in after]),
+            "networks": [
+                {"name": n.name, "title": n.title, "moved": n.moves, "top1_before": before.get(n.name),
+                 "top1_after": after.get(n.name)}
+                for n in networks
+            ],
+            "seconds": progress.seconds,
+            "checkpoint_seconds": progress.checkpoint_seconds,
+            "images_per_second": progress.images / max(progress.seconds, 1e-9),
+            "peak_memory_mb": peak_memory_mb(self.device),
+            "params_student": parameter_count(self.distiller.student.parameters()),
+            "params_deployed": parameter_count(p for name, p in module.named_parameters() if name in stored),
+            "params_trained": parameter_count(self.step.parameters()),
+            "host": host.NAME,
+            "host_version": host.VERSION,
+            "torch": torch.__version__,
+            "device": device_name(self.device),
+        }  # fmt: skip
+
+    def _best(self, last: float) -> float:
+        """Top-1 of the best epoch on the images that `top1_last` was measured on."""
         if self.test_loader is None:
-            best = self.best_top1  # mdistiller's habit: the same images choose the epoch and report it
-        elif self.best_epoch == self.cfg.SOLVER.EPOCHS:
-            best = last["top1"]
-        else:
-            best = self._top1_of_best()
-        return result_of(self, last=last, best=best, teacher_after=teacher_after)
-
-    def _top1_of_best(self):
-        kept = {name: tensor.clone() for name, tensor in self.distiller.state_dict().items()}
+            return self.progress.best_top1  # mdistiller's habit: the same images choose the epoch and report it
+        if self.progress.best_epoch == self.cfg.SOLVER.EPOCHS:
+            return last
+        now = {name: tensor.clone() for name, tensor in self.distiller.state_dict().items()}
         best = distributed.from_first(lambda: checkpoint.load(self.folder / "best")["model"])
         self.distiller.load_state_dict(best)
         top1 = self._evaluate(self.test_loader, "test, best")["top1"]
-        self.distiller.load_state_dict(kept)
+        self.distiller.load_state_dict(now)
         return top1
+
+
+class TrainingPass:
+    """One pass over the training images, which can be left after any step and resumed there, bit for bit."""
+
+    def __init__(self, trainer: PluginTrainer, epoch: int, saved: dict[str, Any] | None = None) -> None:
+        self.trainer, self.epoch = trainer, epoch
+        self.meters = Meters(trainer.device)
+        self.seconds = 0.0
+        self.random = None  # the random states to continue with
+        self.finished = None  # this rank's state at the end of the pass
+        if saved:
+            self.seconds = saved["seconds"]
+            self._load([saved, *saved["others"]])
+
+    def _load(self, ranks):
+        """This rank's state of what the ranks left; where fewer or more resume, its share of their sums."""
+        mine = ranks[distributed.rank() :: distributed.world()]
+        self.meters.load_state((mine or ranks)[0]["meters"])
+        if not mine:
+            self.meters.forget()
+        for more in mine[1:]:
+            self.meters.load_more(more["meters"])
+        as_many = len(ranks) == distributed.world()
+        distributed.load_bn(self.trainer.distiller, [rank["buffers"] for rank in (mine if as_many else ranks)])
+        self.random = mine[0]["random"] if as_many else FRESH
+
+    def save(self) -> None:
+        """`latest` in the middle of the pass. Every rank calls it, and the first gets the others' states."""
+        self.check()
+        ranks = distributed.gathered(self.finished or self._own_state())
+        state = {"epoch": self.epoch, "seconds": self.seconds, **ranks[0], "others": ranks[1:]}
+        self.trainer.checkpoints.save_inside(state)
+
+    def _own_state(self):
+        """What only this rank knows: its sums, its generators, the batch norm of its images."""
+        return {
+            "meters": self.meters.state(),
+            "random": random_states(self.trainer.device),
+            "buffers": distributed.own_bn(self.trainer.distiller),
+        }
+
+    # ---- the loop ----
+
+    def run(self) -> dict[str, Any]:
+        """Make the missing steps; mean losses by name, training top-1 and counts of the whole pass."""
+        trainer, meters, total = self.trainer, self.meters, len(self.trainer.train_loader)
+        trainer.distiller.train()
+        before, started = self.seconds, time.perf_counter()
+        batches = batches_from(trainer.train_loader, meters.steps)
+        bar = progress(batches, f"epoch {self.epoch}/{trainer.cfg.SOLVER.EPOCHS}", total, meters.steps)
+        self._restore_random_states()
+        waiting = time.perf_counter()
+        for batch in bar:
+            inputs = {**inputs_of(batch, trainer.device), "epoch": self.epoch}
+            meters.data_seconds += time.perf_counter() - waiting
+            trainer.method.before_step(self.epoch, meters.steps)
+            self._step(inputs)
+            if meters.steps % READ_EVERY == 0 or meters.steps == total:
+                bar.set_postfix(self._read(meters.postfix), refresh=False)
+            self.seconds = before + time.perf_counter() - started
+            if meters.steps < total:
+                self._checkpoint_if_due()
+            waiting = time.perf_counter()
+        self.finished = self._own_state()  # should a signal come in the evaluation, the pass ended like this
+        meters.add_up()
+        summary = self._summary()
+        self.check()
+        trainer.signals.check()
+        return summary
+
+    def _restore_random_states(self):
+        if self.random == FRESH:
+            seed = self.trainer.cfg.EXPERIMENT.SEED
+            seed_all(stream(seed, "step", self.epoch, distributed.rank(), self.meters.steps))
+        elif self.random:
+            restore(self.random, self.trainer.device)
+
+    def _step(self, inputs):
+        step, facts = self.trainer.step, self.trainer.facts
+        logits, losses = step(inputs)
+        facts.setdefault("classes", logits.shape[1])
+        if losses is None:
+            self.meters.skip()
+            say(f"epoch {self.epoch}: step {self.meters.steps} left out, {step.skipped.reason}")
+            return
+        # A loss scaler tries infinite gradients and halves its scale; `overflows_always` watches that.
+        finite = None if step.precision.scaler else all_finite(gradients(step.parameters()))
+        self.meters.add(losses, logits.detach(), inputs["target"], finite)
+
+    def _checkpoint_if_due(self):
+        """A state inside the epoch when it is due, the end of the run when a signal asked for it."""
+        trainer, steps = self.trainer, self.meters.steps
+        by_steps, minutes = trainer.cfg.LOG.CHECKPOINT_STEPS, trainer.cfg.LOG.CHECKPOINT_MINUTES
+        late = minutes and time.monotonic() - trainer.checkpoints.saved_at >= 60 * minutes
+        if trainer.signals.check(late) or (by_steps and steps % by_steps == 0):
+            self.save()
+
+    # ---- bad numbers ----
+
+    def _summary(self):
+        if not self.meters.images:
+            raise PluginError(
+                f"Training stopped in epoch {self.epoch}: all {self.meters.steps} steps were left out "
+                "(SOLVER.NONFINITE skip); expected finite losses and gradients. Look at the data, or lower SOLVER.LR."
+            )
+        return self._read(self.meters.summary)
+
+    def check(self) -> None:
+        """Refuse to go on, or to write a checkpoint, when a number is NaN or infinite."""
+        self._read(self.meters.check)
+        if not all_finite(self.trainer.step.parameters()):
+            self._refuse("a weight is not finite")
+
+    def _read(self, figures):
+        """The meters on the host side, read rarely because it waits for the device."""
+        if self.trainer.step.precision.overflows_always():
+            self._refuse("the gradient is not finite: fp16's loss scale fell below 1")
+        try:
+            return figures()
+        except NotFinite as error:
+            self._refuse(error)
+
+    def _refuse(self, what):
+        raise PluginError(
+            f"Training stopped in epoch {self.epoch}: {what}; expected finite numbers. In {self.trainer.folder} "
+            f"{self.trainer.checkpoints.last_good()}. Lower SOLVER.LR or the weight of that term, or set "
+            "SOLVER.NONFINITE skip where it is a rare batch."
+        )

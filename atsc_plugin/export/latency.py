@@ -1,126 +1,29 @@
 """Size and speed of a student beside its teacher: torch, torch compiled, ONNX Runtime; one image and 64.
 
-Student and teacher take turns, several times, and the ratio is taken within each turn, so that a machine that slows
-down does so for both. The figures are medians; the spread tells how quiet the machine was.
+Student and teacher take turns, and the ratio is taken within each turn, so that a machine that slows down does so for
+both. The figures are medians; the ratio's range tells how quiet the machine was.
 """
 
-import statistics
 import tempfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import safetensors.torch
 import torch
+from torch import nn
 
-from atsc_plugin.engine.evaluate import in_eval_mode
+from atsc_plugin.bench.timing import interleaved, milliseconds, text_table
 from atsc_plugin.export import onnx_files
-from atsc_plugin.export.formats import program_of, quiet
+from atsc_plugin.export.verified import program_of, quiet
 
 BATCHES = (1, 64)
-REPEATS, SECONDS = 9, 0.25  # turns, and how long one network is timed in a turn
+TURNS, SECONDS = 9, 0.25  # how long the slower network is timed in a turn
+CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; times in milliseconds a batch."""
-
-    engine: str
-    batch: int
-    student: float
-    teacher: float | None
-    ratio: tuple | None  # median, lowest, highest of teacher / student over the turns
-
-    def text(self):
-        if self.ratio is None:
-            return f"{self.engine:<14} {self.batch:>5}  {self.student:>10.2f}"
-        median, low, high = self.ratio
-        spread = f"{median:.2f} ({low:.2f} to {high:.2f})"
-        return f"{self.engine:<14} {self.batch:>5}  {self.student:>10.2f}  {self.teacher:>10.2f}  {spread:>22}"
-
-
-def table(student, teacher, card, with_compiled=False):
-    """Lines of the whole table; `teacher` may be None, its weights do not matter."""
-    lines = _sizes(student, teacher)
-    lines.append(f"latency on cpu, {torch.get_num_threads()} threads, medians of {REPEATS} turns, ms a batch:")
-    lines.append(
-        f"{'':<14} {'batch':>5}  {'student':>10}" + (f"  {'teacher':>10}  {'teacher / student':>22}" * bool(teacher))
-    )
-    makers = {"torch": _eager, "torch compiled": _compiled, "ONNX Runtime": _onnx}
-    for engine, maker in makers.items():
-        if maker is _compiled and not with_compiled:
-            lines.append(f"{engine:<14} skipped (--compile measures it; it takes a minute and a C++ compiler)")
-            continue
-        try:
-            calls = [maker(network, card) for network in (student, teacher) if network is not None]
-            rows = [measure(engine, calls, batch, card["image_size"]) for batch in BATCHES]
-            lines += [row.text() for row in rows]
-        except Exception as error:  # no compiler, no runtime: the other engines are still told
-            lines.append(f"{engine:<14} skipped ({' '.join(str(error).split())[:120]})")
-    return lines
-
-
-def _sizes(student, teacher):
-    lines = [f"{'':<20}  {'parameters':>12}  {'weights, bytes':>14}"]
-    sizes = {}
-    for name, network in (("student, deployed", student), ("teacher", teacher)):
-        if network is not None:
-            count = sum(p.numel() for p in network.parameters())
-            tensors = {key: tensor.contiguous().clone() for key, tensor in network.state_dict().items()}
-            sizes[name] = (count, len(safetensors.torch.save(tensors)))
-            lines.append(f"{name:<20}  {count:>12,}  {sizes[name][1]:>14,}")
-    if teacher is not None:
-        parameters, size = (b / a for a, b in zip(*sizes.values(), strict=True))
-        lines.append(f"{'teacher / student':<20}  {parameters:>12.2f}  {size:>14.2f}")
-    return lines
-
-
-def measure(engine, calls, batch, side):
-    """A Row of one engine at one batch size; `calls` are student and, perhaps, teacher."""
-    images = np.random.default_rng(0).standard_normal((batch, 3, side, side), dtype=np.float32)
-    counts = [_calibrated(call, images) for call in calls]
-    turns = []
-    for _ in range(REPEATS):
-        turns.append([_timed(call, images, count) for call, count in zip(calls, counts, strict=True)])
-    medians = [statistics.median(times) for times in zip(*turns, strict=True)]
-    if len(calls) == 1:
-        return Row(engine, batch, medians[0], None, None)
-    ratios = [teacher / student for student, teacher in turns]
-    return Row(engine, batch, *medians, (statistics.median(ratios), min(ratios), max(ratios)))
-
-
-def _timed(call, images, count):
-    started = time.perf_counter()
-    for _ in range(count):
-        call(images)
-    return 1000 * (time.perf_counter() - started) / count
-
-
-def _calibrated(call, images):
-    """How many calls fill the time of a turn, after two that warm up."""
-    for _ in range(2):
-        milliseconds = _timed(call, images, 1)
-    return max(1, round(1000 * SECONDS / milliseconds))
-
-
-def _eager(network, card):
-    predict = in_eval_mode(network)
-
-    def call(images):
-        with torch.inference_mode():
-            return predict(torch.from_numpy(images))
-
-    return call
-
-
-def _compiled(network, card):
-    network = torch.compile(_LogitsOnly(network).eval(), dynamic=False)
-    return _eager(network, card)
-
-
-class _LogitsOnly(torch.nn.Module):
-    """A teacher answers with its maps as well; what is timed is its logits."""
+class LogitsOnly(nn.Module):
+    """A host's network returns its maps as well; what is timed is its logits."""
 
     def __init__(self, network):
         super().__init__()
@@ -131,9 +34,67 @@ class _LogitsOnly(torch.nn.Module):
         return output[0] if isinstance(output, tuple) else output
 
 
-def _onnx(network, card):
+def report(student: nn.Module, teacher: nn.Module | None, side: int, with_compiled: bool = False) -> str:
+    """Both tables as text; the teacher may be None, and its weights do not matter."""
+    networks = {"student": LogitsOnly(student).eval()}
+    if teacher is not None:
+        networks["teacher"] = LogitsOnly(teacher).eval()
+    engines = {"torch": eager, "torch compiled": compiled, "ONNX Runtime": onnx_runtime}
+    rows, skipped = [], []
+    for engine, maker in engines.items():
+        if maker is compiled and not with_compiled:
+            skipped.append(f"{engine} skipped (--compile measures it; it takes a minute and a C++ compiler)")
+            continue
+        try:
+            calls = {name: maker(network, side) for name, network in networks.items()}
+            rows += [{"engine": engine, "batch": batch, **measure(calls, batch, side)} for batch in BATCHES]
+        except Exception as error:  # no compiler, no runtime: the other engines are still measured
+            skipped.append(f"{engine} skipped ({' '.join(str(error).split())[:120]})")
+    title = f"latency on cpu, {torch.get_num_threads()} threads, medians of {TURNS} turns, ms a batch:"
+    return "\n".join([text_table(sizes(networks)), title, text_table(rows), *skipped])
+
+
+def sizes(networks: dict[str, nn.Module]) -> list[dict]:
+    """Parameters and bytes of the weights of each network, and what the teacher has times the student's."""
+    rows = []
+    for name, network in networks.items():
+        count = sum(p.numel() for p in network.parameters())
+        tensors = {key: tensor.contiguous().clone() for key, tensor in network.network.state_dict().items()}
+        rows.append({"network": name, "parameters": count, "bytes": len(safetensors.torch.save(tensors))})
+    if len(rows) == 2:
+        ratios = {key: rows[1][key] / rows[0][key] for key in ("parameters", "bytes")}
+        rows.append({"network": "teacher / student", **ratios})
+    return rows
+
+
+def measure(calls: dict, batch: int, side: int) -> dict:
+    """Medians by network, with a teacher the median and range of teacher / student over the turns."""
+    images = np.random.default_rng(0).standard_normal((batch, 3, side, side), dtype=np.float32)
+    runs = {name: lambda call=call: call(images) for name, call in calls.items()}
+    slowest = max(min(milliseconds(run, CPU) for _ in range(2)) for run in runs.values())
+    times = interleaved(runs, CPU, TURNS, calls=max(1, round(1000 * SECONDS / slowest)))
+    row = {name: median(values) for name, values in times.items()}
+    if "teacher" in times:
+        ratios = [teacher / student for teacher, student in zip(times["teacher"], times["student"], strict=True)]
+        row |= {"teacher / student": median(ratios), "range": f"{min(ratios):.2f} to {max(ratios):.2f}"}
+    return row
+
+
+def eager(network, side):
+    @torch.inference_mode()
+    def call(images):
+        return network(torch.from_numpy(images))
+
+    return call
+
+
+def compiled(network, side):
+    return eager(torch.compile(network, dynamic=False), side)
+
+
+def onnx_runtime(network, side):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         with quiet():
-            onnx_files.write(program_of(_LogitsOnly(network).eval(), card, False), {}, path, None)
+            onnx_files.write(program_of(network, {"image_size": side}), {}, path, None)
         return onnx_files.predictor(onnx_files.session(path, torch.get_num_threads()))

@@ -7,7 +7,9 @@ the classes are called. Reading needs ONNX Runtime and no torch.
 import importlib
 import json
 
+from atsc_plugin import cards
 from atsc_plugin.errors import PluginError
+from atsc_plugin.untrusted import as_plugin_error
 
 CARD = "atsc_plugin.card"
 OLDEST_OPSET = 18  # torch's exporter has no implementations below, and ONNX's converter fails on such networks
@@ -79,10 +81,23 @@ def read(path):
 
 def card_of(opened, path):
     """The card inside an ONNX file."""
-    text = opened.get_modelmeta().custom_metadata_map.get(CARD)
+    with as_plugin_error(f"{path} has metadata that cannot be read ({{}}); expected a file of `export --format onnx`."):
+        text = opened.get_modelmeta().custom_metadata_map.get(CARD)
     if text is None:
         raise PluginError(
             f"{path} has no card (metadata property {CARD}), so it is unknown how its images are prepared; expected a "
             "file of `export --format onnx`."
         )
-    return json.loads(text)
+    return cards.parse(text, path)
+
+
+def classes_of(opened, path):
+    """How many logits a file gives; one that is no network of one image and one row of logits is refused."""
+    inputs, outputs = opened.get_inputs(), opened.get_outputs()
+    sides = [len(entry.shape) for entry in (*inputs, *outputs)]
+    if sides != [4, 2]:
+        raise PluginError(
+            f"{path} has {len(inputs)} inputs and {len(outputs)} outputs of {sides} dimensions; expected one image (4) "
+            "and its logits (2). Export it again."
+        )
+    return outputs[0].shape[1]

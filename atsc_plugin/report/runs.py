@@ -26,7 +26,7 @@ REQUIRED = {
     float: "epochs top1_last top1_best seconds images_per_second params_deployed params_trained",
 }
 OPTIONAL = {
-    str: "run method_name data test_data precision suite suite_file arm pair cfg adapted_by teacher_file "
+    str: "run method_name display data test_data precision suite suite_file arm pair cfg adapted_by teacher_file "
     "images command",
     float: "image_size ece nll params_student peak_memory_mb stretch trials at_once",
     list: "overrides notes against primary",

@@ -217,7 +217,7 @@ def _rows(members):
 
 def _label(what, run, clusters):
     if run.get("arm") or [other[1] for other, _ in clusters].count(what[1]) > 1:
-        text = what[0]
+        text = run.get("display") or what[0]
     else:
         text = run.get("method_name") or (what[1] if run.teachers else "vanilla")
     twins = [(other, runs[0]) for other, runs in clusters if other[0] == what[0] and runs[0] is not run]

@@ -1,0 +1,349 @@
+"""A data set ready to train on: its loaders, its classes, how its images are normalised, and which images they are.
+
+Images that fit into memory (`memory_data`) live on the device whole. A host's own data set does too where its images
+are an array and its transforms are known; else worker processes load it (`host_loaders`).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
+
+from atsc_plugin import host
+from atsc_plugin.data import pictures
+from atsc_plugin.data.arrays import check_labels, read_cifar10, read_folder, read_npz
+from atsc_plugin.data.containers import CLASS_NAMES as CIFAR100_NAMES
+from atsc_plugin.data.containers import Container, find_cifar100, read_cifar100
+from atsc_plugin.data.device_loader import DeviceLoader
+from atsc_plugin.data.digits100 import CLASS_NAMES, cached_digits100
+from atsc_plugin.data.worker_loader import WorkerLoader
+from atsc_plugin.errors import PluginError
+from atsc_plugin.seeds import stream
+
+FLIPS = {"digits100": False, "npz": False, "folder": True, "cifar10": True}  # what DATASET.FLIP auto means
+
+_RESIZED_TOGETHER = 1000
+
+
+@dataclass
+class Data:
+    """A data set ready to train on. `val` is None where the data have no validation split of their own."""
+
+    name: str
+    identity: str  # everything that decides which images these are; teachers are cached under it
+    classes: int
+    image_size: int
+    train: Any
+    val: Any
+    test: Any
+    train_images: int
+    mean: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)
+    test_identity: str | None = None  # None: a host's own files, known by their name
+    source: str = ""  # CIFAR-100: the container it was read from
+
+    def facts(self) -> dict[str, Any]:
+        """What a deployed student's card says of the data."""
+        names = ("classes", "image_size", "mean", "std", "class_names")
+        return {"dataset": self.name, **{name: getattr(self, name) for name in names}}
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How the loaders are to be built: sizes, place and seed."""
+
+    batch_size: int
+    eval_batch_size: int
+    device: torch.device
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+
+def memory_data(node: Any, options: LoaderOptions, image_size: int) -> Data:
+    """A data set that lives on the device whole; `node` is DATASET, `image_size` what the networks take."""
+    name = node.TYPE
+    splits, names = _read(node)
+    classes = check_labels(splits, names, node.ROOT or name)
+    splits = _with_validation(splits, node.VAL_SPLIT, name)
+    _check_memory(splits, image_size, node.PADDING)
+    tensors = {split: _tensors(*arrays, image_size, node.IMAGE_SIZE, split) for split, arrays in splits.items()}
+    mean, std = _statistics(tensors["train"][0])
+    mean, std = list(node.MEAN) or mean, list(node.STD) or std
+    common = {"mean": mean, "std": std, "device": options.device}
+    flip = FLIPS[name] if node.FLIP == "auto" else node.FLIP == "horizontal"
+    seed = stream(options.seed, "data")
+    augmented = {"seed": seed, "padding": node.PADDING, "flip": flip, "rank": options.rank, "world": options.world}
+    train = DeviceLoader(*tensors["train"], options.batch_size, **augmented, **common)
+    others = {split: DeviceLoader(*pair, options.eval_batch_size, **common) for split, pair in tensors.items()}
+    return Data(
+        name=name,
+        identity=content_identity(name, *tensors["train"]),
+        classes=classes,
+        image_size=image_size,
+        train=train,
+        val=others.get("val"),
+        test=others["test"],
+        train_images=len(tensors["train"][1]),
+        mean=mean,
+        std=std,
+        class_names=names,
+        test_identity=content_identity(f"{name}-test", *tensors["test"]),
+    )
+
+
+def _read(node):
+    if node.TYPE == "digits100":
+        own = node.DIGITS100
+        return _digits100(own.TRAIN_IMAGES, own.VAL_IMAGES, own.TEST_IMAGES, own.SEED), list(CLASS_NAMES)
+    if not node.ROOT:
+        kinds = {"npz": "the path of an .npz file", "folder": "a folder with train/ and val/ or test/"}
+        raise PluginError(
+            f"DATASET.TYPE {node.TYPE} needs DATASET.ROOT: {kinds.get(node.TYPE, 'the folder of its files')}."
+        )
+    if node.TYPE == "npz":
+        return read_npz(node.ROOT)
+    return read_folder(node.ROOT, node.IMAGE_SIZE) if node.TYPE == "folder" else read_cifar10(node.ROOT, node.DOWNLOAD)
+
+
+@lru_cache(maxsize=2)  # a run that trains its teacher first asks twice
+def _digits100(train, val, test, seed):
+    try:
+        return cached_digits100(train, val, test, seed)
+    except (ImportError, ValueError) as error:
+        raise PluginError(str(error)) from error
+
+
+def validation_indices(count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """(kept for training, cut off for validation): a fixed draw, so that every run and method has the same split."""
+    order = np.random.default_rng(stream(0, "validation split")).permutation(count)
+    cut = max(1, round(count * share))
+    return np.sort(order[cut:]), np.sort(order[:cut])
+
+
+def _with_validation(splits, share, name):
+    if share == 0:
+        return splits
+    if "val" in splits:
+        raise PluginError(f"DATASET.VAL_SPLIT is {share}, but {name} has a validation split of its own. Set it to 0.0.")
+    images, labels = splits["train"]
+    kept, cut = validation_indices(len(labels), share)
+    return {**splits, "train": (images[kept], labels[kept]), "val": (images[cut], labels[cut])}
+
+
+def with_validation_loader(train: DataLoader, test: DataLoader, share: float) -> tuple[DataLoader, DataLoader]:
+    """(train, val) loaders from a host's own two: the cut-off images come with the test transform."""
+    kept, cut = validation_indices(len(train.dataset), share)
+    unaugmented = copy.copy(train.dataset)
+    unaugmented.transform = test.dataset.transform
+    common = {"num_workers": train.num_workers}
+    return (
+        DataLoader(Subset(train.dataset, kept.tolist()), train.batch_size, shuffle=True, **common),
+        DataLoader(Subset(unaugmented, cut.tolist()), test.batch_size, **common),
+    )
+
+
+def _check_memory(splits, side, padding):
+    """Refuse sizes that the memory cannot hold, before any is asked for."""
+    count, train = sum(len(labels) for _, labels in splits.values()), len(splits["train"][1])
+    resized = 0 if splits["train"][0].shape[1:3] == (side, side) else min(count, _RESIZED_TOGETHER)
+    needed = 3 * (count * side**2 + train * (side + 2 * padding) ** 2 + 8 * resized * side**2)  # resized as float32
+    free = _free_bytes(torch.device("cpu"))
+    if needed > free:
+        raise PluginError(
+            f"{count:,} images of {side} x {side} pixels, padded by {padding}, need {needed >> 20:,} MiB of the "
+            f"{free >> 20:,} MiB that are free. Set DATASET.IMAGE_SIZE or DATASET.PADDING lower."
+        )
+
+
+def _tensors(images, labels, wanted, asked, split):
+    """Channels-first uint8 of the wanted side; other sizes are resized when DATASET.IMAGE_SIZE asks, else refused."""
+    tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous()
+    height, width = tensor.shape[2:]
+    if (height, width) == (wanted, wanted):
+        return tensor, torch.from_numpy(labels.astype(np.int64))
+    if not asked:
+        raise PluginError(
+            f"The {split} images are {width}x{height} pixels; mdistiller's CIFAR networks take {wanted}. Set "
+            f"DATASET.IMAGE_SIZE {wanted} to resize them, or another size for networks that can."
+        )
+    pieces = [
+        F.interpolate(part.float(), (wanted, wanted), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
+        for part in tensor.split(_RESIZED_TOGETHER)
+    ]
+    return torch.cat(pieces), torch.from_numpy(labels.astype(np.int64))
+
+
+def content_identity(name: str, images: torch.Tensor, labels: torch.Tensor) -> str:
+    """A name for exactly these images in this order: their number and a hash of pixels (N x 3 x H x W) and labels."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in images.split(2000):  # in pieces: images that lie channels last are copied
+        digest.update(part.contiguous().numpy())
+    digest.update(labels.contiguous().numpy())
+    return f"{name}-{len(labels)}-{digest.hexdigest()}"
+
+
+def _statistics(images):
+    """Mean and standard deviation by channel, in 0..1, in pieces so that no float copy of the set is made."""
+    total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
+    for part in images.split(2000):
+        scaled = part.double() / 255
+        total += scaled.sum(dim=(0, 2, 3))
+        squares += scaled.square().sum(dim=(0, 2, 3))
+        count += scaled.numel() // 3
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=1e-8).sqrt()
+    return [round(v, 4) for v in mean.tolist()], [round(max(v, 1e-4), 4) for v in std.tolist()]
+
+
+# ---- A host's data set: on the device where its images are an array and its transforms known, else by workers. ----
+
+
+def host_data(cfg: Any, options: LoaderOptions, image_size: int) -> Data:
+    """A data set that the host loads, CIFAR-100 out of any container; `image_size` is what the networks take."""
+    node, name = cfg.DATASET, cfg.DATASET.TYPE
+    container = find_cifar100(host.data_root(node.ROOT)) if name == "cifar100" else None
+    # mdistiller reads its pickles itself. All else is read here, and the host's data sets are built around it.
+    theirs = host.NAME == "mdistiller" and container == Container("pickles", host.data_place("cifar100", node.ROOT))
+    given = None if container is None or theirs else (read_cifar100(container), CIFAR100_NAMES)
+    loaded = host.get_dataset(cfg, given)
+    for loader in loaded[:2]:
+        if hasattr(loader.dataset, "loader"):  # torchvision's folders open whatever Pillow recognises, EPS among it
+            loader.dataset.loader = pictures.as_torchvision
+    check_host_keys(loaded, node, image_size)
+    train, val, test, images, classes, names = host_loaders(loaded, node, options, cfg.SOLVER.TRAINER)
+    mean, std = host.NORMALISATION[name]
+    identity, test_identity = f"{name}-{images}", None
+    if name == "cifar100":
+        identity = _array_identity(name, loaded[0].dataset, node.VAL_SPLIT)
+        test_identity = _array_identity(f"{name}-test", loaded[1].dataset)
+    return Data(
+        name=name,
+        identity=identity,
+        classes=classes,
+        image_size=image_size,
+        train=train,
+        val=val,
+        test=test,
+        train_images=images,
+        mean=list(mean),
+        std=list(std),
+        class_names=names if len(names) == classes else [],
+        test_identity=test_identity,
+        source=str(container or ""),
+    )
+
+
+def _array_identity(name, dataset, cut_off=0.0):
+    """`content_identity` of torchvision's CIFAR, without the share that is cut off for validation."""
+    images, labels = torch.from_numpy(dataset.data).permute(0, 3, 1, 2), torch.tensor(dataset.targets)
+    if cut_off:
+        kept = torch.from_numpy(validation_indices(len(labels), cut_off)[0])
+        images, labels = images[kept], labels[kept]
+    return content_identity(name, images, labels)
+
+
+def host_loaders(loaded: tuple, node: Any, options: LoaderOptions, trainer: str) -> tuple:
+    """(train, val or None, test, training images, classes, their names) from a host's own, by DATASET.LOADER."""
+    train, test, images, classes = loaded
+    names = list(getattr(test.dataset, "classes", []))  # torchvision's data sets name them; a card carries them
+    ours = trainer == "plugin"
+    hindrance = why_not(train, test, options.device) if ours else f"SOLVER.TRAINER is {trainer}"
+    if node.LOADER == "device" and hindrance:
+        raise PluginError(f"DATASET.LOADER is device, but {node.TYPE} cannot: {hindrance}. Use auto or host.")
+    if node.LOADER != "host" and not hindrance:
+        return *on_device(train, test, node.VAL_SPLIT, options), classes, names
+    val = None
+    if node.VAL_SPLIT:
+        train, val = with_validation_loader(train, test, node.VAL_SPLIT)
+        images = len(train.dataset)
+    if ours and (node.LOADER == "auto" or options.world > 1):
+        train = WorkerLoader(train, options)
+    return train, val, test, images, classes, names
+
+
+def check_host_keys(loaded: tuple, node: Any, size: int) -> None:
+    """Refuse keys that a host's own loaders do not follow: all that is built on them would believe them."""
+    side = loaded[1].dataset[0][0].shape[-1]
+    if side != size:
+        raise PluginError(
+            f"DATASET.IMAGE_SIZE is {size}, but the host's {node.TYPE} has images of {side} pixels and does not resize "
+            "them; leave DATASET.IMAGE_SIZE out, or name the size that is there."
+        )
+
+
+def why_not(train: DataLoader, test: DataLoader, device: torch.device) -> str | None:
+    """None where both loaders' data sets can live on the device and be augmented there; else the reason in words."""
+    for loader in (train, test):
+        images = getattr(loader.dataset, "data", None)
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
+            return "its images are files, not an array"
+    if augmentation(train.dataset.transform) is None or augmentation(test.dataset.transform) is None:
+        return "its transforms are not padding, cropping, mirroring and normalising"
+    if len(train.dataset[0]) > 3:
+        return "its batches carry contrastive samples"
+    needed, free = 2 * (train.dataset.data.nbytes + test.dataset.data.nbytes), _free_bytes(device)
+    if needed > free // 2:
+        return f"it needs {needed >> 20} MiB of the {free >> 20} MiB that are free on {device}"
+    return None
+
+
+def augmentation(transform: Any) -> dict[str, Any] | None:
+    """{"padding", "flip", "mean", "std"} of mdistiller's CIFAR transforms; None for any other."""
+    steps = list(getattr(transform, "transforms", []))
+    settings = {"padding": 0, "flip": False}
+    if steps and type(steps[0]) is transforms.RandomCrop:
+        step = steps.pop(0)
+        if type(step.padding) is not int or (step.fill, step.padding_mode, step.pad_if_needed) != (
+            0,
+            "constant",
+            False,
+        ):
+            return None
+        settings["padding"] = step.padding
+    if steps and type(steps[0]) is transforms.RandomHorizontalFlip and steps[0].p == 0.5:
+        settings["flip"] = bool(steps.pop(0))
+    if [type(step) for step in steps] != [transforms.ToTensor, transforms.Normalize]:
+        return None
+    return {**settings, "mean": list(steps[1].mean), "std": list(steps[1].std)}
+
+
+def on_device(train: DataLoader, test: DataLoader, share: float, options: LoaderOptions) -> tuple:
+    """(train, val or None, test, training images) as device loaders; `share` of the training images for validation."""
+    images, labels = train.dataset.data, np.asarray(train.dataset.targets)
+    augmented, plain = augmentation(train.dataset.transform), augmentation(test.dataset.transform)
+    kept, cut = validation_indices(len(labels), share) if share else (slice(None), None)
+
+    def loader(images, labels, batch_size, **rest):
+        tensors = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels.astype(np.int64))
+        return DeviceLoader(*tensors, batch_size, device=options.device, **rest)
+
+    seed = stream(options.seed, "data")
+    train_loader = loader(
+        images[kept], labels[kept], options.batch_size, **augmented, seed=seed, rank=options.rank, world=options.world
+    )
+    val = None if cut is None else loader(images[cut], labels[cut], options.eval_batch_size, **plain)
+    test_loader = loader(test.dataset.data, np.asarray(test.dataset.targets), options.eval_batch_size, **plain)
+    return train_loader, val, test_loader, len(train_loader.labels)
+
+
+def _free_bytes(device):
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")  # what the page cache holds can be had: without it the answer would hang on luck
+    for line in meminfo.read_text().splitlines() if meminfo.is_file() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,87 @@
+"""From a loader's batch to a distiller's arguments: device, memory layout, names, the place in the epoch.
+
+Training and evaluation place tensors by the same rule, so that they agree to the last digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from atsc_plugin.engine import distributed
+from atsc_plugin.errors import PluginError
+
+INPUTS = ("image", "target", "index", "contrastive_index")  # mdistiller's batch tuples, of two to four of these
+
+
+def device_of(cfg: Any) -> torch.device:
+    """EXPERIMENT.DEVICE as a torch device; a device that is not there is refused."""
+    wanted = distributed.device_of(cfg.EXPERIMENT.DEVICE)
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise PluginError(f"EXPERIMENT.DEVICE is '{wanted}'; expected auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise PluginError(
+            f"EXPERIMENT.DEVICE is '{wanted}', but torch sees {torch.cuda.device_count()} CUDA devices; "
+            "use cpu, auto or one of those."
+        )
+    return device
+
+
+def layout_of(device: torch.device) -> torch.memory_format:
+    """Channels-last on a CPU, where CIFAR ResNets train faster in it; torch's default elsewhere."""
+    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
+
+
+def place_module(module: nn.Module, device: torch.device) -> nn.Module:
+    """Move a module to its device and layout, in place."""
+    return module.to(device).to(memory_format=layout_of(device))
+
+
+def place(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor; images (four dimensions) get the device's layout."""
+    if tensor.dim() == 4:
+        return tensor.to(device, memory_format=layout_of(device), non_blocking=True)
+    return tensor.to(device, non_blocking=True)
+
+
+def inputs_of(batch: tuple | list, device: torch.device) -> dict[str, Any]:
+    """What a distiller is called with, by name, from one of mdistiller's batch tuples; all of it on the device."""
+    if not 2 <= len(batch) <= len(INPUTS):
+        raise PluginError(f"The loader gives batches of {len(batch)} entries; expected 2 to 4: {', '.join(INPUTS)}.")
+    return {name: _placed(entry, device) for name, entry in zip(INPUTS, batch, strict=False)}
+
+
+def _placed(entry, device):
+    if isinstance(entry, (list, tuple)):  # forks with a weak and a strong view of each image
+        return type(entry)(_placed(view, device) for view in entry)
+    return place(entry, device)
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Tell a loader the epoch; a plain DataLoader draws from torch's global generator and need not know."""
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(epoch)
+
+
+def batches_from(loader: Any, done: int) -> Iterator:
+    """The batches behind the first `done`. A loader that cannot start there draws and drops them at once."""
+    if hasattr(loader, "batches_from"):
+        return iter(loader.batches_from(done))
+    batches = iter(loader)
+    for _ in range(done):
+        next(batches, None)
+    return batches
+
+
+def progress(batches: Iterable, label: str, total: int | None = None, done: int = 0) -> tqdm:
+    """A bar on rank 0's terminal, nothing in a log file; `done` of the `total` batches are made already."""
+    silent = None if distributed.first() else True
+    return tqdm(batches, desc=label, total=total, initial=done, leave=False, disable=silent)

@@ -1,0 +1,144 @@
+"""What mdistiller does not say of its own methods: titles, teachers, mistakes that it would only meet in training."""
+
+from __future__ import annotations
+
+import torch
+
+from atsc_plugin.contract import NONE, HostMethod
+from atsc_plugin.methods.base import host_method
+from atsc_plugin.networks.maps import evaluating
+
+# DKD's BETA and ReviewKD's weight by pair, from mdistiller's configs (a08d46f) and the ReviewKD repository's script.
+# None: no weight is published for the pair, and 5.0 is ours.
+PUBLISHED = {
+    ("resnet32x4", "resnet8x4"): (8.0, 5.0),
+    ("vgg13", "vgg8"): (6.0, None),
+    ("wrn_40_2", "wrn_40_1"): (6.0, 5.0),
+    ("wrn_40_2", "wrn_16_2"): (6.0, 5.0),
+    ("resnet56", "resnet20"): (2.0, 0.6),
+    ("resnet110", "resnet32"): (2.0, 1.0),
+    ("resnet32x4", "ShuffleV1"): (8.0, 5.0),
+    ("resnet32x4", "ShuffleV2"): (8.0, 8.0),
+    ("wrn_40_2", "ShuffleV1"): (8.0, 5.0),
+    ("vgg13", "MobileNetV2"): (6.0, None),
+    ("ResNet50", "MobileNetV2"): (8.0, None),
+    ("ResNet34", "ResNet18"): (0.5, 1.0),  # ImageNet, as the next
+    ("ResNet50", "MobileNetV1"): (2.0, 8.0),
+}
+# Channels and sides of feats[1:] (teachers: preact_feats[1:]) and the pooled width: ReviewKD needs them written down.
+MAPS = {
+    "resnet20": ([16, 32, 64], [32, 16, 8], 64),
+    "resnet32": ([16, 32, 64], [32, 16, 8], 64),
+    "resnet56": ([16, 32, 64], [32, 16, 8], 64),
+    "resnet110": ([16, 32, 64], [32, 16, 8], 64),
+    "resnet8x4": ([64, 128, 256], [32, 16, 8], 256),
+    "resnet32x4": ([64, 128, 256], [32, 16, 8], 256),
+    "wrn_40_2": ([32, 64, 128], [32, 16, 8], 128),
+    "wrn_16_2": ([32, 64, 128], [32, 16, 8], 128),
+    "wrn_40_1": ([16, 32, 64], [32, 16, 8], 64),
+    "vgg13": ([128, 256, 512, 512], [16, 8, 4, 4], 512),
+    "vgg8": ([128, 256, 512, 512], [16, 8, 4, 4], 512),
+    "ResNet50": ([256, 512, 1024, 2048], [32, 16, 8, 4], 2048),
+    "MobileNetV2": ([12, 16, 48, 160], [16, 8, 4, 2], 1280),
+    "ShuffleV1": ([240, 480, 960], [16, 8, 4], 960),
+    "ShuffleV2": ([116, 232, 464], [16, 8, 4], 1024),
+}
+# On ImageNet: (student's channels, teacher's); the last map's channels stand again for the pooled features.
+IMAGENET_MAPS = {
+    ("ResNet34", "ResNet18"): ([64, 128, 256, 512, 512], [64, 128, 256, 512, 512]),
+    ("ResNet50", "MobileNetV1"): ([128, 256, 512, 1024, 1024], [256, 512, 1024, 2048, 2048]),
+}
+
+
+def review_maps(teacher: str, student: str) -> dict[str, list[int]]:
+    """REVIEWKD's lists for a pair: sides deepest first, the pooled vector's 1 before them; channels the other way."""
+    if (teacher, student) in IMAGENET_MAPS:
+        channels, out_channels = IMAGENET_MAPS[teacher, student]
+        sides = out_sides = [1, 7, 14, 28, 56]
+    else:
+        (channels, sides, pooled), (out_channels, out_sides, out_pooled) = MAPS[student], MAPS[teacher]
+        channels, out_channels = [*channels, pooled], [*out_channels, out_pooled]
+        sides, out_sides = [1, *sides[::-1]], [1, *out_sides[::-1]]
+    return {
+        "REVIEWKD.SHAPES": sides,
+        "REVIEWKD.OUT_SHAPES": out_sides,
+        "REVIEWKD.IN_CHANNELS": channels,
+        "REVIEWKD.OUT_CHANNELS": out_channels,
+    }
+
+
+@host_method("NONE", "vanilla")
+class Vanilla(HostMethod):
+    TEACHERS = NONE
+
+
+@host_method("KD", "KD")
+class KD(HostMethod):
+    MULTI = "AVERKD"
+
+
+@host_method("DKD", "DKD")
+class DKD(HostMethod):
+    MULTI = "DKD_MULTI"
+    HYPER = {pair: {"DKD.BETA": beta} for pair, (beta, _) in PUBLISHED.items()}
+
+    @classmethod
+    def problems(cls, cfg):
+        """It divides the epoch by WARMUP."""
+        warmup = cfg.DKD.WARMUP
+        return [] if warmup >= 1 else [f"DKD.WARMUP: got {warmup}, expected at least 1."]
+
+
+@host_method("REVIEWKD", "ReviewKD")
+class ReviewKD(HostMethod):
+    """Its maps are free of ReLU: preact_feats from the second on, then the pooled features as a map of one pixel.
+
+    OUT_SHAPES lists the sides of the teacher's maps deepest first, OUT_CHANNELS their channels shallowest first.
+    """
+
+    HYPER = {
+        pair: {"REVIEWKD.REVIEWKD_WEIGHT": weight or 5.0, **review_maps(*pair)}
+        for pair, (_, weight) in PUBLISHED.items()
+    }
+
+    @classmethod
+    def problems(cls, cfg):
+        """It divides the epoch by WARMUP_EPOCHS."""
+        warmup = cfg.REVIEWKD.WARMUP_EPOCHS
+        return [] if warmup >= 1 else [f"REVIEWKD.WARMUP_EPOCHS: got {warmup}, expected at least 1."]
+
+    def misfits(self, image_size):
+        teacher, name, node = self.distiller.teacher, self.cfg.DISTILLER.TEACHER, self.cfg.REVIEWKD
+        with evaluating(teacher), torch.no_grad():
+            feats = teacher(torch.zeros(2, 3, image_size, image_size))[1]
+        if not feats.get("preact_feats"):
+            return [
+                f"teacher {name} has no pre-activation maps, which REVIEWKD compares. Use another teacher or method."
+            ]
+        maps = [*feats["preact_feats"][1:], feats["pooled_feat"][:, :, None, None]]
+        fitting = {"OUT_SHAPES": [m.shape[-1] for m in maps][::-1], "OUT_CHANNELS": [m.shape[1] for m in maps]}
+        return [
+            f"REVIEWKD.{key} is {list(node[key])}, but the maps of teacher {name} have {wanted}. Set it to that."
+            for key, wanted in fitting.items()
+            if list(node[key]) != wanted
+        ]
+
+
+@host_method("CRD", "CRD")
+class CRD(HostMethod):
+    """Its memory banks hold a feature of every training image, found by the image's number."""
+
+    PER_IMAGE = False
+
+    @classmethod
+    def more_arguments(cls, train_images):
+        return [train_images]
+
+    @classmethod
+    def problems(cls, cfg):
+        if not cfg.DATASET.VAL_SPLIT:
+            return []
+        return [
+            f"DATASET.VAL_SPLIT is {cfg.DATASET.VAL_SPLIT}, but CRD's memory counts the images of the whole training "
+            "split, and would take negatives from those cut off; use 0.0."
+        ]

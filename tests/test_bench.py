@@ -1,0 +1,141 @@
+"""`bench`: arms in turns, operations counted, ratios that multiply, files and refusals. No test looks at a clock."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import atsc_plugin
+from atsc_plugin import host
+from atsc_plugin.__main__ import main
+from atsc_plugin.bench.roofline import CountedOperations
+from atsc_plugin.bench.steps import Arm, PreparedStep, arms_of
+from atsc_plugin.bench.timing import interleaved, row, text_table
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def tiny(tiny_networks):
+    atsc_plugin.register()
+
+
+SMALL = ["--teacher", "tiny_teacher", "--student", "tiny", "--batch", "4", "--rounds", "2"]
+
+
+def test_arms_take_turns_and_none_is_always_first():
+    calls = []
+    times = interleaved({name: lambda n=name: calls.append(n) for name in "abc"}, CPU, rounds=3, calls=2, warm_up=1)
+    assert "".join(calls) == "abc" + "aabbcc" + "bbccaa" + "ccaabb"
+    assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_a_row_has_the_median_half_the_quartiles_distance_and_the_rate():
+    figures = {"ms": 4.0, "spread": 2.5, "low": 1.0, "high": 11.0, "images_per_second": 1000 * 8 / 4.0}
+    assert row("a", [11.0, 1.0, 4.0, 2.0, 7.0], images=8) == {"arm": "a", **figures}
+    assert row("a", [3.0], 3) == {
+        "arm": "a", "ms": 3.0, "spread": 0.0, "low": 3.0, "high": 3.0, "images_per_second": 1000.0
+    }  # fmt: skip
+
+
+def test_a_table_has_a_column_for_each_figure_that_some_row_has():
+    rows = [{"arm": "KD", "ms": 1038.4, "low": 1.0, "peak_mb": None}, {"arm": "SIMKD", "ms": 0.7034, "times_kd": 1.0}]
+    assert text_table(rows, without=("low",)).splitlines() == [
+        "  arm     ms  times_kd",
+        "   KD   1038          ",
+        "SIMKD  0.703         1",
+    ]
+
+
+def test_flops_and_bytes_of_a_linear_layer_and_its_backward_are_those_of_the_formula():
+    layer, image = nn.Linear(5, 7, bias=False), torch.randn(3, 5)
+    with CountedOperations() as forward:
+        output = layer(image)
+    assert forward.flops() == 2 * 3 * 5 * 7
+    # image 3x5, weight 5x7, output 3x7, four bytes each; the transposed weight is a view and moves nothing
+    assert sum(moved for _, moved in forward.operations) == 4 * (15 + 35 + 21)
+    with CountedOperations() as backward:
+        output.backward(torch.ones_like(output))
+    assert backward.flops() == 2 * 3 * 5 * 7  # the weight's gradient; the image wants none
+
+
+def test_the_roofline_takes_the_longer_of_both_times_for_each_operation():
+    counted = CountedOperations()
+    counted.operations = [(100, 10), (0, 40)]
+    assert counted.seconds({"flops_per_second": 10.0, "bytes_per_second": 2.0}) == max(100 / 10, 10 / 2) + 40 / 2
+
+
+def test_the_released_step_costs_a_second_backward_and_moves_what_the_published_moves():
+    """The real networks of the smallest pair: on tiny ones the second backward is no large share of the step."""
+    atsc_plugin.register()
+    steps = {name: PreparedStep(Arm(name, "resnet20", "resnet8", 4), CPU) for name in ("released", "published")}
+    flops = {name: step.operations().flops() for name, step in steps.items()}
+    assert flops["released"] > 1.3 * flops["published"]
+    ours, theirs = (step.distiller.state_dict() for step in steps.values())
+    for name, tensor in ours.items():
+        assert torch.allclose(tensor, theirs[name], atol=1e-6), name
+
+
+def test_every_registered_method_that_needs_no_more_than_images_is_an_arm(tiny):
+    """COTEACH and methods to come are arms without a line in `bench`; several teachers have arms of their own."""
+    for method in ("NONE", "DKD", "COTEACH", "AVERKD", "ATSC_x2"):
+        step = PreparedStep(Arm(method, "tiny_teacher", "tiny", 4), CPU)
+        assert step.operations().flops() > 0
+        assert step.saved_mb() > 0
+        assert step.peak_mb() is None
+    assert len(step.distiller.teacher) == 2
+
+
+def test_settings_are_named_and_the_released_step_has_fp32_and_torchs_layout_alone():
+    arms = arms_of(["released", "fused"], "t", "s", 4, ["none", "bf16"], ["none", "default"])
+    assert [arm.name for arm in arms] == [
+        "released contiguous", "fused", "fused contiguous", "fused compiled default", "fused bf16",
+        "fused bf16 compiled default",
+    ]  # fmt: skip
+
+
+def test_bench_step_prints_a_table_and_ratios_that_multiply_and_writes_them(tiny, tmp_path, capsys):
+    assert main(["bench", "step", *SMALL, "--json", str(tmp_path / "step.json"), "--profile"]) == 0
+    printed = capsys.readouterr().out
+    assert "images_per_second" in printed
+    assert "work saved by FLOPs" in printed
+    assert "Self CPU" in printed
+    content = json.loads((tmp_path / "step.json").read_text())
+    assert [row["arm"] for row in content["rows"]] == [
+        "released contiguous", "fused", "fused contiguous", "SIMKD", "KD"
+    ]  # fmt: skip
+    assert all(0 < row["share_of_matmul"] < row["share_of_roofline"] for row in content["rows"])
+    ratios = content["ratios"]
+    assert ratios["work saved"] * ratios["layout"] == pytest.approx(ratios["both"])
+    assert content["rows"][0]["times_released"] == 1.0
+
+
+def test_bench_loader_files_and_epoch_run_and_print_their_ratios(tiny, capsys):
+    assert main(["bench", "loader", "--images", "64", "--batch", "16", "--rounds", "1"]) == 0
+    assert "device loader over torchvision's" in capsys.readouterr().out
+    assert main(["bench", "files", "--images", "3", "--rounds", "1"]) == 0
+    assert "decoded to tensors over the host's" in capsys.readouterr().out
+    assert main(["bench", "epoch", *SMALL, "--images", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert "trainer's overhead" in printed
+    assert "data wait" in printed
+
+
+def test_bench_refuses_what_it_does_not_know(tiny, capsys):
+    assert main(["bench", "step", "--methods", "atsc"]) == 2
+    assert "--methods atsc: expected of released, published, fused, ATSC_x2, ATSC_x3, " in capsys.readouterr().err
+    assert main(["bench", "step", "--teacher", "resnet999"]) == 2
+    assert "'resnet999' is no network of this host" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["bench", "loader", "--batch", "0"])
+
+
+def test_a_method_that_needs_more_than_images_and_labels_is_refused_by_name(tiny, monkeypatch, capsys):
+    class Contrastive(host.distiller_dict["KD"]):
+        def forward_train(self, image, target, contrastive_index, **kwargs):
+            return super().forward_train(image, target, **kwargs)
+
+    monkeypatch.setitem(host.distiller_dict, "CONTRASTIVE", Contrastive)
+    assert main(["bench", "step", *SMALL, "--methods", "CONTRASTIVE"]) == 2
+    assert "CONTRASTIVE makes no step on random images and labels (TypeError" in capsys.readouterr().err
