@@ -1,7 +1,9 @@
 """Settings every test shares. On two cores, threads that spin while they wait cost ten times what they gain."""
 
 import os
+import shutil
 import signal
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported, hence first
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job: its children would ignore Ctrl-C too
@@ -10,13 +12,43 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background jo
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_tests(tmp_path_factory):
     """What the package caches for its user goes to a folder of the tests; child processes inherit it."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """The trainer of runs.trainer_of after its run: what a run that was broken off has to end as. Not to be changed."""
+    from runs import config, trainer_of
+
+    top = tmp_path_factory.mktemp("whole")
+    trainer = trainer_of(config(top), top / "run")
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The folder of a run of `small_runs.tiny("vanilla")` that is over, for tests that copy it."""
+    from small_runs import tiny
+    from tiny import add_tiny_networks
+
+    top = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        add_tiny_networks(patch)
+        assert tiny("vanilla", "LOG.PREFIX", str(top)) == 0
+    return next(top.glob("quickstart/run*/seed_1"))
+
+
+@pytest.fixture
+def run(here, finished, tiny_networks):
+    """A copy of it where `small_runs.tiny("vanilla")` in the working directory would write it."""
+    return Path(shutil.copytree(finished, here / "output" / "quickstart" / finished.parent.name / "seed_1"))
 
 
 @pytest.fixture
@@ -32,6 +64,16 @@ def tiny_networks(monkeypatch):
     from tiny import add_tiny_networks
 
     add_tiny_networks(monkeypatch)
+
+
+@pytest.fixture
+def tiny_teacher_file(tmp_path, tiny_networks):
+    """Random weights of `tiny_teacher`."""
+    from tiny import TinyNet
+
+    torch.manual_seed(0)
+    torch.save({"model": TinyNet(num_classes=100, width=8).state_dict()}, tmp_path / "teacher.pth")
+    return tmp_path / "teacher.pth"
 
 
 @pytest.fixture

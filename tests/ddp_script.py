@@ -1,88 +1,259 @@
-"""Run by tests/test_ddp.py under torchrun, once a rank: a tiny training whose end it writes to WHERE/end_RANK.pt.
+"""Run by tests/test_ddp.py under torchrun, once a rank: all cases of several ranks, one after another in one launch.
 
-usage: ddp_script.py WHERE CASE...; one rank writes the same for one process.
+usage: ddp_script.py WHERE CASE...; each rank writes how each case ended to WHERE/CASE_RANK.pt. The cases of ENDS are
+also run by the test itself, as one process.
 """
 
+import contextlib
+import io
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 import torch  # noqa: E402
-from small_atsc import AVERAGED  # noqa: E402
-from tiny import TinyNet  # noqa: E402
-from torch import nn  # noqa: E402
+from runs import EMA, Before, DroppingNet, config, dying, latest_of, tiny_loader, without_bn  # noqa: E402
+from tiny import TinyNet, add_tiny_networks  # noqa: E402
 
-import atsc_plugin  # noqa: E402
-from atsc_plugin.data.device_loader import DeviceLoader  # noqa: E402
+from atsc_plugin import __main__ as command_line  # noqa: E402
+from atsc_plugin.contract import IDLE_PARAMETERS  # noqa: E402
 from atsc_plugin.engine import distributed  # noqa: E402
 from atsc_plugin.engine.trainer import PluginTrainer  # noqa: E402
+from atsc_plugin.errors import Interrupted, PluginError  # noqa: E402
+from atsc_plugin.host import distiller_dict  # noqa: E402
+from atsc_plugin.methods.atsc import ATSC  # noqa: E402
 
-torch.set_num_threads(1)
-atsc_plugin.register()
-
-from atsc_plugin.host import CFG, distiller_dict  # noqa: E402
-
-
-def without_bn(network):
-    network.bn = nn.Identity()
-    return network
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["SOLVER.EPOCHS", 2, "SOLVER.LR", 0.02, "SOLVER.BATCH_SIZE", 8]
 
 
-def loader(seed=None, count=36, start=0):
-    draw = torch.Generator().manual_seed(9 + start)
-    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=draw)
-    ranks = {"rank": distributed.rank(), "world": distributed.world()} if seed else {}
-    return DeviceLoader(images, torch.arange(count) % 10, 8, [0.5] * 3, [0.25] * 3, seed=seed, padding=2, **ranks)
+# ---- runs that end as one process's ----
 
 
-CASES = {
+class Settling(ATSC):
+    """Its teacher learns in the first epoch alone, and it says so."""
+
+    @classmethod
+    def needs(cls, cfg):
+        return {IDLE_PARAMETERS: "the teacher stops"}
+
+    def before_epoch(self, epoch):
+        super().before_epoch(epoch)
+        self.warming_up = epoch > 1
+        self._set_teacher_mode()
+
+
+ENDS = {
     "vanilla": ("NONE", []),
     "kd": ("KD", []),
-    "plain_atsc": ("ATSC", ["ATSC.TEACHER.LR_SCALE", 0.5]),
+    "atsc": ("ATSC", ["ATSC.TEACHER.LR_SCALE", 0.5]),
     "accumulated": ("ATSC", ["SOLVER.ACCUMULATE", 2]),
     "warming": ("ATSC", ["ATSC.TEACHER.WARMUP_EPOCHS", 1]),
-    "settling": ("ATSC", ["ATSC.TEACHER.LAST_EPOCH", 1]),
-    "averaged": ("ATSC", AVERAGED),
-    "normal": ("ATSC", []),
+    "settling": ("ATSC", []),
+    "ema": ("ATSC", EMA),
+    "with_bn": ("ATSC", []),
 }
 
 
-def train(where, case, resume=False, die=False):
-    """One run; its end: weights, theta_0, the result."""
-    method, keys = CASES[case]
-    cfg = CFG.clone()
-    cfg.merge_from_list(["LOG.PREFIX", str(where), "SOLVER.EPOCHS", 2, "SOLVER.LR", 0.02, "SOLVER.BATCH_SIZE", 8])
-    cfg.merge_from_list(["SOLVER.TRAINER", "plugin", "ATSC.MONITOR.IMAGES", 10, "DISTILLER.TYPE", method, *keys])
+def end_of(where, case):
+    """One run of two epochs of 36 images; its end: weights, theta_0, the result."""
+    method, keys = ENDS[case]
+    cfg = config(where, *SMALL, "DISTILLER.TYPE", method, *keys)
     torch.manual_seed(1)
-    networks = [TinyNet(width=4)] + ([] if method == "NONE" else [TinyNet(width=6)])
-    if case != "normal":
-        networks = [without_bn(network) for network in networks]
-    distiller = distiller_dict[method](*networks, *([] if method == "NONE" else [cfg]))
-    if case != "normal" and hasattr(distiller, "projector"):
-        distiller.projector = nn.Sequential(nn.Conv2d(4, 6, 1))
-    folder = Path(where) / case / "run"
-    test = {"test_loader": loader(count=21, start=2)}
-    trainer = PluginTrainer("run", distiller, loader(seed=5), loader(count=13, start=1), cfg, folder=folder, **test)
-    if die and distributed.rank() == 1:
-        trainer.step.precision = None  # the first step fails on this rank alone
-    result = trainer.train(resume=resume)
-    start = dict(distiller.start.items()) if hasattr(distiller, "start") else {}
-    frozen = getattr(trainer.step.called, "find_unused_parameters", None)
-    return {"state": distiller.state_dict(), "start": start, "result": result, "looks_for_unused": frozen}
+    networks = [TinyNet(width=4), *([] if method == "NONE" else [TinyNet(width=6)])]
+    divides = (lambda module: module) if case == "with_bn" else without_bn
+    kind = Settling if case == "settling" else distiller_dict[method]
+    distiller = kind(*map(divides, networks), *([] if method == "NONE" else [cfg]))
+    divides(distiller)  # the projector
+    trainer = PluginTrainer(
+        "run", distiller, tiny_loader(seed=5, count=36), tiny_loader(count=13, start=1), cfg,
+        test_loader=tiny_loader(count=21, start=2), folder=Path(where) / case / "run",
+    )  # fmt: skip
+    result = trainer.train()
+    start = dict(distiller.theta_0[0].items()) if isinstance(distiller, ATSC) else {}
+    looks = getattr(trainer.step.called, "find_unused_parameters", None)
+    return {"state": distiller.state_dict(), "start": start, "result": result, "looks_for_unused": looks}
+
+
+# ---- runs that are broken off and continued ----
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL of all ranks: nothing of ours answers it."""
+
+
+def trainer_of(where, name, **keys):
+    """2 epochs of 5 steps, 36 images; 5 batches to evaluate: 3 for rank 0, 2 for rank 1."""
+    pairs = [word for key, value in keys.items() for word in (key.replace("__", "."), value)]
+    cfg = config(where, *SMALL, *pairs)
+    torch.manual_seed(1)
+    distiller = ATSC(DroppingNet(width=4), TinyNet(width=6), cfg)
+    folder = Path(where) / name / "run"
+    loaders = tiny_loader(seed=5, count=36), tiny_loader(count=37, start=1)
+    return PluginTrainer("run", distiller, *loaders, cfg, folder=folder)
+
+
+def life(where, name, act, resume=False, **keys):
+    """One life of a run with act(number of the step) before each step: its end."""
+    trainer = trainer_of(where, name, **keys)
+    trainer.step = Before(trainer.step, act)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            trainer.train(resume=resume)
+    except (Killed, Interrupted) as end:
+        return {"status": getattr(end, "code", None), "said": said.getvalue(), "saved": trainer.checkpoints.saved}
+    return {"state": {key: tensor.clone() for key, tensor in trainer.distiller.state_dict().items()}}
+
+
+def whole(where, name="whole", **keys):
+    return life(where, name, lambda step: None, **keys)
+
+
+def killed(where):
+    """`latest` every 2 steps; all ranks die before steps 4, 3 and 4 of a life each."""
+    keys = {"LOG__CHECKPOINT_STEPS": 2}
+    lives = [life(where, "killed", dying(at, Killed), resume=n > 0, **keys) for n, at in enumerate((4, 3, 4))]
+    return {**whole(where, "killed", resume=True, **keys), "lives": lives}
+
+
+def signalled(where):
+    """SIGTERM reaches rank 1 alone, before its step 2."""
+
+    def act(step):
+        if (step, distributed.rank()) == (2, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    end = life(where, "signalled", act)
+    return {**whole(where, "signalled", resume=True), "first": end}
+
+
+def evaluating(where):
+    """SIGUSR1 reaches rank 0 alone, in the evaluation that ends epoch 1, before its second batch."""
+    trainer = trainer_of(where, "evaluating")
+    trainer.val_loader = Sending(trainer.val_loader)
+    try:
+        trainer.train()
+    except Interrupted as end:
+        first = {"status": end.code, "saved": trainer.checkpoints.saved}
+    return {**whole(where, "evaluating", resume=True), "first": first}
+
+
+class Sending:
+    """Sends a signal to rank 0 before batch 2 of the whole of pass 2: the teacher is measured in the first."""
+
+    def __init__(self, batches):
+        self.batches, self.passes = batches, 0
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        self.passes += 1
+        for place, batch in enumerate(self.batches):
+            if (self.passes, place, distributed.rank()) == (2, 2, 0):
+                os.kill(os.getpid(), signal.SIGUSR1)
+            yield batch
+
+
+def minutes(where):
+    """Every look at rank 0's clock says that a checkpoint is due, no look at rank 1's does."""
+    trainer = trainer_of(where, "minutes", LOG__CHECKPOINT_MINUTES=1e9 if distributed.rank() else 1e-9)
+    saved, original = [], trainer.checkpoints.save_inside
+    trainer.checkpoints.save_inside = lambda inside: (saved.append(inside["meters"]["steps"]), original(inside))
+    trainer.step = Before(trainer.step, dying(4, Killed))
+    with contextlib.suppress(Killed):
+        trainer.train()
+    return {**whole(where, "minutes", resume=True), "saved": saved}
+
+
+def skipping(where):
+    """The images of rank 1 are NaN in step 2: every rank leaves the step out. Then once more, killed before step 4."""
+    keys = {"SOLVER__NONFINITE": "skip", "LOG__CHECKPOINT_STEPS": 1}
+    ends = []
+    for name, act in (("skipping", lambda number: None), ("skipping_killed", dying(4, Killed))):
+        trainer = trainer_of(where, name, **keys)
+        trainer.step = Poisoned(Before(trainer.step, act))
+        with contextlib.suppress(Killed):
+            trainer.train()
+        ends.append({key: tensor.clone() for key, tensor in trainer.distiller.state_dict().items()})
+    return {**whole(where, "skipping_killed", resume=True, **keys), "twin": ends[0]}
+
+
+class Poisoned(Before):
+    def __init__(self, step):
+        super().__init__(step, lambda number: None)
+
+    def __call__(self, inputs):
+        if (self.number, distributed.rank()) == (1, 1):
+            inputs = {**inputs, "image": torch.full_like(inputs["image"], float("nan"))}
+        return super().__call__(inputs)
+
+
+def more(where):
+    """One process is killed inside an epoch; two ranks continue."""
+    if distributed.first():
+        with distributed.alone():
+            life(where, "more", dying(4, Killed), LOG__CHECKPOINT_STEPS=3)
+    return whole(where, "more", resume=True)
+
+
+def fewer(where):
+    """Two ranks are killed inside an epoch; the test continues with one process."""
+    life(where, "fewer", dying(4, Killed), LOG__CHECKPOINT_STEPS=3)
+    return {"inside": latest_of(Path(where) / "fewer" / "run")["inside"] if distributed.first() else None}
+
+
+# ---- the command, and launches that end badly ----
+
+
+def command(where):
+    """train with a teacher that is missing. The ranks have met already, so the command's own meeting is left out."""
+    add_tiny_networks(SimpleNamespace(setitem=dict.__setitem__))
+    distributed.session = lambda wanted: contextlib.nullcontext()
+    words = ["LOG.PREFIX", str(where), "EXPERIMENT.NAME", "command", "SOLVER.EPOCHS", "1", "TEACHER.EPOCHS", "1",
+             "DISTILLER.TEACHER", "tiny_teacher", "DISTILLER.STUDENT", "tiny", "TEACHER.CACHE", f"{where}/teachers",
+             "DATASET.DIGITS100.TRAIN_IMAGES", "100", "DATASET.DIGITS100.VAL_IMAGES", "100",
+             "DATASET.DIGITS100.TEST_IMAGES", "100"]  # fmt: skip
+    return {"status": command_line.main(["train", "--cfg", str(ROOT / "configs/quickstart/simkd.yaml"), *words])}
+
+
+def fails_alone(where):
+    """Rank 1 fails in step 2 while the others wait for its gradients; as the command line does it."""
+
+    def act(step):
+        if (step, distributed.rank()) == (2, 1):
+            raise PluginError("a planted failure of one rank")
+
+    def run(args):
+        with distributed.session("cpu"):
+            life(where, "fails_alone", act)
+
+    distributed._join = lambda wanted: None  # the ranks have met
+    distributed.leave(command_line._run(SimpleNamespace(run=run), None))
+    return {}
+
+
+def slow(where):
+    """Steps of a fifth of a second, for a real signal to torchrun from outside."""
+    trainer = trainer_of(where, "slow", SOLVER__EPOCHS=1000)
+    trainer.step = Before(trainer.step, lambda step: (time.sleep(0.2), Path(where, "begun").touch()))
+    trainer.train()
 
 
 def main():
+    torch.set_num_threads(1)
     where, *cases = sys.argv[1:]
     with distributed.session("cpu"):
-        if cases == ["die"]:
-            train(where, "vanilla", die=True)
         for case in cases:
-            end = train(where, case)
-            torch.save(end, Path(where) / f"{case}_{distributed.rank()}of{distributed.world()}.pt")
-        if distributed.first():
-            Path(where, "said.json").write_text(json.dumps({"world": distributed.world()}))
+            end = end_of(where, case) if case in ENDS else globals()[case](where)
+            torch.save(end, Path(where) / f"{case}_{distributed.rank()}.pt")
+        Path(where, f"done_{distributed.rank()}.json").write_text(json.dumps(cases))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Not a test module: test_multi_host.py starts it. What mdistiller's trainer calls
 import sys
 
 import torch
-from contract import fill, image, labels
+from recorded import fill, image, labels
 
 torch.Tensor.cuda = lambda self, *a, **k: self
 torch.nn.Module.cuda = lambda self, *a, **k: self

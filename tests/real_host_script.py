@@ -6,7 +6,7 @@ Not a test module: test_host.py starts it when MDISTILLER_PATH names a checkout.
 import importlib
 
 import torch
-from contract import fill, image, labels
+from recorded import fill, image, labels
 
 import atsc_plugin
 from atsc_plugin import host

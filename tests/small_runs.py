@@ -9,11 +9,18 @@ QUICK = ROOT / "configs" / "quickstart"
 SMALL = ["DATASET.DIGITS100.TRAIN_IMAGES", "200", "DATASET.DIGITS100.VAL_IMAGES", "100",
          "DATASET.DIGITS100.TEST_IMAGES", "150"]  # fmt: skip
 
+TINY = ["DISTILLER.TEACHER", "tiny_teacher", "DISTILLER.STUDENT", "tiny"]  # of the fixture tiny_networks
+
 
 def train(method, *words, name="run"):
     return main(
         ["train", "--cfg", str(QUICK / f"{method}.yaml"), *words, "EXPERIMENT.NAME", name, "SOLVER.EPOCHS", "1", *SMALL]
     )
+
+
+def tiny(method, *words, name="run"):
+    """The same on tiny networks, for tests that look at the command and not at the method."""
+    return train(method, *TINY, *words, name=name)
 
 
 def run_folder(here, name="run"):

@@ -1,17 +1,25 @@
 """SOLVER.AMP: what computes in 16 bits, what stays in 32, what is refused where."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import config, tiny_loader
 from tiny import TinyNet, batch
 
 import atsc_plugin
+from atsc_plugin import teachers
 from atsc_plugin.engine import precision
+from atsc_plugin.engine.optim import set_learning_rate
 from atsc_plugin.engine.precision import precision_of
 from atsc_plugin.engine.step import Step
+from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import CFG, distiller_dict
-from atsc_plugin.methods.atsc import ATSC, softened_divergence
+from atsc_plugin.losses import softened_divergence
+from atsc_plugin.methods.atsc import ATSC
 
 CPU = torch.device("cpu")
 
@@ -34,7 +42,7 @@ def test_auto_is_no_autocast_on_a_cpu_and_bf16_on_a_gpu_that_has_it(monkeypatch)
     gpu = torch.device("cuda")
     monkeypatch.setattr(precision, "_has_bf16", lambda: True)
     assert precision_of("auto", gpu).dtype is torch.bfloat16
-    assert precision_of("auto", gpu, second_step=True).dtype is None
+    assert precision_of("auto", gpu, second_step="two steps a batch").dtype is None
     monkeypatch.setattr(precision, "_has_bf16", lambda: False)
     assert precision_of("auto", gpu).dtype is None
 
@@ -42,8 +50,8 @@ def test_auto_is_no_autocast_on_a_cpu_and_bf16_on_a_gpu_that_has_it(monkeypatch)
 def test_fp16_on_a_cpu_and_any_format_under_a_second_step_are_refused():
     with pytest.raises(PluginError, match="fp16 needs a CUDA device; this run is on cpu. Use bf16, auto or none"):
         precision_of("fp16", CPU)
-    with pytest.raises(PluginError, match="second step a batch"):
-        precision_of("bf16", CPU, second_step=True)
+    with pytest.raises(PluginError, match="SOLVER.AMP is bf16, but it makes two steps, .* Use SOLVER.AMP none"):
+        precision_of("bf16", CPU, second_step="it makes two steps")
 
 
 @pytest.mark.parametrize("method", ["SIMKD", "ATSC", "KD", "DKD"])
@@ -55,7 +63,7 @@ def test_under_bf16_maps_are_16_bit_and_losses_logits_weights_and_gradients_32(c
     step = Step(distiller, cfg)
     logits, losses = step(inputs())
     assert seen == [torch.bfloat16]
-    assert {name: part.dtype for name, part in losses.items()} == dict.fromkeys(losses, torch.float32)
+    assert {name: term.dtype for name, term in losses.items()} == dict.fromkeys(losses, torch.float32)
     if method in ("KD", "DKD", "ATSC"):
         assert logits.dtype is torch.float32
     assert all(p.dtype is torch.float32 and p.grad.dtype is torch.float32 for p in step.parameters())
@@ -81,7 +89,7 @@ def test_the_drift_gradient_under_bf16_is_that_of_fp32(cfg):
     with torch.autocast("cpu", torch.bfloat16):
         loss = distiller.drift_loss()
     (gradient,) = torch.autograd.grad(loss, [weight])
-    start = dict(distiller.start.items())["conv.weight"]
+    start = dict(distiller.theta_0[0].items())["conv.weight"]
     assert torch.equal(gradient, 2 * cfg.ATSC.DRIFT.WEIGHT * (weight - start).detach())
 
 
@@ -91,7 +99,7 @@ def test_bf16_training_follows_fp32_within_its_rounding(cfg):
         cfg.SOLVER.AMP = name
         torch.manual_seed(3)
         step = Step(distiller_dict["NONE"](TinyNet(width=8)).train(), cfg)
-        step.set_rate(0.5)
+        set_learning_rate(step.optimizer, 0.5)
         losses = [step(inputs(seed=0))[1]["ce"].item() for _ in range(30)]
         ends.append(losses)
     assert ends[1][-1] < 0.9 * ends[1][0]  # it learns
@@ -146,3 +154,42 @@ def test_fp16s_scaler_is_unscaled_before_clipping_stepped_updated_and_its_state_
     assert state["scaler"] == {"growth": 5}
     step.load_state(state)
     assert step.precision.scaler.growth == 5
+
+
+# ---- which format it was ----
+
+
+@pytest.mark.parametrize(("amp", "resolved"), [("auto", "fp32"), ("none", "fp32"), ("bf16", "bf16")])
+def test_the_format_that_auto_became_stands_in_the_result_and_in_about(tmp_path, amp, resolved):
+    cfg = config(tmp_path, "DISTILLER.TYPE", "NONE", "SOLVER.EPOCHS", 1, "SOLVER.AMP", amp)
+    distiller = distiller_dict["NONE"](TinyNet())
+    trainer = PluginTrainer("t", distiller, tiny_loader(seed=1), tiny_loader(), cfg)
+    assert trainer.train()["precision"] == resolved
+    for name in ("result.json", "about.json"):
+        assert json.loads((trainer.folder / name).read_text())["precision"] == resolved
+
+
+def test_a_teacher_trained_in_another_format_is_another_teacher(cfg, monkeypatch):
+    """fp32 is left out of the recipe, so that teachers trained before it was looked at keep their names."""
+    data = SimpleNamespace(identity="toy-24-ab", name="toy")
+    plain, file = teachers.recipe(cfg, data), teachers.cached_file(cfg, data)
+    assert "precision" not in plain
+    bf16 = precision.Precision(CPU, torch.bfloat16)
+    monkeypatch.setattr(teachers, "precision_of", lambda wanted, device: bf16)
+    assert teachers.recipe(cfg, data) == {**plain, "precision": "bf16"}
+    assert teachers.cached_file(cfg, data) != file
+
+
+@pytest.mark.parametrize(("slowdown", "told"), [(13.2, True), (1.2, False)])
+def test_a_cpu_on_which_bf16_is_slow_is_told_once(tmp_path, monkeypatch, capsys, slowdown, told):
+    monkeypatch.setattr(precision, "slowdown_of_bf16", lambda: slowdown)
+    cfg = config(tmp_path, "DISTILLER.TYPE", "NONE", "SOLVER.EPOCHS", 2, "SOLVER.AMP", "bf16")
+    PluginTrainer("t", distiller_dict["NONE"](TinyNet()), tiny_loader(seed=1), tiny_loader(), cfg).train()
+    note = "note: this CPU computes bf16 13 times slower than fp32; SOLVER.AMP none is faster"
+    assert capsys.readouterr().out.count(note) == told
+
+
+def test_the_slowdown_is_the_ratio_of_measured_seconds(monkeypatch):
+    clock = iter([0.0, 2.0, 10.0, 16.0])  # fp32 takes 2, bf16 6
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(clock))
+    assert precision.slowdown_of_bf16() == 3.0

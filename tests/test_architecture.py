@@ -1,65 +1,48 @@
-"""The floors of the house: a file imports only from lower floors or its own room, and only host.py names a host."""
+"""The layers of the package: a file imports only from lower layers or its own folder, and only host.py names a host."""
 
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "atsc_plugin"
-# Lowest first. A room is a module or a folder; the longest match decides.
-FLOORS = [
-    ["errors", "files", "seeds", "shipped", "collapse"],
-    ["untrusted"],
-    ["schema"],
-    ["cards"],
-    ["key_table"],
-    [
-        "data",
-        "networks",
-        "methods.teacher_list",
-    ],  # fmt: skip
+# Lowest first; whole folders only, so that no file is on another layer than its folder.
+LAYERS = [
+    ["errors", "files", "seeds", "shipped", "keys", "losses", "contract", "collapse", "untrusted", "schema", "cards"],
+    ["minidistiller"],
+    ["host"],
+    ["networks", "data"],
     ["engine"],
-    ["keys", "methods"],
+    ["methods"],
+    ["registration"],
+    ["config"],
     ["students"],
-    ["config", "registration"],
     ["teachers"],
     ["build"],
-    ["reporting", "bench"],
+    ["reporting"],
     ["report"],
-    ["export", "suites"],
-    ["commands", "leaderboard", "__main__"],
+    ["bench"],
+    ["export", "leaderboard", "library"],
+    ["commands", "__main__"],
 ]
-FREE_OF_TORCH = [
-    "report",
-    "reporting.comparisons",
-    "leaderboard.slurm",
-    "leaderboard.plan",
-    "commands.leaderboard",
-    "__main__",
-    "engine.run_dir",
-    "errors",
-    "seeds",
-]
-SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
+FREE_OF_TORCH = ["report", "leaderboard", "commands.leaderboard", "__main__", "engine.run_dir", "errors", "seeds"]
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+OWN = [path for path in SOURCES if path != PACKAGE / "__init__.py" and "minidistiller" not in path.parts]
 
 
 def module_name(path):
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
 
 
-def room_of(module):
-    rooms = [
-        (len(room), room, floor)
-        for floor, members in enumerate(FLOORS)
-        for room in members
-        if module == room or module.startswith(f"{room}.")
-    ]
-    assert rooms, f"{module} stands on no floor: give it one in FLOORS"
-    return module.partition(".")[0], max(rooms)[2]
+def top(module):
+    return module.partition(".")[0]
 
 
+@cache
 def imports_of(path, top_level_only=False):
     """Dotted names of what a file imports, relative imports resolved."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -71,8 +54,7 @@ def imports_of(path, top_level_only=False):
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                parents = here[: len(here) - node.level]
-                base = ".".join([*parents, *([node.module] if node.module else [])])
+                base = ".".join([*here[: len(here) - node.level], *([node.module] if node.module else [])])
             found += [f"{base}.{alias.name}" for alias in node.names]
     return found
 
@@ -88,48 +70,66 @@ def own_module(name):
     return None
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if module_name(p)], ids=module_name)
-def test_a_file_imports_only_from_lower_floors_or_its_own_room(path):
-    room, floor = room_of(module_name(path))
+def test_every_file_and_folder_of_the_package_has_its_layer():
+    there = {top(module_name(path)) for path in OWN} | {"minidistiller"}
+    assert there - LAYER_OF.keys() == set(), "give it a layer in LAYERS"
+
+
+@pytest.mark.parametrize("path", OWN, ids=module_name)
+def test_a_file_imports_only_from_lower_layers_or_its_own_folder(path):
+    module = module_name(path)
     for name in imports_of(path):
         target = own_module(name)
-        if target:
-            other, below = room_of(target)
-            assert below < floor or other == room, (
-                f"{module_name(path)} (floor {floor}) imports {target} (floor {below})"
-            )
+        if target is None or top(target) == top(module):
+            continue
+        layer, below = LAYER_OF[top(module)], LAYER_OF[top(target)]
+        # files of the ground may use each other; the test of circles holds them
+        assert below < layer or below == layer == 0, f"{module} imports {target}, which is not on a lower layer"
 
 
-def test_only_the_door_names_a_host():
-    for path in SOURCES:
-        module = module_name(path)
-        if module == "host" or module.startswith("minidistiller"):
+def test_only_host_py_names_a_host():
+    for path in OWN:
+        if module_name(path) == "host":
             continue
         for name in imports_of(path):
-            assert name.split(".")[0] != "mdistiller", f"{module} imports {name}"
-            assert not name.startswith("atsc_plugin.minidistiller"), f"{module} imports {name}"
+            assert name.split(".")[0] != "mdistiller", f"{module_name(path)} imports {name}"
+            assert not name.startswith("atsc_plugin.minidistiller"), f"{module_name(path)} imports {name}"
 
 
-def test_the_init_files_of_the_packages_import_nothing():
-    for room in ("engine", "data", "methods", "networks"):
-        assert imports_of(PACKAGE / room / "__init__.py") == []
+def test_the_init_files_of_the_folders_import_nothing_of_ours():
+    for path in PACKAGE.glob("*/__init__.py"):
+        if path.parent.name not in ("minidistiller", "commands"):
+            assert not [name for name in imports_of(path) if own_module(name)], path.parent.name
 
 
 def test_importing_the_package_and_what_reads_run_directories_loads_no_torch():
     modules = ["atsc_plugin", *(f"atsc_plugin.{name}" for name in FREE_OF_TORCH)]
+    for folder in ("report", "reporting", "leaderboard"):
+        modules += [f"atsc_plugin.{module_name(path)}" for path in sorted((PACKAGE / folder).glob("[a-z]*.py"))]
     code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0
 
 
-def test_no_module_of_ours_loads_itself_in_a_circle():
+def test_no_module_loads_itself_in_a_circle():
     graph = {module_name(p): {own_module(n) for n in imports_of(p, top_level_only=True)} - {None} for p in SOURCES}
+    done = set()
 
     def walk(module, path):
         assert module not in path, f"circle: {' -> '.join([*path, module])}"
-        for target in graph.get(module, ()):
-            if target != module:
+        if module not in done:
+            for target in graph.get(module, set()) - {module}:
                 walk(target, [*path, module])
+            done.add(module)
 
     for module in graph:
         if not module.startswith("minidistiller"):
             walk(module, [])
+
+
+def test_no_test_imports_another_test():
+    """What two of them need is a helper."""
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith("test_")], path.name

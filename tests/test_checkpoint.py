@@ -1,33 +1,17 @@
 """Reading and writing files: whole or not at all, never executed, and told what does not fit."""
 
-import os
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from bombs import plant_bomb
 from tiny import TinyNet
 
-from atsc_plugin.engine import checkpoint
+from atsc_plugin.engine import checkpoint, run_dir
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import whole_file, write_json
 from atsc_plugin.host import CFG, cifar_model_dict
-
-
-class Bomb:
-    """A pickle that would run code: unpickling it makes a file."""
-
-    def __init__(self, trace):
-        self.trace = trace
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.trace}",)
-
-
-def plant_bomb(path, trace):
-    """A checkpoint as torch.save writes it, whose loading by plain pickle would run code."""
-    torch.save({"model": {"weight": torch.ones(1)}, "extra": Bomb(trace)}, path)
-    return path
 
 
 def test_a_checkpoint_that_would_run_code_is_refused_and_has_not_run(tmp_path):

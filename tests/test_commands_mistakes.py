@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
+from bombs import plant_bomb
 from PIL import Image
-from small_runs import QUICK, ROOT, SMALL, refused, run_folder, train
-from test_checkpoint import plant_bomb
+from small_runs import QUICK, ROOT, SMALL, refused, run_folder, tiny, train
+from tiny import TinyNet
 
 from atsc_plugin.__main__ import main
 from atsc_plugin.engine import checkpoint
-from atsc_plugin.host import cifar_model_dict
+from atsc_plugin.engine.step import Step
 
 
 def test_absent_cifar100_names_the_place_the_source_and_a_config_that_runs_without(here, capsys):
@@ -20,36 +21,25 @@ def test_absent_cifar100_names_the_place_the_source_and_a_config_that_runs_witho
     assert list(here.iterdir()) == []
 
 
-def test_a_misfit_teacher_costs_nothing(here, capsys):
-    torch.save(cifar_model_dict["resnet20"][0](num_classes=10).state_dict(), here / "ten.pth")
-    refused(capsys, train("kd", "DISTILLER.TEACHER_CKPT", "ten.pth"), "10 classes; the data have 100")
-    refused(capsys, train("kd", "DISTILLER.TEACHER_CKPT", "none.pth"), "none.pth", "not there")
+def test_a_misfit_teacher_costs_nothing(here, capsys, tiny_networks):
+    torch.save(TinyNet(num_classes=10, width=8).state_dict(), here / "ten.pth")
+    refused(capsys, tiny("kd", "DISTILLER.TEACHER_CKPT", "ten.pth"), "10 classes; the data have 100")
+    refused(capsys, tiny("kd", "DISTILLER.TEACHER_CKPT", "none.pth"), "none.pth", "not there")
     assert [path.name for path in here.iterdir()] == ["ten.pth"]
 
 
-def test_a_malicious_checkpoint_does_not_run_wherever_it_is_given(here, capsys, teacher_file):
-    bomb = plant_bomb(here / "bomb.pth", here / "ran")
-    refused(capsys, train("kd", "DISTILLER.TEACHER_CKPT", str(bomb)), "might run code")
-    refused(capsys, main(["eval", str(bomb), "--cfg", str(QUICK / "vanilla.yaml"), *SMALL]), "might run code")
-    assert train("vanilla") == 0
-    folder = run_folder(here)
-    (folder / "result.json").unlink()
-    plant_bomb(folder / "latest", here / "ran")
-    capsys.readouterr()
-    refused(capsys, train("vanilla", "--resume"), "might run code")
+def test_a_malicious_checkpoint_is_refused_in_the_words_of_a_person(here, capsys, run):
+    """test_trust.py gives it to every command."""
+    (run / "result.json").unlink()
+    plant_bomb(run / "latest", here / "ran")
+    refused(capsys, tiny("vanilla", "--resume"), "might run code")
     assert not (here / "ran").exists()
 
 
 def test_no_teacher_and_no_leave_to_train_one_names_every_place(here, capsys):
     status = train("kd", "TEACHER.TRAIN_IF_MISSING", "False")
-    refused(
-        capsys,
-        status,
-        "No weights for teacher resnet20",
-        "DISTILLER.TEACHER_CKPT",
-        "output/teachers",
-        "TRAIN_IF_MISSING",
-    )
+    told = ("No weights for teacher resnet20", "DISTILLER.TEACHER_CKPT", "output/teachers", "TRAIN_IF_MISSING")
+    refused(capsys, status, *told)
     assert list(here.iterdir()) == []
 
 
@@ -59,12 +49,46 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_built(here, c
     refused(capsys, train("kd", "TEACHER.CACHE", str(here / "file" / "t")), "TEACHER.CACHE", "cannot be written")
 
 
-def test_a_disk_that_fails_ends_with_a_message(here, capsys, monkeypatch):
+def test_a_disk_that_fails_ends_with_a_message(here, capsys, monkeypatch, tiny_networks):
     def full(*_):
         raise OSError(28, "No space left on device", "latest")
 
     monkeypatch.setattr(checkpoint, "save", full)
-    refused(capsys, train("vanilla"), "No space left on device")
+    refused(capsys, tiny("vanilla"), "No space left on device")
+
+
+# ---- memory that runs out ----
+
+TOO_LITTLE = "[enforce fail at alloc_cpu.cpp:128] DefaultCPUAllocator: can't allocate memory: you tried to get 9 GB"
+
+
+def out_of_memory(*_args, **_kwargs):
+    raise RuntimeError(TOO_LITTLE)
+
+
+def test_memory_that_runs_out_in_a_step_is_told_with_the_keys_that_need_less(here, capsys, monkeypatch, tiny_networks):
+    monkeypatch.setattr(Step, "__call__", out_of_memory)
+    told = "memory ran out", "you tried to get 9 GB", "SOLVER.BATCH_SIZE", "SOLVER.ACCUMULATE"
+    refused(capsys, tiny("vanilla"), *told)
+
+
+def test_memory_that_runs_out_in_a_continuation_is_not_taken_for_a_misfit(run, capsys, monkeypatch):
+    (run / "result.json").unlink()
+    monkeypatch.setattr(Step, "load_state", out_of_memory)
+    said = refused(capsys, tiny("vanilla", "--resume"), "memory ran out")
+    assert "does not continue this run" not in said.err
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_pythons_and_a_devices_memory_errors_are_told_too(here, capsys, monkeypatch, tiny_networks, error):
+    def fail(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(Step, "__call__", fail)
+    refused(capsys, tiny("vanilla"), "memory ran out")
+
+
+# ---- keys and paths ----
 
 
 @pytest.mark.parametrize(
@@ -103,24 +127,22 @@ def test_a_path_that_leads_nowhere_is_told(here, capsys, words, part):
     refused(capsys, main(words), part)
 
 
-def test_the_bare_student_of_a_shared_classifier_is_refused_with_the_reason(here, capsys, teacher_file):
-    assert train("simkd", "DISTILLER.TEACHER_CKPT", str(teacher_file)) == 0
+def test_the_bare_student_of_a_shared_classifier_is_refused_with_the_reason(here, capsys, tiny_teacher_file):
+    assert tiny("simkd", "DISTILLER.TEACHER_CKPT", str(tiny_teacher_file)) == 0
     capsys.readouterr()
     status = main(["eval", str(run_folder(here) / "student_best")])
     refused(capsys, status, "its own head was never trained", "deploy_")
 
 
-def test_a_deploy_file_that_does_not_fit_its_card_is_told(here, capsys):
-    assert train("vanilla") == 0
-    card = run_folder(here) / "deploy_last.json"
+def test_a_deploy_file_that_does_not_fit_its_card_is_told(run, capsys):
+    card = run / "deploy_last.json"
     content = json.loads(card.read_text())
-    capsys.readouterr()
-    card.write_text(json.dumps({**content, "student": "resnet14"}))
-    refused(capsys, main(["eval", str(run_folder(here))]), "does not fit its card")
+    card.write_text(json.dumps({**content, "student": "tiny_teacher"}))
+    refused(capsys, main(["eval", str(run)]), "does not fit its card")
     card.write_text(json.dumps({**content, "student": "resnet999"}))
-    refused(capsys, main(["eval", str(run_folder(here))]), "resnet999")
+    refused(capsys, main(["eval", str(run)]), "resnet999")
     card.unlink()
-    refused(capsys, main(["eval", str(run_folder(here))]), "has checkpoints but no deploy_last files")
+    refused(capsys, main(["eval", str(run)]), "has checkpoints but no deploy_last files")
 
 
 def test_an_imagenet_teacher_comes_from_torchvisions_cache_or_a_named_file(here, capsys, monkeypatch):
@@ -133,7 +155,7 @@ def test_an_imagenet_teacher_comes_from_torchvisions_cache_or_a_named_file(here,
             folder.mkdir(parents=True)
             pixels = torch.randint(0, 256, (224, 224, 3), dtype=torch.uint8, generator=draw).numpy()
             Image.fromarray(pixels).save(folder / "0.png")
-    words = ["train", "--cfg", str(ROOT / "configs/imagenet/simkd/r34_r18.yaml"), "DATASET.ROOT", str(here),
+    words = ["train", "--cfg", str(ROOT / "configs/imagenet/simkd.yaml"), "DATASET.ROOT", str(here),
              "DATASET.NUM_WORKERS", "0", "SOLVER.EPOCHS", "1", "DISTILLER.TEACHER", "ResNet18"]  # fmt: skip
     refused(capsys, main(words), "ResNet18", str(here / "torch"))
     assert not (here / "output").exists()
@@ -149,15 +171,15 @@ def test_an_imagenet_teacher_comes_from_torchvisions_cache_or_a_named_file(here,
 def test_the_guard_stops_the_released_atsc_step_with_status_3_and_says_why(here, capsys, teacher_file):
     """On an untrained teacher the figures mean nothing; a head start for the labels it gives itself is not needed."""
     words = ["DISTILLER.TEACHER_CKPT", str(teacher_file), "ATSC.GUARD", "stop", "ATSC.DRIFT.WEIGHT", "0.0"]
-    status = main(["train", "--cfg", str(QUICK / "atsc_published.yaml"), *words, "EXPERIMENT.NAME", "g", *SMALL])
+    command = ["train", "--cfg", str(QUICK / "atsc_published.yaml"), *words, "EXPERIMENT.NAME", "g", *SMALL]
+    status = main(command)
     said = capsys.readouterr()
     assert status == 3
     assert "the teacher has collapsed" in said.err
     folder = run_folder(here, "g")
     assert "ATSC.DRIFT.WEIGHT" in json.loads((folder / "stopped.json").read_text())["reason"]
     assert not (folder / "result.json").exists()
-    again = main(["train", "--cfg", str(QUICK / "atsc_published.yaml"), *words, "EXPERIMENT.NAME", "g", *SMALL])
-    refused(capsys, again, "a run that was stopped", "--resume")
+    refused(capsys, main(command), "a run that was stopped", "--resume")
 
 
 def test_resume_and_overwrite_exclude_each_other(capsys):

@@ -4,15 +4,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from contract import load_contract
+from recorded import load_contract
 from yacs.config import CfgNode
 
 import atsc_plugin
 from atsc_plugin.config import load_cfg
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import CFG
-from atsc_plugin.keys import KEYS, add_keys, find, remove_keys
+from atsc_plugin.keys import add_keys, find, flatten, remove_keys
+from atsc_plugin.methods.base import class_of, load_methods
+from atsc_plugin.registration import all_keys
 
+load_methods()
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if "leaderboard" not in p.parts)
 KD = ROOT / "configs" / "quickstart" / "kd.yaml"
@@ -39,29 +42,34 @@ def problems_of(path, *overrides):
     return error.value.problems
 
 
+def plain_tree():
+    """The real mdistiller's tree, rebuilt from the record."""
+    return CfgNode(load_contract()["cfg_defaults"])
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_every_shipped_config_loads_here_and_by_the_hosts_plain_merge(path):
     cfg = load_cfg(path)
     assert cfg.is_frozen()
-    recorded = CfgNode(load_contract()["cfg_defaults"])  # the real mdistiller's tree, rebuilt
-    add_keys(recorded)
-    recorded.merge_from_file(str(path))
-    assert recorded.DISTILLER.TYPE == cfg.DISTILLER.TYPE
-    assert recorded.SOLVER.LR == cfg.SOLVER.LR
+    merged = plain_tree()
+    add_keys(merged, all_keys())
+    merged.merge_from_file(str(path))
+    ours, theirs = flatten(cfg), flatten(merged)
+    for name in flatten(yaml.safe_load(path.read_text())):
+        assert ours[name] == theirs[name], name
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_a_config_lies_where_its_content_says(path):
-    dataset, method, *_ = path.relative_to(ROOT / "configs").with_suffix("").parts
+    """configs/<data>/<method>.yaml; variants of a method are called <method>_<variant>."""
+    dataset, *folders = path.relative_to(ROOT / "configs").with_suffix("").parts
     cfg = load_cfg(path)
-    names = {"NONE": "vanilla"}
-    own, variant = method.removesuffix("_published").removesuffix("_average"), cfg.EXPERIMENT.TAG.split(",")[0]
-    assert names.get(cfg.DISTILLER.TYPE, cfg.DISTILLER.TYPE.lower()) == own
-    kind = next((kind for kind in ("_published", "_average") if kind in path.stem), "")
-    assert variant == own + kind
-    assert (cfg.ATSC.TEACHER.AVERAGE > 0) == (kind == "_average")
-    assert (cfg.ATSC.UPDATE == "published") == ("_published" in path.stem)
     assert ("digits100" if dataset == "quickstart" else dataset) == cfg.DATASET.TYPE
+    kind = {"NONE": "vanilla"}.get(cfg.DISTILLER.TYPE, cfg.DISTILLER.TYPE.lower())
+    assert folders[0].removesuffix("_published").removesuffix("_ema") == kind
+    assert cfg.EXPERIMENT.TAG.split(",")[0] == folders[0]
+    assert (cfg.ATSC.TEACHER.EMA > 0) == folders[0].endswith("_ema")
+    assert (cfg.ATSC.UPDATE == "published") == folders[0].endswith("_published")
 
 
 def test_overrides_take_the_type_of_their_key():
@@ -117,6 +125,8 @@ def test_several_mistakes_are_told_together(written):
         ("DATASET:\n  TYPE: imagnet\n", "did you mean imagenet?"),
         ("SOLVER:\n  TRAINER: plug\n", "did you mean plugin?"),
         ("SOLVER:\n  TYPE: Adam\n", "SOLVER.TYPE: got 'Adam', expected one of SGD"),
+        ("ATSC:\n  TEACHER:\n    AVERAGE: 0.99\n", "ATSC.TEACHER.AVERAGE is gone: it is called ATSC.TEACHER.EMA"),
+        ("ATSC:\n  LOSS:\n    TRUNK_CE_WEIGHT: 1.0\n", "is gone: ATSC.TEACHER.LEARNS task has the teacher's CE move"),
     ],
 )
 def test_a_mistake_in_a_file_is_told(written, text, told):
@@ -135,6 +145,58 @@ def test_a_mistake_in_a_file_is_told(written, text, told):
 )
 def test_a_mistake_on_the_command_line_is_told(overrides, told):
     assert told in "\n".join(problems_of(KD, *overrides))
+
+
+def test_what_would_only_fail_after_work_has_begun_is_refused_all_at_once():
+    """Each of these ended a run in its first epoch or after it."""
+    wanted = {
+        "LOG.SAVE_CHECKPOINT_FREQ": "0",
+        "SOLVER.LR": "-0.1",
+        "SOLVER.LR_DECAY_RATE": "-1.0",
+        "SOLVER.WEIGHT_DECAY": "-0.0005",
+        "SOLVER.MOMENTUM": "-0.9",
+    }
+    problems = problems_of(KD, *(word for pair in wanted.items() for word in pair))
+    assert [problem.split(":")[0] for problem in sorted(problems)] == sorted(wanted)
+    assert all("expected at least" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(("method", "key"), [("dkd", "DKD.WARMUP"), ("reviewkd", "REVIEWKD.WARMUP_EPOCHS")])
+def test_a_warm_up_of_no_epochs_which_the_host_divides_by_is_refused_with_the_other_mistakes(method, key):
+    problems = problems_of(KD.with_name(f"{method}.yaml"), key, "0", "SOLVER.LR", "-1.0")
+    assert len(problems) == 2
+    assert any(problem.startswith(f"{key}: got 0, expected at least 1") for problem in problems)
+    if method == "dkd":
+        load_cfg(KD, [key, "0"])  # another method does not read it
+
+
+@pytest.mark.parametrize("key", list(class_of("ATSC").OLD_KEYS))
+def test_a_key_of_the_first_edition_is_answered_with_what_to_write_now(key):
+    (problem,) = problems_of(KD, key, "1")
+    assert problem.startswith(f"{key} is gone: ")
+    assert len(problem) > len(key) + 30
+
+
+# ---- wandb ----
+
+
+def test_a_wish_for_wandb_which_our_trainer_would_ignore_is_refused(written):
+    told = "LOG.WANDB is True, but SOLVER.TRAINER plugin logs to log.jsonl and TensorBoard"
+    (problem,) = problems_of(KD, "LOG.WANDB", "True")
+    assert problem.startswith(told)
+    assert "Set LOG.WANDB False" in problem
+    (problem,) = problems_of(written(KD.read_text().replace("WANDB: False", "WANDB: True")))
+    assert problem.startswith(told)
+    assert load_cfg(KD, ["LOG.WANDB", "True", "SOLVER.TRAINER", "base"]).LOG.WANDB is True
+
+
+def test_the_hosts_own_default_of_wandb_is_no_mistake_and_is_false_in_the_run(written, monkeypatch):
+    """So that the cfg.yaml of a run, which names every key, loads again."""
+    monkeypatch.setitem(CFG.LOG, "WANDB", True)
+    cfg = load_cfg(written(KD.read_text().replace("  WANDB: False\n", "  PREFIX: out\n")))
+    assert cfg.LOG.WANDB is False
+    assert load_cfg(written(cfg.dump())).LOG.WANDB is False
+    assert CFG.LOG.WANDB is True
 
 
 @pytest.mark.parametrize(
@@ -156,30 +218,30 @@ def test_a_missing_file_is_named():
 
 
 def test_keys_are_added_once_and_what_the_user_set_stays():
-    tree = CfgNode(load_contract()["cfg_defaults"])
-    assert add_keys(tree) == [key.name for key in KEYS]
+    tree, keys = plain_tree(), all_keys()
+    assert add_keys(tree, keys) == [key.name for key in keys]
     tree.SIMKD.LOSS.FEAT_WEIGHT = 3.0
     tree.freeze()
-    assert add_keys(tree) == []
+    assert add_keys(tree, keys) == []
     assert tree.is_frozen()
     assert tree.SIMKD.LOSS.FEAT_WEIGHT == 3.0
 
 
 def test_removing_the_keys_leaves_the_hosts_tree_as_it_was():
-    tree = CfgNode(load_contract()["cfg_defaults"])
+    tree = plain_tree()
     before = tree.dump()
-    remove_keys(tree, add_keys(tree))
+    remove_keys(tree, add_keys(tree, all_keys()))
     assert tree.dump() == before
 
 
 def test_a_key_of_another_type_in_the_hosts_tree_is_an_error():
     tree = CfgNode({"EXPERIMENT": {"SEED": "one"}})
     with pytest.raises(PluginError, match="EXPERIMENT.SEED = 'one'; expected a int"):
-        add_keys(tree)
+        add_keys(tree, all_keys())
 
 
 def test_every_key_says_what_it_means_and_its_default_is_allowed():
-    for key in KEYS:
+    for key in all_keys():
         assert len(key.meaning) > 10, key.name
         assert not key.choices or key.default in key.choices
         assert key.minimum is None or key.default >= key.minimum

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract import assert_close, fill, image, labels, load_contract
+from recorded import assert_close, fill, image, labels, load_contract
 
 from atsc_plugin.errors import PluginError
 from atsc_plugin.minidistiller.distillers import distiller_dict

@@ -2,12 +2,13 @@
 
 import os
 import resource
+import shutil
 import signal
 
 import pytest
-from runs import Before, assert_the_same_run, config, trainer_of
+from runs import Before, assert_the_same_run, config, dying, latest_of, trainer_of
 
-from atsc_plugin.engine import checkpoint, latest
+from atsc_plugin.engine import checkpoint, run_dir
 from atsc_plugin.errors import PluginError
 
 
@@ -22,10 +23,18 @@ def made(cfg, tmp_path):
     return lambda name: trainer_of(cfg, tmp_path / name)
 
 
+@pytest.fixture
+def finished(whole, made):
+    """The trainer of a copy of the whole run, not yet begun."""
+    trainer = made("copy")
+    shutil.copytree(whole.folder, trainer.folder)
+    return trainer
+
+
 # ---- disks that fail ----
 
 
-def test_a_full_disk_ends_the_run_with_a_message_and_the_last_good_checkpoint(made, cfg):
+def test_a_full_disk_ends_the_run_with_a_message_and_the_last_good_checkpoint(made, cfg, whole):
     """A limit on the size of files fails writes as a full disk does: in the middle, with an OSError below torch."""
     cfg.LOG.CHECKPOINT_STEPS = 1
     trainer, before = made("full"), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -42,12 +51,10 @@ def test_a_full_disk_ends_the_run_with_a_message_and_the_last_good_checkpoint(ma
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
-    state, path = latest.read(trainer.folder)
-    assert (path.name, state["inside"]["meters"]["steps"]) == ("latest", 1)
+    assert latest_of(trainer.folder)["inside"]["meters"]["steps"] == 1
     assert not list(trainer.folder.glob(".*.part"))
-    again, whole = made("full"), made("whole")
+    again = made("full")
     again.train(resume=True)
-    whole.train()
     assert_the_same_run(whole, again)
 
 
@@ -55,7 +62,7 @@ def test_a_lost_permission_ends_the_run_with_the_last_good_checkpoint(made, monk
     trainer, original = made("lost"), os.replace
 
     def denied(source, target):
-        if str(target).endswith("latest") and trainer.saved:
+        if str(target).endswith("latest") and trainer.checkpoints.saved:
             raise PermissionError(13, "Permission denied", str(target))
         original(source, target)
 
@@ -63,7 +70,7 @@ def test_a_lost_permission_ends_the_run_with_the_last_good_checkpoint(made, monk
     with pytest.raises(PluginError, match=r"Permission denied.*`latest`, written after epoch 1"):
         trainer.train()
     monkeypatch.undo()
-    assert latest.read(trainer.folder)[0]["epoch"] == 1
+    assert latest_of(trainer.folder)["epoch"] == 1
 
 
 def test_a_line_that_does_not_fit_the_disk_leaves_the_log_as_it_was(tmp_path, monkeypatch):
@@ -82,56 +89,38 @@ def test_a_line_that_does_not_fit_the_disk_leaves_the_log_as_it_was(tmp_path, mo
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "empty", "missing"])
-def test_a_damaged_latest_is_recognised_said_and_kept_and_the_previous_one_used(made, capsys, damage):
-    whole, broken = made("whole"), made("broken")
-    whole.train()
-    broken.train()
-    path = broken.folder / "latest"
+def test_a_damaged_latest_is_recognised_said_and_kept_and_the_previous_one_used(finished, whole, capsys, damage):
+    path = finished.folder / "latest"
     content = bytearray(path.read_bytes())
     if damage == "one bit":  # in the middle of a weight: it still loads, and only the checksum knows
         weight = checkpoint.load(path)["model"]["projector.0.weight"].numpy().tobytes()
         content[content.find(weight) + 5] ^= 1
-    (broken.folder / "result.json").unlink()
+    (finished.folder / "result.json").unlink()
     path.write_bytes({"truncated": content[:-100], "one bit": content, "empty": b"", "missing": b""}[damage])
     if damage == "missing":  # killed between two renames
         path.unlink()
-    again = made("broken")
-    again.train(resume=True)
+    finished.train(resume=True)
     said = capsys.readouterr().out
     assert "after epoch 2" in said
-    assert ("going on from latest_previous" in said) == (damage != "missing")
-    assert (broken.folder / "latest_refused").exists() == (damage != "missing")
-    assert_the_same_run(whole, again)
+    assert ("continuing from latest_previous" in said) == (damage != "missing")
+    assert (finished.folder / "latest_refused").exists() == (damage != "missing")
+    assert_the_same_run(whole, finished)
 
 
-def test_where_both_are_damaged_both_reasons_are_told_and_nothing_is_changed(made):
-    trainer = made("run")
-    trainer.train()
+def test_where_both_are_damaged_both_reasons_are_told_and_nothing_is_changed(finished):
     for name in ("latest", "latest_previous"):
-        (trainer.folder / name).write_bytes(name.encode())
-    with pytest.raises(PluginError, match=r"(?s)none was changed.*run/latest was not.*run/latest_previous was not"):
-        made("run").train(resume=True)
+        (finished.folder / name).write_bytes(name.encode())
+    with pytest.raises(PluginError, match=r"(?s)none was changed.*copy/latest was not.*copy/latest_previous was not"):
+        finished.train(resume=True)
     for name in ("latest", "latest_previous"):
-        assert (trainer.folder / name).read_bytes() == name.encode()
+        assert (finished.folder / name).read_bytes() == name.encode()
 
 
-def test_half_written_files_of_a_killed_process_are_removed(made):
-    trainer = made("run")
-    trainer.folder.mkdir()
-    (trainer.folder / ".best.abc.part").write_text("half")
-    trainer.train()
-    assert not list(trainer.folder.glob(".*"))
-
-
-def test_a_run_that_starts_anew_never_goes_on_from_an_older_ones_state(made):
-    made("run").train()
-    left = made("run")
-
-    def die(_):
-        raise KeyboardInterrupt
-
-    left.step = Before(left.step, die)
+def test_a_run_that_starts_anew_continues_from_nothing_of_an_older_one_and_clears_half_written_files(finished):
+    (finished.folder / ".best.abc.part").write_text("half")
+    finished.step = Before(finished.step, dying(1))
     with pytest.raises(KeyboardInterrupt):
-        left.train()
-    assert not run_dir.has_checkpoint(left.folder)
-    assert not (left.folder / "result.json").exists()
+        finished.train()
+    assert not run_dir.has_checkpoint(finished.folder)
+    assert not (finished.folder / "result.json").exists()
+    assert not list(finished.folder.glob(".*"))

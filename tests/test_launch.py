@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atsc_plugin import registration
+from atsc_plugin.methods.base import load_methods
 
 ROOT = Path(__file__).resolve().parents[1]
 # A fork in miniature: its registries, its config, and a script that only looks and reports.
@@ -47,7 +47,7 @@ def test_a_forks_script_sees_our_entries_and_its_exit_status_is_ours(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     done = launch(tmp_path / "fork/tools/train.py", "SIMKD.LOSS.FEAT_WEIGHT", "2.5", cwd=tmp_path)
-    assert f"seen {sorted(registration.DISTILLERS)} ['plugin'] 2.5 __main__" in done.stdout, done.stderr
+    assert f"seen {sorted(load_methods())} ['plugin'] 2.5 __main__" in done.stdout, done.stderr
     assert done.returncode == 7
 
 
@@ -112,7 +112,7 @@ def test_the_real_script_trains_atsc_for_an_epoch_on_a_tiny_imagenet_tree(tmp_pa
             f"torch.save({{'model': net(num_classes=200).state_dict()}}, {str(tmp_path / 'teacher.pth')!r})\n"
         )
     words = ["SOLVER.EPOCHS", "1", "SOLVER.BATCH_SIZE", "2", "DATASET.NUM_WORKERS", "0", "SOLVER.TRAINER", trainer]
-    config = ROOT / "configs/tiny_imagenet/atsc/r18_mv2.yaml"
+    config = ROOT / "configs/tiny_imagenet/atsc.yaml"
     script = Path(os.environ["MDISTILLER_PATH"]) / "tools" / "train.py"
     done = launch(script, "--cfg", str(config), *words, "LOG.PREFIX", str(tmp_path / "out"), cwd=tmp_path,
                   PYTHONPATH=without_cuda)  # fmt: skip

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import Before, assert_the_same_run, config, trainer_of
+from runs import Before, assert_the_same_run, config, latest_of, trainer_of
 
-from atsc_plugin.engine import latest
-from atsc_plugin.engine.signals import StopAsked, StopSignals, continuing_words
+from atsc_plugin.engine import run_dir
+from atsc_plugin.engine.signals import StopAsked, StopSignals, resuming_argv
 from atsc_plugin.errors import Interrupted, PluginError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,16 +28,14 @@ def made(tmp_path):
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)], ids=str
 )
-def test_a_signal_finishes_the_step_and_the_run_goes_on_from_there(made, capsys, number, status):
-    whole, before = made("whole"), signal.getsignal(number)
-    whole.train()
-    left = made("left")
+def test_a_signal_finishes_the_step_and_the_run_goes_on_from_there(made, whole, capsys, number, status):
+    before, left = signal.getsignal(number), made("left")
     left.step = Before(left.step, lambda step: os.kill(os.getpid(), number) if step == 5 else None)
     with pytest.raises(Interrupted) as end:
         left.train()
     assert end.value.code == status
     assert signal.getsignal(number) == before
-    state, _ = latest.read(whole.folder.parent / "left")
+    state = latest_of(left.folder)
     assert (state["epoch"], state["inside"]["meters"]["steps"]) == (1, 2)  # three steps an epoch: the fifth is done
     said = capsys.readouterr().err
     assert "after step 2 of epoch 2" in said
@@ -47,14 +45,12 @@ def test_a_signal_finishes_the_step_and_the_run_goes_on_from_there(made, capsys,
     assert_the_same_run(whole, again)
 
 
-def test_a_signal_in_the_evaluation_does_not_wait_for_its_end(made):
-    whole = made("whole")
-    whole.train()
+def test_a_signal_in_the_evaluation_does_not_wait_for_its_end(made, whole):
     left = made("left")
     left.val_loader = Sending(left.val_loader, signal.SIGTERM, at=2)  # the teacher is measured in the first pass
     with pytest.raises(Interrupted):
         left.train()
-    state, _ = latest.read(left.folder)
+    state = latest_of(left.folder)
     assert (state["epoch"], state["inside"]["meters"]["steps"]) == (0, 3)  # the epoch's steps are made, its end is not
     again = made("left")
     again.train(resume=True)
@@ -106,12 +102,12 @@ def test_what_nohup_ignores_stays_ignored():
 def test_the_command_that_goes_on_is_the_one_that_began_with_resume_in_place_of_overwrite():
     began = ["/x/atsc_plugin/__main__.py", "train", "--cfg", "a b.yaml", "--overwrite", "SOLVER.LR", "0.1"]
     goes_on = ["python", "-m", "atsc_plugin", "train", "--resume", "--cfg", "a b.yaml", "SOLVER.LR", "0.1"]
-    assert continuing_words(began) == goes_on
-    assert continuing_words(["tools/train.py", "--resume", "--cfg", "a"])[1:] == [
+    assert resuming_argv(began) == goes_on
+    assert resuming_argv(["tools/train.py", "--resume", "--cfg", "a"])[1:] == [
         "tools/train.py", "--resume", "--cfg", "a"
     ]  # fmt: skip
-    assert continuing_words(["tools/teachers.py", "--cfg", "a"])[1:] == ["tools/teachers.py", "--cfg", "a"]
-    assert continuing_words(["/x/atsc_plugin/__main__.py", "prepare", "--cfg", "a"])[2:] == [
+    assert resuming_argv(["tools/teachers.py", "--cfg", "a"])[1:] == ["tools/teachers.py", "--cfg", "a"]
+    assert resuming_argv(["/x/atsc_plugin/__main__.py", "prepare", "--cfg", "a"])[2:] == [
         "atsc_plugin", "prepare", "--cfg", "a"
     ]  # fmt: skip
 
@@ -121,7 +117,7 @@ def test_the_command_that_goes_on_is_the_one_that_began_with_resume_in_place_of_
 
 def test_a_second_process_is_refused_with_the_first_ones_number_and_host(tmp_path):
     code = (
-        "import sys, time\nfrom atsc_plugin.engine import run_lock\n"
+        "import sys, time\nfrom atsc_plugin.engine import run_dir\n"
         "with run_dir.held(sys.argv[1]):\n    print('held', flush=True); time.sleep(60)\n"
     )
     first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
@@ -140,7 +136,7 @@ def test_a_second_process_is_refused_with_the_first_ones_number_and_host(tmp_pat
 
 def test_a_forked_worker_does_not_keep_the_lock_of_a_parent_that_is_gone(tmp_path):
     code = (
-        "import os, sys, time\nfrom atsc_plugin.engine import run_lock\n"
+        "import os, sys, time\nfrom atsc_plugin.engine import run_dir\n"
         "with run_dir.held(sys.argv[1]):\n"
         "    child = os.fork()\n"
         "    if child == 0: print(os.getpid(), flush=True); time.sleep(60)\n"  # printed once it has let go

@@ -4,14 +4,12 @@ import math
 
 import pytest
 import torch
-from runs import Before, config, trainer_of
-from small_atsc import AVERAGED
-from test_trainer import log_of
+from runs import EMA, Before, config, dying, latest_of, log_of, trainer_of
 from tiny import TinyNet, batch
 
-from atsc_plugin.engine import checkpoint, latest
-from atsc_plugin.engine.meters import Meters
-from atsc_plugin.engine.step import NotFinite, SkippedSteps, Step, all_finite
+from atsc_plugin.engine import checkpoint
+from atsc_plugin.engine.meters import Meters, NotFinite
+from atsc_plugin.engine.step import SkippedSteps, Step, all_finite
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import distiller_dict
 
@@ -22,7 +20,7 @@ def cfg(tmp_path):
 
 
 def poisoned(trainer, at, what):
-    """The trainer with its training step `at` (from 1, over all epochs) made bad in a loss part or in a gradient."""
+    """The trainer with its training step `at` (from 1, over all epochs) made bad in a loss term or in a gradient."""
     original, steps = trainer.distiller.forward_train, [0]
 
     def forward_train(**inputs):
@@ -41,11 +39,11 @@ def poisoned(trainer, at, what):
 @pytest.mark.parametrize(
     ("what", "told"),
     [
-        ("loss", r"epoch 2: loss part 'loss_feat' is nan since step 2; .*`latest`, written after step 1 of epoch 2"),
-        ("gradient", r"epoch 2: the gradient is not finite since step 2, though every loss part was.*after step 1 of"),
+        ("loss", r"epoch 2: loss term 'loss_feat' is nan since step 2; .*`latest`, written after step 1 of epoch 2"),
+        ("gradient", r"epoch 2: the gradient is not finite since step 2, though every loss term was.*after step 1 of"),
     ],
 )
-def test_the_run_stops_with_part_and_step_and_nothing_poisoned_is_written(cfg, tmp_path, what, told):
+def test_the_run_stops_with_term_and_step_and_nothing_poisoned_is_written(cfg, tmp_path, what, told):
     """A state after every step: the poisoned step 5 is the second of epoch 2."""
     cfg.LOG.CHECKPOINT_STEPS = 1
     with pytest.raises(PluginError, match=told):
@@ -90,13 +88,14 @@ def test_skip_leaves_the_step_out_and_counts_it(cfg, tmp_path, capsys):
     poisoned(trainer, 6, "gradient").train()
     assert [line["skipped_steps"] for line in log_of(trainer.folder)] == [1, 1, 0]
     said = capsys.readouterr().out
-    assert "epoch 1: step 2 left out, loss part 'loss_feat' was not finite" in said
+    assert "epoch 1: step 2 left out, loss term 'loss_feat' was not finite" in said
     assert "epoch 2: step 3 left out, the gradient was not finite" in said
     assert all(math.isfinite(line["loss_feat"]) for line in log_of(trainer.folder))
 
 
 def test_a_step_left_out_moves_no_weight_no_momentum_and_no_running_statistic(cfg):
     cfg.SOLVER.NONFINITE = "skip"
+    cfg.DISTILLER.TYPE = "NONE"
     torch.manual_seed(0)
     distiller = distiller_dict["NONE"](TinyNet())
     step, (images, target) = Step(distiller, cfg), batch()
@@ -113,12 +112,12 @@ def test_a_step_left_out_moves_no_weight_no_momentum_and_no_running_statistic(cf
     assert not torch.equal(distiller.state_dict()["student.bn.running_mean"], before["student.bn.running_mean"])
 
 
-def test_a_step_left_out_leaves_an_averaged_teacher_where_it_was(cfg, tmp_path):
-    """It follows its learner in the forward pass, weights and statistics, before anything is known to be bad."""
+def test_a_step_left_out_does_not_move_an_averaged_teacher(cfg, tmp_path):
     cfg.SOLVER.NONFINITE = "skip"
-    cfg.merge_from_list([*AVERAGED, "ATSC.DRIFT.WEIGHT", 0.0])
-    distiller = trainer_of(cfg, tmp_path / "run").distiller
-    step, (images, target) = Step(distiller, cfg), batch()
+    cfg.merge_from_list([*EMA, "ATSC.DRIFT.WEIGHT", 0.0])
+    trainer = trainer_of(cfg, tmp_path / "run")
+    distiller, step, (images, target) = trainer.distiller, trainer.step, batch()
+    distiller.begin()
     distiller.train()
     assert step({"image": images, "target": target, "epoch": 1})[1] is not None
     before = {name: tensor.clone() for name, tensor in distiller.state_dict().items()}
@@ -150,21 +149,16 @@ def test_skip_is_refused_where_a_batch_has_two_steps(cfg, tmp_path):
 def test_a_resumed_epoch_still_counts_what_was_left_out_before(cfg, tmp_path):
     cfg.SOLVER.NONFINITE, cfg.LOG.CHECKPOINT_STEPS = "skip", 1
     trainer = poisoned(trainer_of(cfg, tmp_path / "run"), 1, "loss")
-
-    def die(step):
-        if step == 3:
-            raise KeyboardInterrupt
-
-    trainer.step = Before(trainer.step, die)
+    trainer.step = Before(trainer.step, dying(3))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert latest.read(trainer.folder)[0]["inside"]["meters"]["skipped"] == 1
+    assert latest_of(trainer.folder)["inside"]["meters"]["skipped"] == 1
     again = trainer_of(cfg, tmp_path / "run")
     again.train(resume=True)
     assert [line["skipped_steps"] for line in log_of(again.folder)] == [1, 0, 0]
 
 
-def test_the_first_to_go_bad_is_named_and_a_part_before_its_own_gradient():
+def test_the_first_to_go_bad_is_named_and_a_term_before_its_own_gradient():
     def meters(*steps):
         sums = Meters(torch.device("cpu"))
         for a, b, finite in steps:
@@ -173,7 +167,7 @@ def test_the_first_to_go_bad_is_named_and_a_part_before_its_own_gradient():
         return sums
 
     meters((1.0, 2.0, True), (1.0, 2.0, True)).check()
-    with pytest.raises(NotFinite, match="loss part 'b' is inf since step 2"):
+    with pytest.raises(NotFinite, match="loss term 'b' is inf since step 2"):
         meters((1.0, 2.0, True), (1.0, math.inf, False), (math.nan, math.inf, False)).check()
     with pytest.raises(NotFinite, match="the gradient is not finite since step 1"):
         meters((1.0, 2.0, False), (math.nan, math.nan, False)).check()

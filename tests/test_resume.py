@@ -1,17 +1,16 @@
 """A run killed anywhere and taken up again ends as the uninterrupted one, bit for bit."""
 
 import random
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from runs import assert_the_same_run, config, trainer_of
-from small_atsc import AVERAGED
-from test_trainer import log_of, tiny_loader
+from runs import EMA, assert_the_same_run, config, latest_of, log_of, tiny_loader, trainer_of
 from torch.utils.data import DataLoader, Dataset
 
-from atsc_plugin.engine import checkpoint, latest, run_state
-from atsc_plugin.engine.random_states import random_states, restore, seed_all
+from atsc_plugin.engine import checkpoint
+from atsc_plugin.engine.resume import random_states, restore, seed_all
 from atsc_plugin.errors import PluginError
 
 
@@ -59,11 +58,10 @@ def killed_at(trainer, place, resume=False):
     return False
 
 
-@pytest.mark.parametrize(("update", "keys"), [("fused", []), ("fused", AVERAGED), ("published", [])])
+@pytest.mark.parametrize(("update", "keys"), [("fused", EMA), ("published", [])])
 def test_a_run_killed_again_and_again_ends_as_the_whole_one(cfg, tmp_path, update, keys):
-    """24 images in batches of 8 are 3 steps an epoch; a state after every step; each life is seven actions long."""
-    cfg.LOG.CHECKPOINT_STEPS = 1
-    cfg.merge_from_list(keys)
+    """24 images in batches of 8 are 3 steps an epoch; `latest` after every step; each life is seven actions long."""
+    cfg.merge_from_list(["LOG.CHECKPOINT_STEPS", 1, *keys])
     whole = trainer_of(cfg, tmp_path / "whole", update)
     whole.train()
     lives, alive = 0, True
@@ -82,7 +80,7 @@ def test_a_hosts_loader_is_taken_up_inside_an_epoch_by_drawing_again(cfg, tmp_pa
     whole.train()
     broken = trainer_of(cfg, tmp_path / "broken", loader=loader)
     assert killed_at(broken, 3)  # two steps and the state after them; dies in the third step
-    state, _ = latest.read(tmp_path / "broken")
+    state = latest_of(tmp_path / "broken")
     assert (state["epoch"], state["inside"]["epoch"], state["inside"]["meters"]["steps"]) == (0, 1, 2)
     again = trainer_of(cfg, tmp_path / "broken", loader=loader)
     again.train(resume=True)
@@ -124,17 +122,18 @@ def test_all_generators_go_on_where_they_were():
     assert draws() == first
 
 
-def test_minutes_also_make_a_state_inside_an_epoch(cfg, tmp_path, monkeypatch):
+def test_minutes_also_make_a_checkpoint_inside_an_epoch(cfg, tmp_path, monkeypatch):
     cfg.LOG.CHECKPOINT_MINUTES = 1.0
     clock = iter(range(0, 100000, 40))  # 40 seconds pass between two looks at the clock
-    monkeypatch.setattr("atsc_plugin.engine.run_state.time.monotonic", lambda: next(clock))
-    saved, original = [], run_state.save_inside
-    monkeypatch.setattr(run_state, "save_inside", lambda trainer: (saved.append(trainer.work.steps), original(trainer)))
-    trainer_of(cfg, tmp_path / "run").train()
-    assert saved == [2, 2, 2]  # 40 s after step 1, 80 s after step 2; the epoch's own state follows step 3
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    trainer = trainer_of(cfg, tmp_path / "run")
+    saved, original = [], trainer.checkpoints.save_inside
+    trainer.checkpoints.save_inside = lambda inside: (saved.append(inside["meters"]["steps"]), original(inside))
+    trainer.train()
+    assert saved == [2, 2, 2]  # 40 s after step 1, 80 s after step 2; the epoch's own follows step 3
 
 
-def test_what_cannot_go_on_is_refused(cfg, tmp_path):
+def test_what_cannot_be_continued_is_refused(cfg, tmp_path):
     trainer = trainer_of(cfg, tmp_path / "run")
     trainer.facts["data"] = "digits-24-aa"
     trainer.train()
@@ -148,9 +147,8 @@ def test_what_cannot_go_on_is_refused(cfg, tmp_path):
         fewer.train(resume=True)
 
 
-def test_a_log_line_that_was_written_half_is_dropped_and_worklog_has_each_epoch_once(cfg, tmp_path):
-    whole = trainer_of(cfg, tmp_path / "run")
-    whole.train()
+def test_a_log_line_that_was_written_half_is_dropped_and_worklog_has_each_epoch_once(cfg, tmp_path, whole):
+    shutil.copytree(whole.folder, tmp_path / "run")
     with open(tmp_path / "run" / "log.jsonl", "a") as file:
         file.write('{"epoch": 4, "lr"')
     trainer = trainer_of(cfg, tmp_path / "run")

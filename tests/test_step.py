@@ -1,17 +1,18 @@
-"""The training step: a batch in parts, a clipped gradient, the teacher's rate in a group, and nothing that waits."""
+"""The training step: micro-batches, a clipped gradient, the teacher's rate in a group, and nothing that waits."""
 
 import copy
 
 import pytest
 import torch
+from runs import without_bn
 from tiny import TinyNet, batch
-from torch import nn
 
 import atsc_plugin
 from atsc_plugin.config import load_cfg
 from atsc_plugin.engine import precision
 from atsc_plugin.engine.meters import Meters
-from atsc_plugin.engine.step import Step, parts_of
+from atsc_plugin.engine.optim import set_learning_rate
+from atsc_plugin.engine.step import Step, micro_batches
 from atsc_plugin.errors import ConfigError
 from atsc_plugin.host import CFG, distiller_dict
 from atsc_plugin.methods.atsc import ATSC
@@ -26,11 +27,6 @@ def cfg():
     cfg = CFG.clone()
     cfg.merge_from_list(["SOLVER.LR", 0.05, "SOLVER.TRAINER", "plugin"])
     return cfg
-
-
-def without_bn(network):
-    network.bn = nn.Identity()
-    return network
 
 
 def vanilla(seed=1, bn=False):
@@ -48,81 +44,81 @@ def weights(distiller):
     return torch.cat([p.detach().reshape(-1) for p in distiller.parameters()])
 
 
-def test_a_batch_is_cut_into_parts_that_are_as_equal_as_can_be():
-    cut = parts_of({"image": (torch.arange(10), torch.arange(10)), "target": torch.arange(10), "epoch": 3}, 4)
-    assert [len(part["target"]) for part, _ in cut] == [3, 3, 2, 2]
+def test_a_batch_is_split_into_micro_batches_as_equal_as_can_be():
+    cut = micro_batches({"image": (torch.arange(10), torch.arange(10)), "target": torch.arange(10), "epoch": 3}, 4)
+    assert [len(micro["target"]) for micro, _ in cut] == [3, 3, 2, 2]
     assert [share for _, share in cut] == [0.3, 0.3, 0.2, 0.2]
     assert cut[1][0]["image"][1].tolist() == [3, 4, 5]
     assert cut[1][0]["epoch"] == 3
-    assert len(parts_of({"target": torch.arange(2)}, 8)) == 2
+    assert len(micro_batches({"target": torch.arange(2)}, 8)) == 2
 
 
-@pytest.mark.parametrize("parts", [3, 10])
-def test_accumulated_parts_make_the_step_of_the_whole_batch_for_a_net_without_bn(cfg, parts):
-    cfg.SOLVER.ACCUMULATE = parts
-    in_parts = vanilla()
+@pytest.mark.parametrize("count", [3, 10])
+def test_accumulated_micro_batches_make_the_step_of_the_whole_batch_for_a_net_without_bn(cfg, count):
+    cfg.SOLVER.ACCUMULATE = count
+    accumulated = vanilla()
     cfg_whole = cfg.clone()
     cfg_whole.SOLVER.ACCUMULATE = 1
     whole = vanilla()
-    one, other = Step(in_parts, cfg), Step(whole, cfg_whole)
+    one, other = Step(accumulated, cfg), Step(whole, cfg_whole)
     for seed in range(3):
         logits, losses = one(inputs(seed=seed))
         wanted, expected = other(inputs(seed=seed))
         assert torch.allclose(logits, wanted, atol=1e-6)
         assert losses["ce"].item() == pytest.approx(expected["ce"].item(), rel=1e-5)
-    assert torch.allclose(weights(in_parts), weights(whole), atol=1e-6)
+    assert torch.allclose(weights(accumulated), weights(whole), atol=1e-6)
     assert not torch.allclose(weights(whole), weights(vanilla()), atol=1e-3)
 
 
+def started_atsc(cfg):
+    distiller = ATSC(TinyNet(width=4), TinyNet(width=6), cfg)
+    distiller.begin()
+    return distiller
+
+
 def test_accumulated_atsc_counts_drift_once_and_keeps_the_teachers_own_rate(cfg):
-    cfg.merge_from_list(["ATSC.TEACHER.LR_SCALE", 0.3, "ATSC.TEACHER.WEIGHT_DECAY", 0.2, "SOLVER.LR", 0.02])
-    torch.manual_seed(3)
-    networks = without_bn(TinyNet(width=4)), without_bn(TinyNet(width=6))
+    cfg.merge_from_list(["ATSC.TEACHER.LR_SCALE", 0.3, "SOLVER.LR", 0.02])
     steps = []
-    for parts in (1, 3):
-        cfg.SOLVER.ACCUMULATE = parts
-        distiller = ATSC(*copy.deepcopy(networks), cfg)
-        torch.manual_seed(4)  # the projector, whose BN would see the parts, is left out
-        distiller.projector = nn.Conv2d(4, 6, 1)
-        steps.append(Step(distiller.train(), cfg))
+    for count in (1, 3):
+        cfg.SOLVER.ACCUMULATE = count
+        torch.manual_seed(3)
+        steps.append(Step(without_bn(started_atsc(cfg)).train(), cfg))
     for seed in range(3):
-        (_, losses), (_, in_parts) = (step(inputs(9, seed)) for step in steps)
+        (_, losses), (_, accumulated) = (step(inputs(9, seed)) for step in steps)
         assert {k: v.item() for k, v in losses.items()} == pytest.approx(
-            {k: v.item() for k, v in in_parts.items()}, rel=1e-4, abs=1e-7
+            {k: v.item() for k, v in accumulated.items()}, rel=1e-4, abs=1e-7
         )
+    assert losses["loss_drift"] > 0
     whole, accumulated = (weights(step.distiller) for step in steps)
     assert torch.allclose(whole, accumulated, atol=1e-6)
 
 
-def test_the_teachers_group_makes_the_step_that_the_gradient_hooks_make(cfg):
-    cfg.merge_from_list(["ATSC.TEACHER.LR_SCALE", 0.3, "ATSC.TEACHER.WEIGHT_DECAY", 0.2, "SOLVER.LR", 0.02])
+def test_the_teachers_group_makes_the_step_of_its_own_rate(cfg):
+    """Plain SGD on two groups whose rates are written out."""
+    cfg.merge_from_list(["ATSC.TEACHER.LR_SCALE", 0.3, "SOLVER.LR", 0.02])
     torch.manual_seed(5)
-    hooks = ATSC(TinyNet(width=4), TinyNet(width=6), cfg)
-    groups = copy.deepcopy(hooks)
-    # copied hooks would still act on the original's weights: made anew for the copy
-    for parameter in groups.teacher.parameters():
-        parameter._backward_hooks = None
-    groups.rate_hooks = []
-    groups.prepare_parameters(cfg)
-    step = Step(groups.train(), cfg)
-    assert [group["lr"] for group in step.optimizer.param_groups] == [0.02, 0.02]
-    step.set_rate(0.02)
+    ours = started_atsc(cfg)
+    torch.manual_seed(5)
+    other = started_atsc(cfg)
+    step = Step(ours.train(), cfg)
+    set_learning_rate(step.optimizer, 0.02)
     assert [group["lr"] for group in step.optimizer.param_groups] == pytest.approx([0.02, 0.006])
-    plain = torch.optim.SGD(
-        hooks.get_learnable_parameters(), lr=0.02, momentum=cfg.SOLVER.MOMENTUM, weight_decay=cfg.SOLVER.WEIGHT_DECAY
-    )
-    hooks.train()
+    teacher = {id(p) for p in other.teacher.parameters()}
+    rest = [p for p in other.get_learnable_parameters() if id(p) not in teacher]
+    groups = [{"params": rest}, {"params": list(other.teacher.parameters()), "lr": 0.006}]
+    plain = torch.optim.SGD(groups, 0.02, momentum=cfg.SOLVER.MOMENTUM, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+    other.train()
     for seed in range(4):
         step(inputs(seed=seed))
         plain.zero_grad()
-        sum(hooks(**inputs(seed=seed))[1].values()).backward()
+        sum(other(**inputs(seed=seed))[1].values()).backward()
         plain.step()
-    assert torch.allclose(weights(groups), weights(hooks), atol=1e-6)
+    assert torch.allclose(weights(ours), weights(other), atol=1e-6)
 
 
 def test_a_teacher_at_rate_zero_has_no_graph_and_stays(cfg):
     cfg.merge_from_list(["ATSC.TEACHER.LR_SCALE", 0.0])
-    distiller = ATSC(TinyNet(width=4), TinyNet(width=6), cfg).train()
+    distiller = started_atsc(cfg).train()
     before = [p.clone() for p in distiller.teacher.parameters()]
     Step(distiller, cfg)(inputs())
     assert all(p.grad is None for p in distiller.teacher.parameters())
@@ -182,11 +178,11 @@ def test_engine_keys_that_a_trainer_or_the_released_step_cannot_have_are_refused
     with pytest.raises(ConfigError) as error:
         load_cfg("configs/quickstart/atsc_published.yaml", keys)
     assert len(error.value.problems) == 4
-    assert all("released step" in problem for problem in error.value.problems)
+    assert all("makes two steps a batch" in problem for problem in error.value.problems)
     with pytest.raises(ConfigError) as error:
         load_cfg(TINY, [*keys, "SOLVER.TRAINER", "base"])
     assert [problem.split(" is ")[0] for problem in error.value.problems] == keys[::2]
-    with pytest.raises(ConfigError, match="at most one part an image"):
+    with pytest.raises(ConfigError, match="at most one micro-batch an image"):
         load_cfg(TINY, ["SOLVER.ACCUMULATE", "65", "SOLVER.BATCH_SIZE", "64"])
     with pytest.raises(ConfigError, match="CUDA graphs"):
         load_cfg(TINY, ["SOLVER.ACCUMULATE", "2", "SOLVER.COMPILE", "reduce-overhead"])
@@ -209,7 +205,7 @@ def test_a_teacher_that_warms_up_shares_a_group_with_the_student(cfg, fused, mon
     _forced(monkeypatch, fused)
     cfg.merge_from_list(["DISTILLER.TYPE", "ATSC", "ATSC.TEACHER.WARMUP_EPOCHS", 1, "SOLVER.EPOCHS", 2])
     torch.manual_seed(0)
-    step = Step(ATSC(TinyNet(width=4), TinyNet(width=6), cfg).train(), cfg)
+    step = Step(started_atsc(cfg).train(), cfg)
     for epoch in (1, 1, 2, 2):
         step(inputs() | {"epoch": epoch})
     assert all(torch.isfinite(p).all() for p in step.parameters())

@@ -5,38 +5,18 @@ import json
 import os
 import pickle
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_checkpoint import Bomb
+from bombs import Bomb
+from small_runs import QUICK, SMALL, TINY, tiny
+from tiny import TinyNet
 
 from atsc_plugin.__main__ import main
-from atsc_plugin.engine import checkpoint
+from atsc_plugin.engine import checkpoint, run_dir
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import CFG
-
-QUICK = Path(__file__).resolve().parents[1] / "configs" / "quickstart"
-SMALL = ["DATASET.DIGITS100.TRAIN_IMAGES", "100", "DATASET.DIGITS100.VAL_IMAGES", "100",
-         "DATASET.DIGITS100.TEST_IMAGES", "100", "EXPERIMENT.NAME", "run"]  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """The folder of a run of one epoch, made once."""
-    top = tmp_path_factory.mktemp("finished")
-    words = ["SOLVER.EPOCHS", "1", "LOG.PREFIX", str(top), *SMALL]
-    assert main(["train", "--cfg", str(QUICK / "vanilla.yaml"), *words]) == 0
-    return next(top.glob("*/run*/seed_1"))
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch, finished):
-    """A working directory with that run in it, and nothing else."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(finished, tmp_path / "output" / "quickstart" / finished.parent.name / "seed_1")
-    return tmp_path
 
 
 def forms(trace):
@@ -56,87 +36,77 @@ def forms(trace):
     }
 
 
-def run_in(here):
-    return next((here / "output" / "quickstart").iterdir()) / "seed_1"
+# Each place where a file can be given: writes it below `here`, or into the finished `run`; the command that reads it.
 
 
-# Each place where a file can be given: (where the file is put below `here`, the words of the command that reads it).
-def teacher(here, content):
+def teacher(here, run, content, method="kd"):
     (here / "t.pth").write_bytes(content)
-    return [
-        "train",
-        "--cfg",
-        str(QUICK / "kd.yaml"),
-        "DISTILLER.TEACHER_CKPT",
-        "t.pth",
-        *SMALL,
-        "EXPERIMENT.NAME",
-        "kd",
-    ]
+    cfg = str(QUICK / f"{method}.yaml")
+    return ["train", "--cfg", cfg, "DISTILLER.TEACHER_CKPT", "t.pth", *TINY, *SMALL, "EXPERIMENT.NAME", method]
 
 
-def teacher_of_sisters(here, content):
-    return [word.replace("kd.yaml", "dih.yaml") for word in teacher(here, content)]
+def teacher_of_dih(here, run, content):
+    return teacher(here, run, content, "dih")
 
 
-def resumed(here, content):
-    (run_in(here) / "result.json").unlink()
+def resumed(here, run, content):
+    (run / "result.json").unlink()
     for name in ("latest", "latest_previous"):
-        (run_in(here) / name).write_bytes(content)
-    return ["train", "--cfg", str(QUICK / "vanilla.yaml"), "--resume", "SOLVER.EPOCHS", "1", *SMALL]
+        (run / name).write_bytes(content)
+    words = [*TINY, "EXPERIMENT.NAME", "run", "SOLVER.EPOCHS", "1", *SMALL]
+    return ["train", "--cfg", str(QUICK / "vanilla.yaml"), "--resume", *words]
 
 
-def best(here, content):
-    resumed(here, (run_in(here) / "latest").read_bytes())
-    (run_in(here) / "best").write_bytes(content)
-    return ["eval", str(run_in(here) / "best")]
+def best(here, run, content):
+    (run / "best").write_bytes(content)
+    return ["eval", str(run / "best")]
 
 
-def evaluated(here, content):
+def evaluated(here, run, content):
     (here / "x.pth").write_bytes(content)
-    return ["eval", "x.pth", "--cfg", str(QUICK / "vanilla.yaml"), *SMALL]
+    return ["eval", "x.pth", "--cfg", str(QUICK / "vanilla.yaml"), *TINY, *SMALL]
 
 
-def deployed(here, content):
-    (run_in(here) / "deploy_last.safetensors").write_bytes(content)
-    return ["eval", str(run_in(here))]
+def deployed(here, run, content):
+    (run / "deploy_last.safetensors").write_bytes(content)
+    return ["eval", str(run)]
 
 
-def card(here, content):
-    (run_in(here) / "deploy_last.json").write_bytes(content)
-    return ["eval", str(run_in(here))]
+def card(here, run, content):
+    (run / "deploy_last.json").write_bytes(content)
+    return ["eval", str(run)]
 
 
-def exported(here, content):
-    (run_in(here) / "latest").write_bytes(content)
-    return ["export", str(run_in(here) / "latest"), "--format", "safetensors"]
+def exported(here, run, content):
+    (run / "latest").write_bytes(content)
+    return ["export", str(run / "latest"), "--format", "safetensors"]
 
 
-def predicted(here, content):
+def predicted(here, run, content):
     (here / "x.onnx").write_bytes(content)
     (here / "x.png").write_bytes(content)
     return ["predict", "x.png", "--model", "x.onnx"]
 
 
-def data(here, content):
+def data(here, run, content):
     (here / "d.npz").write_bytes(content)
     return ["train", "--cfg", str(QUICK / "vanilla.yaml"), "DATASET.TYPE", "npz", "DATASET.ROOT", "d.npz",
             "EXPERIMENT.NAME", "d"]  # fmt: skip
 
 
-def config(here, content):
+def config(here, run, content):
     (here / "c.yaml").write_bytes(content)
     return ["train", "--cfg", "c.yaml"]
 
 
-def suite(here, content):
+def suite(here, run, content):
     (here / "s.yaml").write_bytes(content)
     return ["leaderboard", "--suite", "s.yaml"]
 
 
 PLACES = [
     teacher,
-    teacher_of_sisters,
+    teacher_of_dih,
     resumed,
     best,
     evaluated,
@@ -150,17 +120,20 @@ PLACES = [
 ]
 
 
+GIVEN = ("t.pth", "latest", "best", "x.pth", "deploy_last", "x.onnx", "d.npz", "c.yaml", "s.yaml")
+
+
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
-def test_a_malicious_file_is_refused_and_has_not_run(here, capsys, finished, place):
+def test_a_malicious_file_is_refused_and_has_not_run(here, run, finished, capsys, place):
     for form, content in forms(here / "ran").items():
-        words = place(here, content)
+        command = place(here, run, content)
         capsys.readouterr()
-        assert main(words) == 2, form
+        assert main(command) == 2, form
         said = capsys.readouterr().err
         assert said.startswith("error: "), said
+        assert any(name in said for name in GIVEN), said
         assert "Traceback" not in said
         assert not (here / "ran").exists(), form
-        run = run_in(here)
         shutil.rmtree(run)
         shutil.copytree(finished, run)
 
@@ -180,23 +153,16 @@ def test_the_same_files_do_run_where_they_are_trusted(tmp_path):
         (tmp_path / "ran").unlink()
 
 
-def test_a_heads_cache_that_is_malicious_is_refused(here, capsys, monkeypatch):
+def test_a_heads_cache_that_is_malicious_is_refused(here, capsys, monkeypatch, tiny_networks):
     """DIH's heads: the bomb lies where the cache would be looked for, whatever its key."""
-    from atsc_plugin.methods import dih as dih_heads
+    from atsc_plugin.methods import dih
 
     (here / "heads.safetensors").write_bytes(forms(here / "ran")["zip"])
-    monkeypatch.setattr(dih_heads, "cache_file", lambda *_: here / "heads.safetensors")
-    torch.save({"model": _resnet20()}, here / "t.pth")
-    words = ["DISTILLER.TEACHER_CKPT", "t.pth", *SMALL, "EXPERIMENT.NAME", "dih"]
-    assert main(["train", "--cfg", str(QUICK / "dih.yaml"), *words]) == 2
+    monkeypatch.setattr(dih, "cache_file", lambda *_: here / "heads.safetensors")
+    torch.save({"model": TinyNet(num_classes=100, width=8).state_dict()}, here / "t.pth")
+    assert tiny("dih", "DISTILLER.TEACHER_CKPT", "t.pth") == 2
     assert "heads.safetensors" in capsys.readouterr().err
     assert not (here / "ran").exists()
-
-
-def _resnet20():
-    from atsc_plugin.host import cifar_model_dict
-
-    return cifar_model_dict["resnet20"][0](num_classes=100).state_dict()
 
 
 def test_the_way_out_is_the_files_own_hash_and_it_is_loud(tmp_path, monkeypatch, capsys):
@@ -268,4 +234,4 @@ def test_a_suite_cannot_leave_the_output_folder(here, capsys, name):
     arms = {name: arms["a"]}
     (here / "s.yaml").write_text(json.dumps({"name": "fine", "seeds": [1], "arms": arms}))
     assert main(["leaderboard", "--suite", "s.yaml", "--dry-run"]) == 2
-    assert {path.name for path in here.iterdir()} == {"s.yaml", "output"}
+    assert {path.name for path in here.iterdir()} == {"s.yaml"}

@@ -1,7 +1,7 @@
 """The recorded figures of mdistiller and ATSC, and the closed-form weights and inputs they were recorded with.
 
 tests/contracts/mdistiller.json says what the real code computes; `fill`, `image` and `labels` rebuild what it was
-given, from NumPy's frozen legacy stream. Everything is float64. Import it as `from contract import fill, image, ...`.
+given, from NumPy's frozen legacy stream. Everything is float64. Import it as `from recorded import fill, image, ...`.
 """
 
 import json
