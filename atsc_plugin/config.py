@@ -18,7 +18,7 @@ from atsc_plugin.contract import NONE, SECOND_STEP, SEVERAL
 from atsc_plugin.engine.run_dir import read_tree
 from atsc_plugin.errors import ConfigError
 from atsc_plugin.host import CFG, distiller_dict, host_datasets, models_for, trainer_dict
-from atsc_plugin.keys import find, flatten
+from atsc_plugin.keys import find, flatten, unknown_name
 from atsc_plugin.methods.base import METHODS, class_of, constructor_problems, teacher_names
 from atsc_plugin.registration import all_keys
 from atsc_plugin.shipped import config_file
@@ -178,7 +178,7 @@ def check(cfg: CfgNode) -> list[str]:
         node, leaf = find(cfg, key.name)
         value = node[leaf]
         if key.choices and value not in key.choices:
-            problems.append(_unknown(key.name, value, key.choices))
+            problems.append(unknown_name(key.name, value, key.choices))
         problems += _out_of_bounds(key.name, value, key.minimum, key.maximum)
     for name, bounds in HOST_BOUNDS.items():
         node, leaf = find(cfg, name)
@@ -195,7 +195,7 @@ def check(cfg: CfgNode) -> list[str]:
                 f"{name}: got {short_repr(node[leaf])}, expected three decimals{above}, e.g. [0.5, 0.5, 0.5], or []."
             )
     if cfg.SOLVER.TYPE != "SGD":
-        problems.append(_unknown("SOLVER.TYPE", cfg.SOLVER.TYPE, ("SGD",)))
+        problems.append(unknown_name("SOLVER.TYPE", cfg.SOLVER.TYPE, ("SGD",)))
     kind = class_of(cfg.DISTILLER.TYPE)
     return problems + _name_problems(cfg) + _teacher_problems(cfg, kind) + _method_problems(cfg, kind)
 
@@ -212,16 +212,16 @@ def _name_problems(cfg):
     problems = []
     method, data = cfg.DISTILLER.TYPE, cfg.DATASET.TYPE
     if method not in distiller_dict:
-        problems.append(_unknown("DISTILLER.TYPE", method, distiller_dict))
+        problems.append(unknown_name("DISTILLER.TYPE", method, distiller_dict))
     if cfg.SOLVER.TRAINER not in (trainer_dict or {"plugin": None}):
-        problems.append(_unknown("SOLVER.TRAINER", cfg.SOLVER.TRAINER, trainer_dict or {"plugin": None}))
+        problems.append(unknown_name("SOLVER.TRAINER", cfg.SOLVER.TRAINER, trainer_dict or {"plugin": None}))
     if data not in datasets():
-        return [*problems, _unknown("DATASET.TYPE", data, datasets())]
+        return [*problems, unknown_name("DATASET.TYPE", data, datasets())]
     names = [("DISTILLER.STUDENT", cfg.DISTILLER.STUDENT)]
     several = class_of(method).TEACHERS == SEVERAL and cfg.DISTILLER.TEACHERS
     role = "DISTILLER.TEACHERS" if several else "DISTILLER.TEACHER"
     names += [(role, name) for name in teacher_names(cfg) if isinstance(name, str)]
-    return problems + [_unknown(key, name, models_for(data)) for key, name in names if name not in models_for(data)]
+    return problems + [unknown_name(key, name, models_for(data)) for key, name in names if name not in models_for(data)]
 
 
 def _method_problems(cfg, kind):
@@ -329,12 +329,3 @@ def _lists_for_one_teacher(cfg, kind):
         )
         if values
     ]
-
-
-def _unknown(name, value, allowed):
-    allowed = [str(entry) for entry in allowed]
-    if not allowed:
-        return f"{name}: got '{value}', but this host has no table of them. ATSC_HOST=embedded has one."
-    near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{name}: got '{value}', expected one of {', '.join(allowed)}{hint}"

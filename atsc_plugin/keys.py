@@ -6,6 +6,7 @@ a config of ours also loads by the host's plain merge; `remove_keys` takes them 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -237,3 +238,13 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     for step, value in tree.items():
         flat |= flatten(value, f"{prefix}{step}.") if isinstance(value, dict) else {f"{prefix}{step}": value}
     return flat
+
+
+def unknown_name(key: str, value: Any, allowed: Iterable[Any]) -> str:
+    """The problem with a value that is none of the allowed names, with the nearest of them."""
+    names = [str(entry) for entry in allowed]
+    if not names:
+        return f"{key}: got '{value}', but this host has no table of them. ATSC_HOST=embedded has one."
+    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{key}: got '{value}', expected one of {', '.join(names)}{hint}"

@@ -14,13 +14,15 @@ from tiny import TinyNet, batch
 import atsc_plugin
 from atsc_plugin import host
 from atsc_plugin.engine.trainer import PluginTrainer
-from atsc_plugin.registration import DISTILLERS, TRAINERS
+from atsc_plugin.methods.base import load_methods
+from atsc_plugin.registration import TRAINERS
 
 OURS = ("SIMKD", "ATSC")
-taken = [name for name in DISTILLERS if name in host.distiller_dict]
+METHODS = load_methods()
+taken = [name for name in METHODS if name in host.distiller_dict]
 taken += [name for name in TRAINERS if name in (host.trainer_dict or {})]
 atsc_plugin.register(leave=taken)
-assert all(host.distiller_dict[name] is not DISTILLERS[name] for name in taken if name in DISTILLERS)
+assert all(host.distiller_dict[name] is not METHODS[name] for name in taken if name in METHODS)
 # What a fork's tree may lack of the keys that a run reads; a value of its own is kept.
 cfg = host.CFG.clone()
 cfg.set_new_allowed(True)
@@ -51,10 +53,15 @@ def networks():
     return TinyNet(), TinyNet(width=6)
 
 
+def name_of(kind):
+    return next(name for name, entry in host.distiller_dict.items() if entry is kind)
+
+
 def losses_of(kind, teacher_as, **inputs):
     """The losses before and after one SGD step, and the prediction's shape in eval mode."""
     student, teacher = networks()
     torch.manual_seed(1)
+    cfg.DISTILLER.TYPE = name_of(kind)
     distiller = kind(student, teacher_as(teacher), cfg)
     optimizer = torch.optim.SGD(distiller.get_learnable_parameters(), lr=0.05, momentum=0.9)
     values = []
@@ -91,7 +98,7 @@ def trained(kind, images):
     """The result of our trainer over one batch, from its own run directory."""
     student, teacher = networks()
     torch.manual_seed(1)
-    folder = Path(tempfile.mkdtemp())
+    folder, cfg.DISTILLER.TYPE = Path(tempfile.mkdtemp()), name_of(kind)
     trainer = PluginTrainer("x", kind(student, teacher, cfg), loader(images), [(image, target)], cfg, folder=folder)
     result = trainer.train()
     assert (folder / "deploy_last.safetensors").is_file()

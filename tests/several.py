@@ -30,19 +30,14 @@ def student_and_teachers(seed=0):
     return tiny(4, 4), [tiny(6, 4), tiny(5, 8), tiny(7, 2)]
 
 
-def displaced(distiller):
-    """Teachers a little away from theta_0, so that the drift term has a gradient; in double precision."""
-    distiller.double()
+def multi(kind, cfg):
+    """A method for several teachers that has begun, in double precision; ATSC's teachers a little away from theta_0."""
+    student, teachers = student_and_teachers()
+    distiller = kind(student, teachers, cfg).double()
+    distiller.begin()
     with torch.no_grad():
-        for number, teacher in enumerate(
-            distiller.teacher if hasattr(distiller.teacher, "append") else [distiller.teacher]
-        ):
+        for number, teacher in enumerate(distiller.teacher):
             draw = torch.Generator().manual_seed(number)
             for parameter in teacher.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape, generator=draw).double()
     return distiller.train()
-
-
-def multi(kind, cfg):
-    student, teachers = student_and_teachers()
-    return displaced(kind(student, teachers, cfg))

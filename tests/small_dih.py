@@ -26,6 +26,7 @@ def tiny_dih(cfg, trained=True, seed=0, **teacher):
         for layer in distiller.heads.layers:
             torch.nn.init.normal_(layer.weight)
         distiller.heads.trained.fill_(1)
+        distiller.begin()
     return distiller
 
 
@@ -44,7 +45,14 @@ def tiny_data(val=True, **other):
     return SimpleNamespace(**{**facts, **loaders, **other})
 
 
-def prepare(distiller, data=None):
-    data = data or tiny_data()
-    distiller.prepare(data, lambda own: data)
+def begun(distiller, data=None):
+    """The distiller with its heads, from the cache or trained into it."""
+    distiller.begin(loaders_of(data or tiny_data()))
     return distiller
+
+
+def loaders_of(data):
+    """What `build` hands over: loaders(batch size, seed), and the data themselves."""
+    loaders = lambda batch_size, seed: data  # noqa: E731 - a function with an attribute
+    loaders.data = data
+    return loaders

@@ -5,9 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from atsc_plugin.methods.atsc_published import ATSC, PublishedATSC
 from recorded import assert_close, fill, image, labels, load_contract, traced_tensors
-from small_atsc import RELEASED, atsc_config, double_batch, net, tiny_atsc, trainer_of
+from small_atsc import RELEASED, atsc_config, moved_by, net, one_forward, tiny_atsc, trainer_of
 from tiny import TinyNet
 
 from atsc_plugin.errors import ConfigError
@@ -19,12 +18,18 @@ def cfg():
     return atsc_config()
 
 
+def filled(distiller):
+    """The closed-form weights in double precision, and theta_0 the teacher's."""
+    fill(distiller.student, 1), fill(distiller.teacher, 0), fill(distiller.projector, 2)
+    distiller.theta_0.double()
+    distiller.begin()
+
+
 def test_three_published_steps_equal_the_trace_of_the_released_code(cfg):
     trace = load_contract()["published_step_traces"]["atsc resnet32x4->resnet8x4"]
     cfg.merge_from_list([*RELEASED, "SOLVER.LR", trace["lr"], "SOLVER.WEIGHT_DECAY", trace["weight_decay"]])
     distiller = ATSC(net("resnet8x4"), net("resnet32x4"), cfg)
-    fill(distiller.student, 1), fill(distiller.teacher, 0), fill(distiller.projector, 2)
-    distiller.start.double().remember(distiller.teacher)
+    filled(distiller)
     trainer = trainer_of(distiller, cfg)
     distiller.train()
     for step, figures in enumerate(trace["steps"]):
@@ -78,8 +83,7 @@ def test_published_steps_equal_the_description_also_with_ce_kd_other_widths_and_
     ):
         cfg.merge_from_list([f"ATSC.{key}", value])
     distiller = ATSC(net(student), net(teacher), cfg)
-    fill(distiller.student, 1), fill(distiller.teacher, 0), fill(distiller.projector, 2)
-    distiller.start.double().remember(distiller.teacher)
+    filled(distiller)
     s, t, p = (copy.deepcopy(m).train() for m in (distiller.student, distiller.teacher, distiller.projector))
     start = [parameter.detach().clone() for parameter in t.parameters()]
     solver = {"lr": cfg.SOLVER.LR, "momentum": cfg.SOLVER.MOMENTUM, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
@@ -96,37 +100,41 @@ def test_published_steps_equal_the_description_also_with_ce_kd_other_widths_and_
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("which", ["kernels", "all"])
-def test_the_fused_gradients_are_the_published_ones_for_every_parameter_but_the_classifiers(cfg, which):
-    cfg.merge_from_list([*RELEASED, "ATSC.DRIFT.PARAMS", which])
+def test_the_fused_gradients_are_the_published_ones_for_every_parameter_but_the_classifiers(cfg):
+    cfg.merge_from_list([*RELEASED, "ATSC.DRIFT.PARAMS", "kernels"])
     published = tiny_atsc(cfg)
-    cfg.merge_from_list(["ATSC.UPDATE", "fused"])
+    cfg.ATSC.UPDATE = "fused"
     fused = tiny_atsc(cfg)
-    images, target = double_batch()
     for distiller in (published, fused):
-        sum(distiller(image=images, target=target, epoch=1)[1].values()).backward()
+        sum(one_forward(distiller)[1].values()).backward()
     compared = 0
     for (name, a), (_, b) in zip(published.named_parameters(), fused.named_parameters(), strict=True):
         if "fc." not in name:
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12, msg=name)
             compared += 1
-    assert (
-        compared == 3 + 3 + 9
-    )  # conv, BN weight and bias of both networks; three convolutions with BN in the projector
+    # conv, BN weight and bias of both networks; three convolutions with BN in the projector
+    assert compared == 3 + 3 + 9
+
+
+def test_the_drift_term_holds_the_kernels_whatever_drift_params_says(cfg):
+    cfg.merge_from_list([*RELEASED, "ATSC.DRIFT.PARAMS", "all"])
+    assert moved_by(tiny_atsc(cfg), "loss_drift") == {"teacher.conv.weight", "teacher.fc.weight"}
+
+
+def test_the_second_step_moves_the_classifiers_bias_and_nothing_else(cfg):
+    cfg.merge_from_list(RELEASED)
+    distiller = tiny_atsc(cfg)
+    assert [id(p) for p in distiller.second_parameters()] == [id(distiller.teacher.fc.bias)]
+    cfg.ATSC.UPDATE = "fused"
+    assert tiny_atsc(cfg).second_parameters() == []
 
 
 def test_published_with_what_the_released_step_has_not_is_refused_all_at_once(cfg):
-    cfg.merge_from_list(
-        [*RELEASED, "SOLVER.TRAINER", "base", "ATSC.TEACHER.BN", "frozen", "ATSC.TEACHER.LR_SCALE", 0.1]
-    )
+    cfg.merge_from_list([*RELEASED, "SOLVER.TRAINER", "base", "ATSC.TEACHER.BN", "affine_frozen"])
+    cfg.merge_from_list(["ATSC.TEACHER.LR_SCALE", 0.1, "ATSC.TEACHER.LEARNS", "task", "ATSC.TEACHER.WARMUP_EPOCHS", 2])
     with pytest.raises(ConfigError) as error:
         ATSC(TinyNet(), TinyNet(), cfg)
     assert [problem.split(" ")[0] for problem in error.value.problems] == [
-        "ATSC.UPDATE", "ATSC.TEACHER.LR_SCALE", "ATSC.TEACHER.BN",
+        "ATSC.TEACHER.LEARNS", "ATSC.TEACHER.LR_SCALE", "ATSC.TEACHER.WARMUP_EPOCHS", "ATSC.TEACHER.BN",
+        "ATSC.UPDATE", "ATSC.TEACHER.LR_SCALE",  # a second step and a second rate, under the host's trainer
     ]  # fmt: skip
-
-
-def test_the_key_chooses_the_update(cfg):
-    assert type(ATSC(TinyNet(), TinyNet(), cfg)) is ATSC
-    cfg.merge_from_list(RELEASED)
-    assert type(ATSC(TinyNet(), TinyNet(), cfg)) is PublishedATSC

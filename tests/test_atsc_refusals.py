@@ -1,22 +1,18 @@
-"""What ATSC refuses before anything is trained, and that it tells everything at once."""
+"""What ATSC refuses before anything is trained, all at once."""
 
 import pytest
+from small_atsc import RELEASED, atsc_config
 from small_runs import refused, train
 from tiny import HeadlessNet, MaxPoolNet, TinyNet, batch
 from torch import nn
 
-import atsc_plugin
 from atsc_plugin.errors import ModelRefused, PluginError
-from atsc_plugin.host import CFG
 from atsc_plugin.methods.atsc import ATSC
 
 
 @pytest.fixture
 def cfg():
-    atsc_plugin.register()
-    cfg = CFG.clone()
-    cfg.merge_from_list(["DISTILLER.TYPE", "ATSC", "SOLVER.TRAINER", "plugin", "DISTILLER.TEACHER", "oddnet"])
-    return cfg
+    return atsc_config("DISTILLER.TEACHER", "oddnet")
 
 
 @pytest.mark.parametrize(
@@ -38,21 +34,27 @@ def test_classes_that_differ_and_a_factor_beyond_the_channels_are_told_together(
     assert factor == "ATSC.PROJECTOR.FACTOR is 7, but the teacher's map has 6 channels; expected 1 to 6."
 
 
-@pytest.mark.parametrize(("update", "params"), [("published", "bias"), ("fused", "bias"), ("fused", "all")])
-def test_a_classifier_without_bias_serves_only_where_the_bias_is_not_what_learns(cfg, update, params):
-    cfg.ATSC.UPDATE, cfg.ATSC.CLASSIFIER.PARAMS = update, params
+def teacher_without_bias():
     teacher = TinyNet(width=6)
     teacher.fc = nn.Linear(6, 10, bias=False)
-    if params == "bias":
-        with pytest.raises(ModelRefused, match="oddnet has no bias.*Use ATSC.UPDATE fused and CLASSIFIER.PARAMS all"):
-            ATSC(TinyNet(), teacher, cfg)
-        return
+    return teacher
+
+
+@pytest.mark.parametrize("learns", ["features", "task"])
+def test_a_classifier_without_bias_serves_the_fused_update(cfg, learns):
+    cfg.ATSC.TEACHER.LEARNS = learns
+    teacher = teacher_without_bias()
     images, target = batch()
-    cfg.ATSC.LOSS.TRUNK_CE_WEIGHT = 1.0
-    logits, losses = ATSC(TinyNet(), teacher, cfg).train().forward_train(images, target, epoch=1)
+    logits, losses = ATSC(TinyNet(), teacher, cfg).train()(image=images, target=target)
     sum(losses.values()).backward()
     assert logits.shape == (6, 10)
     assert teacher.fc.weight.grad.abs().sum() > 0
+
+
+def test_a_classifier_without_bias_is_refused_where_the_bias_is_what_learns(cfg):
+    cfg.merge_from_list(RELEASED)
+    with pytest.raises(ModelRefused, match="no bias, and ATSC.UPDATE published trains it. Use ATSC.UPDATE fused"):
+        ATSC(TinyNet(), teacher_without_bias(), cfg)
 
 
 def test_copies_that_data_parallel_makes_for_several_gpus_are_refused_with_the_way_out(cfg):
@@ -71,9 +73,10 @@ def test_copies_that_data_parallel_makes_for_several_gpus_are_refused_with_the_w
         (["ATSC.PROJECTOR.FACTOR", "0"], ["ATSC.PROJECTOR.FACTOR"]),
         (["ATSC.DRIFT.PARAMS", "some"], ["ATSC.DRIFT.PARAMS", "kernels"]),
         (["ATSC.DRIFT.WEIGHT", "38.0"], ["is 3.8; SGD with momentum 0.9 diverges at 3.8"]),  # .05 * 2 * 38
-        (["ATSC.TEACHER.WARMUP_EPOCHS", "2", "ATSC.TEACHER.LAST_EPOCH", "2"], ["LAST_EPOCH is 2", "would never learn"]),
+        (["ATSC.TEACHER.AVERAGE", "0.9"], ["ATSC.TEACHER.AVERAGE is gone: it is called ATSC.TEACHER.EMA"]),
         (["ATSC.TEACHER.WARMUP_EPOCHS", "1"], ["WARMUP_EPOCHS is 1 and SOLVER.EPOCHS 1", "would never learn"]),
-        (["ATSC.GUARD", "stop", "SOLVER.TRAINER", "base"], ["ATSC.GUARD is stop", "asks no guard"]),
+        (["ATSC.TEACHER.LR_SCALE", "0.5", "SOLVER.TRAINER", "base"], ["LR_SCALE 0.5 wants a second rate"]),
+        (["ATSC.GUARD", "stop", "SOLVER.TRAINER", "base"], ["ATSC.GUARD stop looks at the teacher", "Use SOLVER.TRAINER plugin"]),
     ],
 )
 def test_a_mistake_in_the_keys_costs_nothing(here, capsys, words, parts):

@@ -5,8 +5,9 @@ import torch
 from tiny import TinyNet, batch
 
 import atsc_plugin
-from atsc_plugin.engine import compiling
-from atsc_plugin.engine.compiling import compile_networks, told
+from atsc_plugin.engine import precision
+from atsc_plugin.engine.optim import set_learning_rate
+from atsc_plugin.engine.precision import compile_method, compiler_errors
 from atsc_plugin.engine.step import Step
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import CFG, distiller_dict
@@ -41,7 +42,7 @@ def test_a_compiled_distiller_has_the_same_names_and_makes_the_same_steps(cfg, m
     plain, compiled = pair(method, cfg), pair(method, cfg)
     names = list(compiled.state_dict())
     one, other = Step(plain, cfg), Step(compiled, cfg)
-    other.compiled = compile_networks(compiled, "default", CPU, backend="aot_eager")
+    other.compiled = compile_method(compiled, "default", CPU, backend="aot_eager")
     assert other.compiled == ["student", "teacher", "projector"]
     for seed in range(3):
         one(inputs(seed))
@@ -60,7 +61,7 @@ def test_the_networks_did_go_through_the_compiler_in_training_and_not_in_evaluat
 
     distiller = pair(SimKD, cfg)
     step = Step(distiller, cfg)
-    step.compiled = compile_networks(distiller, "default", CPU, backend=backend)
+    step.compiled = compile_method(distiller, "default", CPU, backend=backend)
     step(inputs())
     trained = len(graphs)
     assert trained >= 3  # student, projector, teacher
@@ -82,8 +83,8 @@ def test_modes_that_record_cuda_graphs_are_refused_on_a_cpu(cfg):
 
 def test_a_network_read_by_a_hook_stays_uncompiled_and_it_is_said(cfg, capsys):
     distiller = pair(SimKD, cfg)
-    distiller.maps = [type(distiller.maps[0])(MapSource("bn", relu=True), 6, 8, 10)]
-    assert compile_networks(distiller, "default", CPU, backend="eager") == ["student", "projector"]
+    distiller.readers[0].source = MapSource("bn", relu=True)
+    assert compile_method(distiller, "default", CPU, backend="eager") == ["student", "projector"]
     assert "not compiled: the teacher" in capsys.readouterr().out
     Step(distiller, cfg)(inputs())
 
@@ -94,18 +95,18 @@ def test_a_compiler_that_fails_is_told_with_the_way_out_and_other_errors_pass(cf
 
     distiller = pair(SimKD, cfg)
     step = Step(distiller, cfg)
-    step.compiled = compile_networks(distiller, "default", CPU, backend=broken)
+    step.compiled = compile_method(distiller, "default", CPU, backend=broken)
     with pytest.raises(PluginError, match=r"SOLVER.COMPILE cannot compile here: .*no g\+\+ here.*SOLVER.COMPILE none"):
         step(inputs())
-    with pytest.raises(ZeroDivisionError), told():
+    with pytest.raises(ZeroDivisionError), compiler_errors():
         raise ZeroDivisionError
 
 
 def test_mode_none_compiles_nothing(cfg):
     distiller = pair(SimKD, cfg)
-    assert compile_networks(distiller, "none", CPU) == []
+    assert compile_method(distiller, "none", CPU) == []
     assert distiller.student._compiled_call_impl is None
-    assert compiling.uncompiled([]).__enter__() is None
+    assert precision.uncompiled([]).__enter__() is None
 
 
 class Flat(torch.nn.Module):
@@ -123,7 +124,7 @@ def test_default_on_this_cpu_trains_through_the_real_compiler(cfg):
     cfg.SOLVER.COMPILE = "default"
     torch.manual_seed(1)
     step = Step(distiller_dict["NONE"](Flat()).train(), cfg)
-    step.set_rate(0.1)
+    set_learning_rate(step.optimizer, 0.1)
     losses = [step(inputs())[1]["ce"].item() for _ in range(20)]
     assert step.compiled == ["student"]
     assert losses[-1] < losses[0]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from recorded import fill, image, load_contract
+from runs import tiny_loader
 from small_coteach import coteach_config, losses_of, tiny_coteach
 from small_runs import QUICK
-from test_trainer import tiny_loader
 from tiny import TinyNet, batch
 from tiny_stages import TinyStages
 
@@ -161,8 +161,8 @@ def test_its_figures_of_an_epoch_are_counted_on_the_batches_and_the_loader(cfg):
     report = distiller.after_epoch(1, loader)
     distiller.eval()
     by_hand = evaluate(lambda x: distiller.scratch(x)[0], loader, torch.device("cpu"))["top1"]
-    assert report["figures"] == {"scratch_train_top1": pytest.approx(100 * hits / 6), "scratch_top1": by_hand}
-    assert (report["warning"], report["stop"]) == (None, False)
+    assert report.figures == {"scratch_train_top1": pytest.approx(100 * hits / 6), "scratch_top1": by_hand}
+    assert (report.warning, report.stop) == (None, False)
 
 
 # ---- the shared stem ----

@@ -4,10 +4,9 @@ import json
 
 import pytest
 import torch
-from runs import assert_a_continued_run_is_the_whole_one
+from runs import Before, assert_a_continued_run_is_the_whole_one, dying, log_of, tiny_loader, without_times
 from small_coteach import coteach_config, losses_of, tiny_coteach
 from small_runs import run_folder, train
-from test_trainer import log_of, tiny_loader, without_times
 from tiny_stages import TinyStages
 
 from atsc_plugin import host
@@ -46,15 +45,7 @@ def test_a_run_broken_inside_an_epoch_loses_no_count_of_its_scratch_teacher(cfg,
     trainer(cfg, tmp_path / "whole").train()
     broken = trainer(cfg, tmp_path / "broken")
     cfg.LOG.CHECKPOINT_STEPS = 2  # of three steps
-    original, calls = broken.distiller.forward_train, []
-
-    def dying(**inputs):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return original(**inputs)
-
-    broken.distiller.forward_train = dying
+    broken.step = Before(broken.step, dying(3))
     with pytest.raises(KeyboardInterrupt):
         broken.train()
     trainer(cfg, tmp_path / "broken").train(resume=True)
@@ -71,7 +62,7 @@ def test_under_bf16_the_losses_are_fp32_and_near_the_full_ones(cfg, method):
         distiller.heads.trained.fill_(1)
     full = losses_of(distiller)
     precision = precision_of("bf16", torch.device("cpu"))
-    keep_logits_full(distiller, precision)
+    keep_logits_full(distiller.children(), precision)
     with precision.autocast():
         half = losses_of(distiller)
     for name, part in half.items():

@@ -7,10 +7,9 @@ import math
 import pytest
 import torch
 import yaml
-from runs import assert_a_continued_run_is_the_whole_one
-from small_dih import dih_config, prepare, tiny_dih
+from runs import assert_a_continued_run_is_the_whole_one, tiny_loader
+from small_dih import begun, dih_config, tiny_dih
 from small_runs import QUICK, SMALL, run_folder, train
-from test_trainer import tiny_loader
 from tiny import batch
 
 import atsc_plugin
@@ -122,7 +121,7 @@ def test_a_stage_that_is_not_there_and_other_classes_are_refused_by_name(cfg):
 
 
 def trainer(cfg, folder):
-    distiller = prepare(tiny_dih(cfg, trained=False))
+    distiller = begun(tiny_dih(cfg, trained=False))
     return PluginTrainer("run", distiller, tiny_loader(seed=5), tiny_loader(start=1), cfg, folder=folder)
 
 
@@ -140,7 +139,7 @@ def test_the_hosts_base_trainer_runs_it(here, teacher_file):
 
 def test_the_quickstart_trains_its_evaluation_agrees_and_the_student_leaves_alone(here, capsys, teacher_file):
     words = ["DISTILLER.TEACHER_CKPT", str(teacher_file), "DIH.HEADS.EPOCHS", "1"]
-    assert main(["heads", "--cfg", str(CONFIG), *words, *SMALL]) == 0
+    assert main(["prepare", "--cfg", str(CONFIG), *words, *SMALL]) == 0
     assert "training 3 for 1 epochs" in capsys.readouterr().out
     assert train("dih", *words) == 0
     said = capsys.readouterr().out
@@ -158,8 +157,3 @@ def test_a_dry_run_tells_of_the_heads_and_writes_nothing(here, capsys):
     assert train("dih", "--dry-run") == 0
     assert "heads  3, 2,867,500 parameters, from ./output/teachers, else trained first" in capsys.readouterr().out
     assert list(here.iterdir()) == []
-
-
-def test_the_heads_command_wants_a_dih_configuration(capsys):
-    assert main(["heads", "--cfg", str(QUICK / "kd.yaml")]) == 2
-    assert "is a configuration of KD; heads belong to DISTILLER.TYPE DIH" in capsys.readouterr().err

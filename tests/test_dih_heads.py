@@ -9,15 +9,15 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from small_dih import dih_config, prepare, tiny_data, tiny_dih
+from runs import tiny_loader
+from small_dih import begun, dih_config, tiny_data, tiny_dih
 from test_checkpoint import plant_bomb
-from test_trainer import tiny_loader
 from tiny import batch
 from tiny_stages import TinyStages
 
 from atsc_plugin.engine.checkpoint import digest
 from atsc_plugin.errors import PluginError
-from atsc_plugin.methods import dih as dih_heads
+from atsc_plugin.methods import dih
 from atsc_plugin.methods.dih import DIH, Heads, facts_of, train_heads
 
 RECIPE = {"epochs": 2, "lr": 0.01, "weight_decay": 0.0}
@@ -100,10 +100,10 @@ def cached(cfg):
 
 
 def test_heads_are_trained_once_for_a_teacher_and_found_again(cfg, capsys, monkeypatch):
-    first = prepare(tiny_dih(cfg, trained=False))
+    first = begun(tiny_dih(cfg, trained=False))
     assert "training 2 for 2 epochs" in capsys.readouterr().out
-    monkeypatch.setattr(dih_heads, "train_heads", None)  # a second training would fail
-    again = prepare(tiny_dih(cfg, trained=False))
+    monkeypatch.setattr(dih, "train_heads", None)  # a second training would fail
+    again = begun(tiny_dih(cfg, trained=False))
     for name, tensor in first.heads.state_dict().items():
         assert torch.equal(tensor, again.heads.state_dict()[name])
     assert again.heads.trained.item() == 1
@@ -115,7 +115,7 @@ def test_heads_are_trained_once_for_a_teacher_and_found_again(cfg, capsys, monke
 
 @pytest.mark.parametrize("change", ["one weight", "one statistic", "epochs", "data", "normalisation"])
 def test_another_teacher_recipe_or_data_is_another_file(cfg, change):
-    prepare(tiny_dih(cfg, trained=False))
+    begun(tiny_dih(cfg, trained=False))
     data = tiny_data()
     if change == "epochs":
         cfg.DIH.HEADS.EPOCHS = 1
@@ -128,19 +128,19 @@ def test_another_teacher_recipe_or_data_is_another_file(cfg, change):
         data.identity = "toy-24-abd"
     elif change == "normalisation":
         data.mean = [0.4, 0.5, 0.5]
-    prepare(distiller, data)
+    begun(distiller, data)
     assert len(cached(cfg)) == 2
 
 
 def test_without_a_validation_split_the_training_figures_are_told_and_no_test_image_read(cfg, capsys):
-    prepare(tiny_dih(cfg, trained=False), tiny_data(val=False))
+    begun(tiny_dih(cfg, trained=False), tiny_data(val=False))
     assert "(train top-1" in capsys.readouterr().out
     assert facts_of(cached(cfg)[0])["val_top1"] is None
 
 
 @pytest.mark.parametrize("harm", ["cut", "text", "pickle", "other heads", "no facts"])
 def test_a_file_that_is_no_cache_of_these_heads_is_refused_left_and_never_run(cfg, tmp_path, harm):
-    prepare(tiny_dih(cfg, trained=False))
+    begun(tiny_dih(cfg, trained=False))
     path = cached(cfg)[0]
     whole = path.read_bytes()
     if harm == "cut":
@@ -150,12 +150,12 @@ def test_a_file_that_is_no_cache_of_these_heads_is_refused_left_and_never_run(cf
     elif harm == "pickle":
         plant_bomb(path, tmp_path / "ran")
     elif harm == "other heads":
-        dih_heads.save_heads(Heads([(2, 3, 3)], [0], 10, 32), path, {})
+        dih.save_heads(Heads([(2, 3, 3)], [0], 10, 32), path, {})
     else:
         path.write_bytes(safetensors.torch.save(safetensors.torch.load(whole)))
     damaged = path.read_bytes()
     with pytest.raises(PluginError, match=r"heads-\w+\.safetensors holds no heads of this teacher.*Delete it"):
-        prepare(tiny_dih(cfg, trained=False))
+        begun(tiny_dih(cfg, trained=False))
     assert path.read_bytes() == damaged
     assert not (tmp_path / "ran").exists()
 
@@ -164,33 +164,33 @@ def test_a_cache_that_cannot_be_written_is_told(cfg, tmp_path):
     (tmp_path / "file").write_text("")
     cfg.TEACHER.CACHE = str(tmp_path / "file" / "below")
     with pytest.raises(PluginError, match="TEACHER.CACHE .* cannot be written"):
-        prepare(tiny_dih(cfg, trained=False))
+        begun(tiny_dih(cfg, trained=False))
 
 
 def test_whoever_waited_for_the_lock_takes_what_the_other_trained(cfg, monkeypatch):
-    prepare(tiny_dih(cfg, trained=False))
+    begun(tiny_dih(cfg, trained=False))
     path = cached(cfg)[0]
     content = path.read_bytes()
     path.unlink()
 
     @contextmanager
-    def after_the_other(waited_for):
+    def after_the_other(waited_for, key):
         assert waited_for == path
         path.write_bytes(content)
         yield
 
-    monkeypatch.setattr(dih_heads, "only_writer", after_the_other)
-    monkeypatch.setattr(dih_heads, "train_heads", None)
-    assert prepare(tiny_dih(cfg, trained=False)).heads.trained.item() == 1
+    monkeypatch.setattr(dih, "only_writer", after_the_other)
+    monkeypatch.setattr(dih, "train_heads", None)
+    assert begun(tiny_dih(cfg, trained=False)).heads.trained.item() == 1
 
 
 def test_an_interrupted_training_leaves_no_file(cfg, monkeypatch):
     def die(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dih_heads, "train_heads", die)
+    monkeypatch.setattr(dih, "train_heads", die)
     with pytest.raises(KeyboardInterrupt):
-        prepare(tiny_dih(cfg, trained=False))
+        begun(tiny_dih(cfg, trained=False))
     assert cached(cfg) == []
 
 
@@ -199,16 +199,17 @@ def test_an_interrupted_training_leaves_no_file(cfg, monkeypatch):
 
 def test_under_a_hosts_script_cached_heads_are_used_and_missing_ones_asked_for(cfg):
     cfg.DATASET.TYPE = "toy"
+    images, target = batch()
     distiller = tiny_dih(cfg, trained=False)
-    with pytest.raises(PluginError, match="no heads for this .*atsc_plugin heads --cfg FILE"):
-        distiller.train()
-    distiller.eval()
-    distiller(image=batch()[0])  # to evaluate needs no heads
-    prepare(tiny_dih(cfg, trained=False), tiny_data(identity="toy-20-x", train_images=20))
-    prepared = prepare(tiny_dih(cfg, trained=False), tiny_data())
-    prepare(tiny_dih(cfg, trained=False, seed=1), tiny_data(train_images=99))  # another teacher's
+    with pytest.raises(PluginError, match="no heads for this .*atsc_plugin prepare --cfg FILE"):
+        distiller.train()(image=images, target=target)
+    distiller.eval()(image=images)  # to evaluate needs no heads
+    begun(tiny_dih(cfg, trained=False), tiny_data(identity="toy-20-x", train_images=20))
+    most_images = begun(tiny_dih(cfg, trained=False), tiny_data())
+    begun(tiny_dih(cfg, trained=False, seed=1), tiny_data(train_images=99))  # another teacher's
     (cached(cfg)[0].parent / f"{cfg.DISTILLER.TEACHER}-toy-heads-0.safetensors").write_text("broken")
-    distiller.train()
-    assert distiller.heads_from == prepared.heads_from
-    for name, tensor in prepared.heads.state_dict().items():
+    distiller = tiny_dih(cfg, trained=False).train()
+    distiller(image=images, target=target)
+    assert distiller.heads_from == most_images.heads_from
+    for name, tensor in most_images.heads.state_dict().items():
         assert torch.equal(tensor, distiller.heads.state_dict()[name])

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from test_host_habits import run_script
+from fork_checkouts import run_script
 
 PATHS = [path for path in os.environ.get("MDISTILLER_PATHS", "").split(os.pathsep) if path]
 

@@ -11,6 +11,7 @@ from tiny import batch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from atsc_plugin.engine.step import Step
 from atsc_plugin.errors import ConfigError, ModelRefused
 from atsc_plugin.host import distiller_dict
 from atsc_plugin.methods.atsc import ATSC
@@ -30,24 +31,20 @@ def cfg():
 # ---- a list of one ----
 
 
-def steps(distiller, epochs=(1, 1, 2, 2)):
-    """(state after SGD steps with momentum and decay, losses and logits of each step) in float32."""
+def steps(distiller, cfg, epochs=(1, 1, 2, 2)):
+    """(state after steps of the engine, losses and logits of each step) in float32."""
     distiller.train()
-    optimizer = torch.optim.SGD(distiller.get_learnable_parameters(), lr=0.01, momentum=0.9, weight_decay=0.05)
-    seen = []
+    step, seen = Step(distiller, cfg), []
     for number, epoch in enumerate(epochs):
         images, target = batch(6, seed=number)
-        optimizer.zero_grad()
-        logits, losses = distiller(image=images, target=target, epoch=epoch)
-        sum(losses.values()).backward()
-        optimizer.step()
-        seen.append((logits.detach(), losses))
+        logits, losses = step({"image": images, "target": target, "epoch": epoch})
+        seen.append((logits, losses))
     return distiller.state_dict(), seen
 
 
-def assert_same_run(single, several):
-    (state, seen), (listed, again) = steps(single), steps(several)
-    own = {name: re.sub(r"^(teacher|learner|projector)\.0\.", r"\1.", name) for name in listed}
+def assert_same_run(single, several, cfg):
+    (state, seen), (listed, again) = steps(single, cfg), steps(several, cfg)
+    own = {name: re.sub(r"^(teacher|online_teacher|projector|monitors)\.0\.", r"\1.", name) for name in listed}
     assert set(own.values()) == set(state)
     for name, tensor in listed.items():
         assert torch.equal(tensor, state[own[name]]), name
@@ -58,14 +55,12 @@ def assert_same_run(single, several):
 
 KNOBS = [
     [],
-    ["ATSC.TEACHER.LR_SCALE", 0.3, "ATSC.TEACHER.WEIGHT_DECAY", 0.2],
+    ["ATSC.TEACHER.LR_SCALE", 0.3],
     ["ATSC.TEACHER.WARMUP_EPOCHS", 1],
-    ["ATSC.TEACHER.LAST_EPOCH", 1],
-    ["ATSC.TEACHER.AVERAGE", 0.9, "ATSC.LOSS.FEAT_PULL", 0.0, "ATSC.LOSS.TRUNK_CE_WEIGHT", 0.5],
-    ["ATSC.TEACHER.BN", "frozen"],
-    ["ATSC.TEACHER.BN", "affine_frozen", "ATSC.CLASSIFIER.PARAMS", "bias", "ATSC.DRIFT.PARAMS", "kernels"],
+    ["ATSC.TEACHER.LEARNS", "task", "ATSC.ENSEMBLE", "probs"],
+    ["ATSC.TEACHER.EMA", 0.9, "ATSC.TEACHER.LEARNS", "task"],
+    ["ATSC.TEACHER.BN", "affine_frozen", "ATSC.DRIFT.PARAMS", "kernels"],
     ["ATSC.LOSS.CE_WEIGHT", 0.5, "ATSC.LOSS.KD_WEIGHT", 0.5],
-    ["ATSC.LOSS.TRUNK_CE_WEIGHT", 0.5, "ATSC.LOSS.FEAT_PULL", 0.25, "ATSC.ENSEMBLE", "probs"],
 ]
 
 
@@ -77,7 +72,7 @@ def test_one_teacher_in_the_list_is_single_teacher_atsc_to_the_last_digit(cfg, k
         student, teachers = student_and_teachers()
         torch.manual_seed(1)
         made.append(kind(student, wrap(teachers[1]), cfg))
-    assert_same_run(*made)
+    assert_same_run(*made, cfg)
 
 
 def test_one_teacher_in_the_list_is_simkd_to_the_last_digit(cfg):
@@ -86,7 +81,7 @@ def test_one_teacher_in_the_list_is_simkd_to_the_last_digit(cfg):
         student, teachers = student_and_teachers()
         torch.manual_seed(1)
         made.append(kind(student, teachers[2], cfg))
-    assert_same_run(*made)
+    assert_same_run(*made, cfg)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("DKD_MULTI", "DKD"), ("AVERKD", "KD")])
@@ -118,7 +113,7 @@ def gradients(distiller):
 def test_the_student_gets_the_mean_over_teachers_and_each_teacher_and_projector_the_undivided_gradient(
     cfg, kind, single
 ):
-    cfg.merge_from_list(["ATSC.LOSS.CE_WEIGHT", 0.5, "ATSC.LOSS.KD_WEIGHT", 0.5, "ATSC.LOSS.TRUNK_CE_WEIGHT", 0.5])
+    cfg.merge_from_list(["ATSC.LOSS.CE_WEIGHT", 0.5, "ATSC.LOSS.KD_WEIGHT", 0.5])
     distiller = multi(kind, cfg)
     got = gradients(distiller)
     student = {name: 0 for name in got if name.startswith("student")}
@@ -126,9 +121,12 @@ def test_the_student_gets_the_mean_over_teachers_and_each_teacher_and_projector_
     for number in range(K):
         alone = single(copy.deepcopy(distiller.student), copy.deepcopy(distiller.teacher[number]), cfg).double().train()
         alone.projector.load_state_dict(distiller.projector[number].state_dict())
+        alone.begin()
         if single is ATSC:
-            for name, start in alone.start.items():
-                start.copy_(dict(distiller.start[number].items())[name])
+            for (_, start), (_, theirs) in zip(
+                alone.theta_0[0].items(), distiller.theta_0[number].items(), strict=True
+            ):
+                start.copy_(theirs)
         for name, gradient in gradients(alone).items():
             part, _, rest = name.partition(".")
             if part == "student":
@@ -144,11 +142,11 @@ def test_the_student_gets_the_mean_over_teachers_and_each_teacher_and_projector_
 
 @pytest.mark.parametrize("kind", [ATSCMulti, SimKDMulti])
 def test_no_teachers_loss_reaches_another_teacher_or_its_projector(cfg, kind):
-    cfg.merge_from_list(["ATSC.LOSS.CE_WEIGHT", 1.0, "ATSC.LOSS.KD_WEIGHT", 1.0, "ATSC.LOSS.TRUNK_CE_WEIGHT", 1.0])
+    cfg.merge_from_list(["ATSC.LOSS.CE_WEIGHT", 1.0, "ATSC.LOSS.KD_WEIGHT", 1.0])
     distiller = multi(kind, cfg)
     images, target = double_batch()
     parts = distiller(image=images, target=target, epoch=1)[1]
-    assert len(parts) == K * (6 if kind is ATSCMulti else 1)
+    assert len(parts) == K * (5 if kind is ATSCMulti else 1)
     for name in parts:
         distiller.zero_grad()
         distiller(image=images, target=target, epoch=1)[1][name].backward()
@@ -204,7 +202,7 @@ def test_one_teacher_with_several_projectors_shares_its_map_and_classifier(cfg):
     images, target = double_batch()
     losses = distiller(image=images, target=target)[1]
     assert len({part.item() for part in losses.values()}) == len(losses) == 3  # different initial weights
-    names = {name.split(".")[0] for name in tensors_of(distiller.deployed(), distiller.unused_modules())}
+    names = {name.split(".")[0] for name in tensors_of(distiller.deployed())}
     assert names == {"backbone", "projector", "projector_2", "projector_3", "classifier"}
     got = gradients(distiller)
     assert sum(name.endswith(".0.weight") and name.startswith("projector") for name in got) == 3
@@ -235,9 +233,10 @@ def test_no_teacher_no_network_and_the_same_one_twice_are_refused(cfg, kind):
 @pytest.mark.parametrize("kind", [ATSCMulti, SimKDMulti, AverKD, DKDMulti])
 def test_fewer_networks_than_the_configuration_lists_are_refused(cfg, kind):
     """A host's own script builds one teacher, whatever the list says."""
+    cfg.DISTILLER.TYPE = kind.NAME
     cfg.DISTILLER.TEACHERS = ["one", "two", "three"]
     student, teachers = student_and_teachers()
-    with pytest.raises(ModelRefused, match="has 3 entries, but ATSC_MULTI was handed 1 networks"):
+    with pytest.raises(ModelRefused, match=f"has 3 entries, but {kind.NAME} was handed 1 networks"):
         kind(student, teachers[0], cfg)
 
 
@@ -245,7 +244,7 @@ def test_a_single_teacher_method_refuses_several_and_takes_a_list_of_one(cfg):
     for kind, key in ((ATSC, "ATSC"), (SimKD, "SIMKD")):
         cfg.DISTILLER.TYPE = key
         student, teachers = student_and_teachers()
-        with pytest.raises(ModelRefused, match=f"got 3. Hand over one, or use DISTILLER.TYPE {key}_MULTI"):
+        with pytest.raises(ModelRefused, match=f"got 3. Hand over one or DISTILLER.TYPE {key}_MULTI"):
             kind(student, teachers, cfg)
         assert kind(student, teachers[:1], cfg).teacher is teachers[0]
 
@@ -271,6 +270,6 @@ def test_map_sizes_that_do_not_divide_are_refused_together(cfg, kind):
 
 
 def test_the_published_update_is_refused_for_several_teachers(cfg):
-    cfg.merge_from_list(["ATSC.UPDATE", "published", "ATSC.CLASSIFIER.PARAMS", "bias"])
+    cfg.ATSC.UPDATE = "published"
     with pytest.raises(ConfigError, match="no step for several teachers"):
         multi(ATSCMulti, cfg)

@@ -4,14 +4,13 @@ import json
 
 import pytest
 import torch
-from atsc_plugin.methods.teacher_list import configs_by_teacher
+from runs import log_of, tiny_loader, without_times
 from several import student_and_teachers, tiny
 from small_runs import QUICK, SMALL, refused
-from test_trainer import log_of, tiny_loader, without_times
 from tiny import batch
 
 import atsc_plugin
-from atsc_plugin import students
+from atsc_plugin import students, teachers
 from atsc_plugin.__main__ import main
 from atsc_plugin.config import load_cfg
 from atsc_plugin.engine import checkpoint
@@ -20,6 +19,7 @@ from atsc_plugin.errors import ConfigError, RunStopped
 from atsc_plugin.host import CFG, cifar_model_dict
 from atsc_plugin.methods.atsc_multi import ATSCMulti
 from atsc_plugin.methods.simkd_multi import SimKDMulti
+from atsc_plugin.teachers import configs_by_teacher
 
 MULTI = QUICK / "atsc_multi.yaml"
 
@@ -120,53 +120,34 @@ def own_labels(distiller, number):
 
 def test_each_teacher_has_figures_of_its_own_and_the_one_that_collapses_is_named(cfg, tmp_path):
     distiller = trainer_of(cfg, tmp_path / "r").distiller
+    distiller.begin()
     loader = [own_labels(distiller, 1)]
     first = distiller.after_epoch(1, loader)
-    assert first["warning"] is None
-    assert {name.partition("_")[0] for name in first["figures"]} == {"t1", "t2", "t3"}
-    assert first["figures"]["t2_start_top1"] == 100.0
-    assert first["figures"]["t1_kappa"] != first["figures"]["t2_kappa"]
+    assert first.warning is None
+    assert {name.partition("_")[0] for name in first.figures} == {"t1", "t2", "t3"}
+    assert first.figures["t2_start_top1"] == 100.0
+    assert first.figures["t1_kappa"] != first.figures["t2_kappa"]
     with torch.no_grad():
         distiller.teacher[1].bn.weight.zero_()
     report = distiller.after_epoch(2, loader)
-    assert report["warning"].startswith("teacher 2 (two) has collapsed")
-    assert "teacher 1" not in report["warning"] and "teacher 3" not in report["warning"]
-    assert report["figures"]["t2_feature_scale"] == 0.0
-    assert report["figures"]["t1_feature_scale"] == report["figures"]["t3_feature_scale"] == 1.0
-    assert report["figures"]["t1_drift"] == 0.0 < report["figures"]["t2_drift"]
+    assert report.warning.startswith("teacher 2 (two) has collapsed")
+    assert "teacher 1" not in report.warning and "teacher 3" not in report.warning
+    assert report.figures["t2_feature_scale"] == 0.0
+    assert report.figures["t1_feature_scale"] == report.figures["t3_feature_scale"] == 1.0
+    assert report.figures["t1_drift"] == 0.0 < report.figures["t2_drift"]
 
 
 def test_the_guard_stops_the_run_for_one_of_the_teachers(cfg, tmp_path):
     cfg.ATSC.GUARD = "stop"
     trainer = trainer_of(cfg, tmp_path / "r")
     with torch.no_grad():
-        trainer.distiller.start[2].start_0.mul_(100.0)  # theta_0's first kernel: teacher 3 seems to have shrunk
+        trainer.distiller.begin()
+        trainer.distiller.theta_0[2].start_0.mul_(100.0)  # theta_0's first kernel: teacher 3 seems to have shrunk
     with pytest.raises(RunStopped, match=r"teacher 3 \(three\) has collapsed"):
         trainer.train()
 
 
 # ---- the run ----
-
-
-@pytest.mark.parametrize("kind", [ATSCMulti, SimKDMulti])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(cfg, tmp_path, kind):
-    cfg.merge_from_list(["SIMKD.ENSEMBLE", "probs", "ATSC.TEACHER.WARMUP_EPOCHS", 1])
-    whole = trainer_of(cfg, tmp_path / "whole", kind)
-    result = whole.train()
-    short = cfg.clone()
-    short.SOLVER.EPOCHS = 2
-    trainer_of(short, tmp_path / "parts", kind).train()
-    again = trainer_of(cfg, tmp_path / "parts", kind)
-    if kind is ATSCMulti:
-        for start in again.distiller.start:  # as if the teachers' files had changed in between
-            start.start_0.zero_()
-    resumed = again.train(resume=True)
-    for name, tensor in whole.distiller.state_dict().items():
-        assert torch.equal(tensor, again.distiller.state_dict()[name]), name
-    logs = [[without_times(line) for line in log_of(trainer.folder)] for trainer in (whole, again)]
-    assert logs[0] == logs[1]
-    same = ("teacher", "top1_last", "top1_best", "top5_last", "teacher_top1_before", "teacher_top1_after")
-    assert {name: result[name] for name in same} == {name: resumed[name] for name in same}
 
 
 def test_the_result_lists_what_belongs_to_each_teacher(cfg, tmp_path):
@@ -295,16 +276,14 @@ def test_a_file_of_the_hosts_is_not_two_teachers(here, capsys, monkeypatch):
     path = here / "stock.pth"
     torch.save({"model": cifar_model_dict["resnet20"][0](num_classes=100).state_dict()}, path)
     monkeypatch.setitem(cifar_model_dict, "resnet20", (cifar_model_dict["resnet20"][0], str(path)))
-    from atsc_plugin import teachers
-
     class Data:
         name, identity, classes = "cifar100", "cifar100-50000", 100
 
     cfg = config("DISTILLER.TEACHERS", "[resnet20, resnet20, resnet20]", "DATASET.TYPE", "cifar100")
-    found = teachers.find_all(cfg, Data)
-    assert [source.path == path for _, source in found] == [True, False, False]
-    assert [source.train for _, source in found] == [False, True, True]
-    assert found[1][1].path != found[2][1].path
+    found = teachers.find_all(configs_by_teacher(cfg), Data)
+    assert [source.path == path for source in found] == [True, False, False]
+    assert [source.train for source in found] == [False, True, True]
+    assert found[1].path != found[2].path
 
 
 @pytest.mark.parametrize("method", ["atsc_multi", "simkd_multi"])

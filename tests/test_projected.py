@@ -9,10 +9,10 @@ from tiny import TinyNet, batch
 
 import atsc_plugin
 from atsc_plugin.host import CFG
+from atsc_plugin.losses import pool
 from atsc_plugin.methods.projected import ProjectedKD, ProjectedVanilla
 from atsc_plugin.methods.simkd import SimKD
 from atsc_plugin.networks.deployed import tensors_of
-from atsc_plugin.networks.maps import pool
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def tiny(kind, cfg):
 def test_what_is_deployed_has_the_shapes_of_simkds_student(cfg, kind):
     ours, simkd = tiny(kind, cfg), tiny(SimKD, cfg)
     shapes = [
-        {name: tuple(tensor.shape) for name, tensor in tensors_of(one.deployed(), one.unused_modules()).items()}
+        {name: tuple(tensor.shape) for name, tensor in tensors_of(one.deployed()).items()}
         for one in (ours, simkd)
     ]
     assert shapes[0] == shapes[1]
@@ -42,7 +42,7 @@ def test_the_losses_are_cross_entropy_and_kd_through_the_projector(cfg):
     plain, kd = tiny(ProjectedVanilla, cfg).train(), tiny(ProjectedKD, cfg).train()
     kd.load_state_dict(copy.deepcopy(plain.state_dict()))
     logits, losses = plain(image=images, target=target)
-    again = F.linear(pool(kd.projected(images)[1]), plain.head.weight, plain.head.bias)
+    again = F.linear(pool(kd.projector(kd.student(images)[1]["feats"][-1])), plain.head.weight, plain.head.bias)
     assert torch.equal(logits, again)
     assert losses == {"loss_ce": F.cross_entropy(again, target)}
     p = F.softmax(plain.teacher(images)[0] / 4, dim=1)  # mdistiller's KD keys: T 4, CE .1, KD .9

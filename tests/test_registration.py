@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from tiny import TinyNet, batch
 
 import atsc_plugin
-from atsc_plugin import host, registration
+from atsc_plugin import host
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import CFG, Distiller, distiller_dict, trainer_dict
+from atsc_plugin.methods.base import METHODS
 from atsc_plugin.methods.simkd import SimKD
 
 
@@ -51,7 +52,7 @@ def test_registering_twice_also_after_a_merge_and_on_a_frozen_tree_changes_nothi
 
 
 def test_unregister_takes_ours_and_nothing_else():
-    others = {name: entry for name, entry in distiller_dict.items() if name not in registration.DISTILLERS}
+    others = {name: entry for name, entry in distiller_dict.items() if name not in METHODS}
     atsc_plugin.unregister()
     assert distiller_dict == others
     assert "plugin" not in trainer_dict
@@ -61,24 +62,61 @@ def test_unregister_takes_ours_and_nothing_else():
     assert "KD" in CFG
 
 
-def test_somebody_elses_entry_is_an_error_that_names_both_and_changes_nothing():
+class Theirs(Distiller):
+    """A fork's own method under one of our names."""
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """taken(name): the host has that name before we come, with a node of keys of its own."""
     atsc_plugin.unregister()
+    nodes = []
 
-    class Theirs(Distiller):
-        pass
+    def take(name):
+        monkeypatch.setitem(distiller_dict, name, Theirs)
+        CFG.defrost()
+        CFG[name] = type(CFG)({"THEIR_KEY": 1})
+        nodes.append(name)
 
-    distiller_dict["SIMKD"] = Theirs
-    try:
-        with pytest.raises(PluginError) as error:
-            atsc_plugin.register()
-        assert "Theirs" in str(error.value)
-        assert "atsc_plugin.methods.simkd.SimKD" in str(error.value)
-        assert "plugin" not in trainer_dict
-        assert "SIMKD" not in CFG
-        atsc_plugin.unregister()
-        assert distiller_dict["SIMKD"] is Theirs
-    finally:
-        del distiller_dict["SIMKD"]
+    yield take
+    atsc_plugin.unregister()
+    for name in nodes:
+        assert distiller_dict[name] is Theirs
+        assert dict(CFG.pop(name)) == {"THEIR_KEY": 1}  # nothing of ours was left in it
+
+
+@pytest.mark.parametrize("name", ["SIMKD", "SIMKD_MULTI", "ATSC", "ATSC_MULTI"])
+def test_somebody_elses_simkd_or_atsc_is_an_error_that_names_both_and_changes_nothing(taken, name):
+    taken(name)
+    with pytest.raises(PluginError) as error:
+        atsc_plugin.register()
+    assert f"already has {name}: test_registration.Theirs" in str(error.value)
+    assert f"ours would be {METHODS[name].__module__}.{METHODS[name].__qualname__}" in str(error.value)
+    assert f"launch --leave {name}" in str(error.value)
+    assert "plugin" not in trainer_dict
+    assert "SEED" not in CFG.EXPERIMENT
+
+
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.GIVES_WAY])
+def test_any_other_method_of_ours_gives_way_and_one_line_says_so(taken, capsys, name):
+    taken(name)
+    atsc_plugin.register()
+    atsc_plugin.register()
+    assert distiller_dict[name] is Theirs
+    if METHODS[name].KEYS:
+        assert list(CFG[name]) == ["THEIR_KEY"]
+    assert distiller_dict["SIMKD"] is SimKD
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("atsc_plugin:")]
+    assert told == [f"atsc_plugin: {name} stays the host's (test_registration.Theirs); ours is not added"]
+
+
+def test_a_left_name_is_not_ours_and_an_unknown_one_is_an_error(taken):
+    taken("SIMKD")
+    atsc_plugin.register(leave=["SIMKD"])
+    assert distiller_dict["SIMKD"] is Theirs
+    assert "ATSC" in distiller_dict
+    with pytest.raises(PluginError, match="leave names SIMDK; expected names of ours: .*SIMKD"):
+        atsc_plugin.register(leave=["SIMDK"])
 
 
 def test_a_fork_without_a_trainer_registry_gets_the_distillers(monkeypatch):

@@ -11,15 +11,19 @@ from tiny import HeadlessNet, MaxPoolNet, TinyNet, batch
 import atsc_plugin
 from atsc_plugin.errors import ModelRefused
 from atsc_plugin.host import CFG, cifar_model_dict
-from atsc_plugin.methods.simkd import SimKD, feature_loss
+from atsc_plugin.losses import align, feature_loss, pool
+from atsc_plugin.methods.simkd import SimKD
 from atsc_plugin.networks.deployed import tensors_of
-from atsc_plugin.networks.maps import align, classifier_of, pool, projector, student_map, teacher_map
+from atsc_plugin.networks.maps import classifier_of, student_map, teacher_map
+from atsc_plugin.networks.projector import projector
 
 
 @pytest.fixture
 def cfg():
     atsc_plugin.register()
-    return CFG.clone()
+    cfg = CFG.clone()
+    cfg.DISTILLER.TYPE = "SIMKD"
+    return cfg
 
 
 def tiny_simkd(cfg, teacher_width=6, teacher=None):
@@ -94,7 +98,7 @@ def test_a_wrn_student_gives_the_relu_of_its_last_pre_activation():
 
 @pytest.mark.parametrize("name", list(cifar_model_dict))
 def test_every_model_learns_one_step_as_a_student(cfg, name):
-    distiller = SimKD(net(name), net("resnet8x4"), cfg).train()
+    distiller = SimKD(net(name), TinyNet(100, width=6), cfg).train()
     images, target = batch(2, classes=100)
     logits, losses = distiller(image=images, target=target, epoch=1)
     losses["loss_feat"].backward()
@@ -108,7 +112,7 @@ def test_every_model_learns_one_step_as_a_student(cfg, name):
         for n, m in distiller.student.named_parameters()
         if classifier_of(distiller.student).weight is m
     }
-    assert set(distiller.unused_modules()) == heads.get(name, alone)
+    assert set(distiller.deployed().unused) == heads.get(name, alone)
 
 
 def test_the_larger_map_is_averaged_down_to_the_smaller():
@@ -179,7 +183,7 @@ def test_what_is_deployed_predicts_the_same_without_head_and_trunk(cfg):
     images, _ = batch()
     with torch.no_grad():
         assert torch.equal(distiller.deployed()(images), distiller(image=images))
-    names = set(tensors_of(distiller.deployed(), distiller.unused_modules()))
+    names = set(tensors_of(distiller.deployed()))
     assert not any(name.startswith(("backbone.fc", "teacher")) for name in names)
     assert {"backbone.conv.weight", "projector.0.weight", "classifier.weight"} <= names
 

@@ -60,11 +60,11 @@ def test_coteach_trains_under_the_real_script(place, without_cuda):  # noqa: F81
 def test_dih_asks_the_real_script_for_heads_and_takes_cached_ones(place, without_cuda, monkeypatch):  # noqa: F811
     done = run_script(place, without_cuda, "dih")
     assert done.returncode == 2
-    assert "python -m atsc_plugin heads --cfg FILE" in done.stderr
+    assert "python -m atsc_plugin prepare --cfg FILE" in done.stderr
     assert "Traceback" not in done.stderr
     monkeypatch.chdir(place)
     words = ["--cfg", str(ROOT / "configs/quickstart/dih.yaml"), *NETS, "DATASET.ROOT", str(place)]
-    assert main(["heads", *words, "DISTILLER.TEACHER_CKPT", str(place / "teacher.pth")]) == 0
+    assert main(["prepare", *words, "DISTILLER.TEACHER_CKPT", str(place / "teacher.pth")]) == 0
     done = run_script(place, without_cuda, "dih")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "heads of ResNet18 from output/teachers/ResNet18-tiny_imagenet-heads-" in done.stdout

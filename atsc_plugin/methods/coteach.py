@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.errors import ModelRefused
 from atsc_plugin.host import image_size, models_for, new_network
+from atsc_plugin.keys import unknown_name
 from atsc_plugin.losses import full
 from atsc_plugin.methods.base import EpochReport, Key, Method, Network, method
 from atsc_plugin.methods.monitor import Hits
@@ -132,9 +133,7 @@ class COTEACH(Method):
                 "[]."
             )
         if name and name not in models_for(cfg.DATASET.TYPE):
-            problems.append(
-                f"COTEACH.SCRATCH_TEACHER: got '{name}', expected one of {', '.join(models_for(cfg.DATASET.TYPE))}."
-            )
+            problems.append(unknown_name("COTEACH.SCRATCH_TEACHER", name, models_for(cfg.DATASET.TYPE)))
         return problems
 
     def __init__(self, student, teacher, cfg):

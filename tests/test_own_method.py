@@ -1,0 +1,131 @@
+"""A method of somebody else's package, in three files: its module, its configuration and its test, which is this one."""
+
+import json
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+import torch
+from runs import log_of, without_times
+from small_runs import SMALL
+from tiny import add_tiny_networks, batch
+
+import atsc_plugin
+from atsc_plugin import host, students
+from atsc_plugin.__main__ import main
+from atsc_plugin.contract import HOST_METHODS
+from atsc_plugin.methods import base
+
+MODULE = '''
+"""MATCH: the student's logits are drawn to the teacher's, and to nothing else."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from atsc_plugin.methods.base import Key, Method, method
+
+
+def distance(logits, wanted, scale):
+    """mean over images and classes of (scale * z_s - z_t)^2"""
+    return F.mse_loss(scale * logits, wanted)
+
+
+@method("MATCH", "matched logits")
+class Match(Method):
+    """loss = WEIGHT * mean (s z_s - z_t)^2 with one learnt number s."""
+
+    KEYS = (Key("MATCH.WEIGHT", 1.0, "weight of the distance", minimum=0.0),)
+
+    def __init__(self, student, teacher, cfg):
+        super().__init__(student, teacher, cfg)
+        self.weight = cfg.MATCH.WEIGHT
+        self.scale = nn.Parameter(torch.ones(()))
+        self.teacher.requires_grad_(False)
+
+    def get_learnable_parameters(self):
+        return [*self.student.parameters(), self.scale]
+
+    def forward_train(self, image, target, **kwargs):
+        logits, _ = self.student(image)
+        with torch.no_grad():
+            wanted, _ = self.teacher(image)
+        return logits, {"loss_match": self.weight * distance(logits, wanted, self.scale)}
+'''
+
+CONFIG = """
+EXPERIMENT: {PROJECT: own, NAME: run}
+DISTILLER: {TYPE: MATCH, TEACHER: tiny_teacher, STUDENT: tiny, TEACHER_CKPT: teacher.pth}
+DATASET: {TYPE: digits100}
+SOLVER: {TRAINER: plugin, EPOCHS: 2, BATCH_SIZE: 50, LR: 0.01}
+MATCH: {WEIGHT: 0.5}
+"""
+
+
+@pytest.fixture
+def own_method(here, monkeypatch):
+    """The module on the path under an entry point, and its configuration; everything is taken away afterwards."""
+    (here / "match_method.py").write_text(MODULE)
+    (here / "match.yaml").write_text(CONFIG)
+    entry = EntryPoint("match", "match_method", "atsc_plugin.methods")
+    monkeypatch.syspath_prepend(str(here))
+    monkeypatch.setattr(base, "entry_points", lambda group: [entry] if group == entry.group else [])
+    add_tiny_networks(monkeypatch)
+    torch.manual_seed(0)
+    torch.save({"model": host.cifar_model_dict["tiny_teacher"][0](num_classes=100).state_dict()}, "teacher.pth")
+    atsc_plugin.unregister()
+    yield here
+    atsc_plugin.unregister()
+    base.METHODS.pop("MATCH", None)
+    sys.modules.pop("match_method", None)
+    atsc_plugin.register()
+
+
+def train(*words):
+    return main(["train", "--cfg", "match.yaml", *words, *SMALL])
+
+
+def test_a_method_of_another_package_trains_resumes_deploys_and_appears_under_its_title(own_method, capsys):
+    assert main(["doctor", "--cfg", "match.yaml", *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert "MATCH (match_method.Match)" in printed
+    assert "MATCH" in next(line for line in printed.splitlines() if line.startswith("methods"))
+
+    assert train() == 0
+    (result,) = own_method.glob("output/own/run*/seed_1/result.json")
+    whole = result.parent
+    facts = json.loads(result.read_text())
+    assert (facts["method"], facts["method_name"]) == ("MATCH", "matched logits")
+    assert facts["params_trained"] == facts["params_student"] + 1
+    assert "loss_match" in log_of(whole)[0]
+
+    parts = ["EXPERIMENT.NAME", "parts"]
+    assert train(*parts, "SOLVER.EPOCHS", "1") == 0
+    (resumed,) = own_method.glob("output/own/parts*/seed_1")
+    (resumed / "result.json").unlink()  # as if the run had been broken off after its first epoch
+    assert train(*parts, "--resume") == 0
+    assert [without_times(line) for line in log_of(whole)] == [without_times(line) for line in log_of(resumed)]
+    one, other = (students.load_student(folder) for folder in (whole, resumed))
+    images, _ = batch()
+    with torch.no_grad():
+        assert torch.equal(one(images), other(images))
+
+    capsys.readouterr()
+    assert main(["eval", str(whole), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["top1"] == facts["top1_last"]
+    assert main(["report", "output/own"]) == 0
+    assert "matched logits" in capsys.readouterr().out
+
+
+def test_its_keys_are_checked_like_ours(own_method, capsys):
+    assert train("MATCH.WEIGHT", "-1") == 2
+    assert "MATCH.WEIGHT: got -1.0, expected at least 0.0" in capsys.readouterr().err
+
+
+def test_two_methods_of_one_name_are_refused():
+    def other(name):
+        return type("Other", (base.Method,), {})
+
+    with pytest.raises(base.HostError, match="Two methods are called SIMKD.*Rename one"):
+        base.method("SIMKD")(other("SIMKD"))
+    assert "SIMKD" not in HOST_METHODS
