@@ -98,7 +98,9 @@ def test_an_interrupted_quickstart_says_how_to_continue_and_continues(here, capf
     monkeypatch.setattr(quickstart, "SUITE", "stub.yaml")
     monkeypatch.setattr(quickstart, "_say_result", lambda done: print("table of", [one.arm for one in done]))
     monkeypatch.setattr(sys, "argv", ["bin/atsc-plugin", "quickstart", "--train-teacher", "--fresh"])
-    Path("arm.yaml").write_text("SOLVER: {EPOCHS: 2}\nDATASET: {TYPE: toy}\nDISTILLER: {TYPE: NONE, STUDENT: small}\n")
+    Path("arm.yaml").write_text(
+        "SOLVER: {EPOCHS: 2}\nDATASET: {TYPE: toy}\nDISTILLER: {TYPE: NONE, TEACHER: big, STUDENT: small}\n"
+    )
     arms = {"first": {"cfg": "arm.yaml"}, "second": {"cfg": "arm.yaml", "set": {"STUB.DO": "interrupt"}}}
     Path("stub.yaml").write_text(yaml.safe_dump({"name": "q", "seeds": [1], "arms": arms}))
     monkeypatch.setattr(quickstart, "_cores", lambda: 1)
@@ -138,7 +140,7 @@ def test_the_shipped_teacher_is_the_one_of_its_card_and_of_the_quickstarts_recip
     card, cfg = teacher.shipped_card(), load_cfg(teacher.CONFIG)
     assert card["sha256"] == teacher.sha256_of(f"{teacher.SHIPPED}.safetensors")
     assert card["command"] == teacher.COMMAND
-    assert 88 < card["test_top1"] < 89
+    assert card["test_top1"] > 88
     node, recipe = cfg.TEACHER, card["recipe"]
     assert (recipe["model"], recipe["seed"]) == (cfg.DISTILLER.TEACHER, node.SEED)
     for key in ("epochs", "batch_size", "lr", "lr_decay_stages", "lr_decay_rate", "weight_decay"):

@@ -1,7 +1,7 @@
-"""Distil one teacher into four students on digits100 by vanilla, KD, SimKD and ATSC, and compare them.
+"""Distil one teacher on digits100 by vanilla, KD, SimKD and ATSC, and compare.
 
-The runs are the arms of configs/leaderboard/quickstart.yaml, ordinary run directories in output/quickstart. A second
-call runs only what is missing; without anything missing it prints the table again.
+The runs are those of configs/leaderboard/quickstart.yaml; they lie in
+output/quickstart. A second call runs what is missing and prints the table.
 """
 
 import os
@@ -15,9 +15,9 @@ from atsc_plugin.errors import PluginError
 
 EXAMPLES = """
   quickstart
-  quickstart --fresh                  run all of it again
-  quickstart --train-teacher          train the teacher here, too: some minutes more
-  quickstart SOLVER.EPOCHS 12 SOLVER.LR_DECAY_STAGES "[8, 10]"    longer, in a folder of its own
+  quickstart --fresh           run all of it again
+  quickstart --train-teacher   train the teacher here, too: some minutes more
+  quickstart SOLVER.EPOCHS 12 SOLVER.LR_DECAY_STAGES "[8, 10]"   trains longer
 """
 SUITE = "configs/leaderboard/quickstart.yaml"
 OWN_TEACHER = "quickstart_own_teacher"  # the folder of the runs whose teacher was trained here
@@ -50,9 +50,9 @@ def parser():
 
 
 def run(args):
-    from atsc_plugin.quickstart import teacher
-
     if args.make_teacher:
+        from atsc_plugin.quickstart import teacher
+
         card = teacher.make(args.make_teacher, args.opts)
         print(f"{card['student']}: {card['test_top1']:.2f} % on the test images; written to {args.make_teacher}")
         return 0
@@ -61,8 +61,9 @@ def run(args):
         for one in runs:
             _forget(one)
     slots = min(AT_ONCE, len(runs), _cores())
-    _say_plan(runs, slots, None if args.train_teacher else teacher.shipped_card())
-    failures = _run(runs, slots)
+    threads = max(1, _cores() // slots)
+    _say_plan(runs, slots, threads)
+    failures = _run(runs, slots, threads)
     for job, reason in failures or ():
         print(f"failed: {job.title}: {reason}; see {job.log}", file=sys.stderr)
     if failures is None:
@@ -101,7 +102,7 @@ def _cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run(runs, slots):
+def _run(runs, slots, threads):
     """[(job, reason)] of the jobs that failed; None after an interruption."""
     from atsc_plugin.leaderboard import jobs
     from atsc_plugin.leaderboard.runner import Slots
@@ -119,7 +120,9 @@ def _run(runs, slots):
             raise
         raise PluginError(f"{error}\n--fresh deletes these runs and runs them again.") from error
     jobs.write_configs(runs)
-    runner = BarRunner(to_do, Slots(slots))
+    places = Slots(slots)
+    places.threads = threads
+    runner = BarRunner(to_do, places)
     try:
         return runner.run()
     except PluginError:
@@ -145,20 +148,30 @@ def _all_finished(runs):
 # ---- what is printed ----
 
 
-def _say_plan(runs, slots, card):
+def _say_plan(runs, slots, threads):
     """What is going to run, and with which teacher."""
-    keys, student = runs[0].keys, runs[0].keys["DISTILLER.STUDENT"]
+    keys = runs[0].keys
     methods = ", ".join(one.record["display"] for one in _in_reading_order(runs))
-    threads = max(1, (os.cpu_count() or 1) // slots)
-    if card:
-        teacher = f"{card['student']}, {card['test_top1']:.2f} % on the test images; it ships with the package"
-    else:
-        epochs = _count(keys.get("TEACHER.EPOCHS"), "epoch")
-        teacher = f"{keys['DISTILLER.TEACHER']}, trained here for {epochs} unless it is there"
     print(f"methods   {methods}")
-    print(f"teacher   {teacher}")
-    print(f"students  {student}, {_count(runs[0].epochs, 'epoch')} on {keys['DATASET.TYPE']}; {slots} at a time, "
-          f"{_count(threads, 'thread')} each", flush=True)  # fmt: skip
+    print(f"teacher   {_teacher_from(keys)}")
+    print(
+        f"students  {keys['DISTILLER.STUDENT']}, {_count(runs[0].epochs, 'epoch')} on {keys['DATASET.TYPE']}; {slots} "
+        f"at a time, {_count(threads, 'thread')} each",
+        flush=True,
+    )
+
+
+def _teacher_from(keys):
+    from atsc_plugin.quickstart import teacher
+
+    file = keys.get("DISTILLER.TEACHER_CKPT")
+    if file == f"{teacher.SHIPPED}.safetensors":
+        card = teacher.shipped_card()
+        return f"{card['student']}, {card['test_top1']:.2f} % on the test images; it ships with the package"
+    if file:
+        return f"from {file}"
+    epochs = _count(keys.get("TEACHER.EPOCHS"), "epoch")
+    return f"{keys['DISTILLER.TEACHER']}, trained here for {epochs} unless that was done before"
 
 
 def _in_reading_order(runs):
