@@ -21,7 +21,7 @@ setup(
     package_dir={"atsc_plugin.configs": "configs"},  # a wheel carries the configuration files inside the package
     package_data={
         "atsc_plugin.configs": ["**/*.yaml"],
-        "atsc_plugin.reporting": ["*.csv", "*.css", "*.js"],
+        "atsc_plugin.report": ["*.csv", "*.css", "*.js"],
         "atsc_plugin.quickstart": ["teacher.safetensors", "teacher.json"],
     },
     python_requires=">=3.10",
@@ -31,15 +31,25 @@ setup(
         "yacs>=0.1.8",  # the host's config tree
         "tensorboardX>=2.6",  # the host's event files
         "numpy>=1.26",
-        "scipy>=1.10",  # digits100, the t-tests of report; mdistiller's OFD imports it without naming it
+        "scipy>=1.11",  # t-tests with confidence_interval in report; mdistiller's OFD imports it without naming it
         "scikit-learn>=1.3",  # the handwritten digits inside digits100
-        "filelock>=3.12",  # one process at a run of a suite
+        "filelock>=4.0",  # one process a run directory, a cached teacher, a suite; a forked worker keeps no lock
         "safetensors>=0.4",  # deployed students: a format that cannot run code
         "tqdm>=4.60",
         "pyyaml>=6.0",
     ],
     extras_require={
-        "test": ["pytest>=7.4", "ruff>=0.6", "hypothesis>=6.100", "setuptools>=70.1", "pyarrow>=15", *EXPORT],
+        "test": [
+            "pytest>=7.4",
+            "pytest-xdist>=3.5",  # -n auto: one process a core
+            "ruff>=0.6",
+            "mypy>=1.10",
+            "pre-commit>=3.5",
+            "hypothesis>=6.100",
+            "setuptools>=70.1",
+            "pyarrow>=15",
+            *EXPORT,
+        ],
         "export": EXPORT,
         "plots": ["matplotlib>=3.8"],  # the curves of `report --out`
         "parquet": ["pyarrow>=15"],  # CIFAR-100 as Hugging Face has it

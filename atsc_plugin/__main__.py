@@ -31,7 +31,7 @@ COMMANDS = {
     "launch": "run a host's own script with our methods registered: launch PATH/TO/train.py --cfg ...",
     "doctor": "host, versions, devices, data and teachers: what is there, what is missing and how to get it",
 }
-MODULES = {"eval": "commands.evaluate", "report": "report"}
+MODULES = {"eval": "commands.evaluate"}
 
 
 def usage():

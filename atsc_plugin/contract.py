@@ -94,7 +94,7 @@ class Contract:
         """The networks beside the student."""
         return []
 
-    def compile(self, **options: Any) -> list[str]:
+    def compile_networks(self, **options: Any) -> list[str]:
         """Compile in place what computes on images; the names of what was compiled."""
         return []
 
@@ -178,7 +178,7 @@ class Contract:
 class HostMethod(Contract):
     """The contract's defaults around a distiller of the host. methods/host_methods.py says more of some of them."""
 
-    def __init__(self, distiller: nn.Module, cfg: Any) -> None:
+    def __init__(self, distiller: Any, cfg: Any) -> None:
         self.distiller, self.cfg = distiller, cfg
         self.student = distiller.student
 
@@ -190,7 +190,7 @@ class HostMethod(Contract):
         moves = any(id(parameter) in learning for parameter in teacher.parameters())
         return [Network("teacher", self.cfg.DISTILLER.TEACHER, teacher, moves)]
 
-    def compile(self, **options: Any) -> list[str]:
+    def compile_networks(self, **options: Any) -> list[str]:
         return compile_children(self.distiller, **options)
 
     def inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def remove_keys(cfg: CfgNode, names: Iterable[str]) -> None:
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     """{dotted name: value} of a nested tree."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for step, value in tree.items():
         flat |= flatten(value, f"{prefix}{step}.") if isinstance(value, dict) else {f"{prefix}{step}": value}
     return flat

@@ -41,7 +41,7 @@ def make_run(root, arm, seed, top1, method="KD", *, best=None, cfg=None, job=Non
 
 
 def tables_of(root):
-    return report.gather([root])[0]
+    return report.compared([root])[0]
 
 
 def row(table, label):

@@ -173,7 +173,7 @@ def test_doctor_says_what_is_here_and_fails_when_a_config_could_not_start(here, 
     assert "SIMKD" in said
     assert main(["doctor", "--cfg", str(QUICK / "simkd.yaml"), *SMALL]) == 0
     assert (
-        main(["doctor", "--cfg", str(ROOT / "configs/cifar100/kd/res32x4_res8x4.yaml"), "DATASET.ROOT", str(here)]) == 1
+        main(["doctor", "--cfg", str(ROOT / "configs/cifar100/kd.yaml"), "DATASET.ROOT", str(here)]) == 1
     )
     said = capsys.readouterr().out
     assert "MISSING" in said

@@ -14,7 +14,7 @@ from atsc_plugin.host import cifar_model_dict
 
 
 def test_absent_cifar100_names_the_place_the_source_and_a_config_that_runs_without(here, capsys):
-    cfg = ROOT / "configs/cifar100/simkd/res32x4_res8x4.yaml"
+    cfg = ROOT / "configs/cifar100/simkd.yaml"
     status = main(["train", "--cfg", str(cfg), "DATASET.ROOT", str(here / "nowhere")])
     refused(capsys, status, str(here / "nowhere"), "cs.toronto.edu", "configs/quickstart")
     assert list(here.iterdir()) == []

@@ -23,7 +23,7 @@ from atsc_plugin.data import containers
 from atsc_plugin.data.containers import CLASS_NAMES, find_cifar100, read_cifar100
 from atsc_plugin.errors import PluginError
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "cifar100" / "vanilla" / "res32x4_res8x4.yaml"
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "cifar100" / "vanilla.yaml"
 SMALL = ["SOLVER.BATCH_SIZE", "8", "SOLVER.EPOCHS", "1", "DISTILLER.STUDENT", "resnet8", "DATASET.NUM_WORKERS", "0"]
 
 

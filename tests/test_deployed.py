@@ -66,9 +66,7 @@ def test_several_heads_go_to_their_files_and_come_back_bit_for_bit_with_a_shared
     with torch.no_grad():
         assert torch.equal(again(images), module(images))
     held = sum(p.numel() for p in again.parameters())
-    assert held == sum(
-        t.numel() for n, t in tensors_of(module).items() if "running" not in n and "num_" not in n
-    )
+    assert held == sum(t.numel() for n, t in tensors_of(module).items() if "running" not in n and "num_" not in n)
 
 
 def test_a_plain_student_has_no_heads():

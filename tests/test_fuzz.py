@@ -18,7 +18,8 @@ from test_trainer import without_times
 import atsc_plugin
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.host import CFG
-from atsc_plugin.keys import KEYS, flatten
+from atsc_plugin.keys import flatten
+from atsc_plugin.registration import all_keys
 
 QUICK = Path(__file__).resolve().parents[1] / "configs" / "quickstart"
 CONFIGS, CHECKPOINTS = (
@@ -65,7 +66,7 @@ values = st.recursive(
     max_leaves=4,
 )
 DEFAULTS = flatten(CFG)
-CHOICES = {key.name: key.choices for key in KEYS if key.choices}
+CHOICES = {key.name: key.choices for key in all_keys() if key.choices}
 
 
 def of_its_type(name):

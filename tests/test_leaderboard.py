@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from atsc_plugin.__main__ import main
 from atsc_plugin.commands import leaderboard
-from atsc_plugin.engine import run_lock
+from atsc_plugin.engine import run_dir
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.leaderboard import jobs, runner
 from atsc_plugin.leaderboard.suite import read_suite
@@ -96,17 +96,17 @@ def test_a_run_that_ran_out_of_memory_says_what_to_do(suite, capsys, what, reaso
 
 
 def test_advice_that_the_command_gave_itself_is_not_given_twice(here):
-    Path("log").write_text("error: CUDA ran out of memory; lower SOLVER.BATCH_SIZE.\n")
+    Path("log").write_text("error: memory ran out (CUDA). Lower SOLVER.BATCH_SIZE.\n")
     job = jobs.Job("key", "title", (), Path("log"))
-    assert runner.reason_of(job, 2) == "out of memory: status 2: error: CUDA ran out of memory; lower SOLVER.BATCH_SIZE"
+    assert runner.reason_of(job, 2) == "out of memory: status 2: error: memory ran out (CUDA). Lower SOLVER.BATCH_SIZE"
 
 
 def test_a_second_failure_is_told_with_its_own_words(here):
     Path("log").write_text("error: the first\n")
     begun = Path("log").stat().st_size
     Path("log").write_text("error: the first\nTraceback\nKeyError: 'second'\x1b[31m\n")
-    assert runner.last_words(Path("log"), begun) == "KeyError: 'second'[31m"
-    assert runner.last_words(Path("log")) == "error: the first Traceback KeyError: 'second'[31m"
+    assert runner.last_words(Path("log"), begun) == "KeyError: 'second'\\x1b[31m"
+    assert runner.last_words(Path("log")) == "error: the first Traceback KeyError: 'second'\\x1b[31m"
 
 
 def test_an_interrupt_ends_the_runs_and_the_same_command_resumes(suite, capsys):
@@ -198,7 +198,7 @@ AFTER_STILL = {"after": {"adapted_by": "still"}, "still": {}}
 @pytest.mark.parametrize(
     ("arms", "words", "told"),
     [
-        (AFTER_STILL, [], "adapted_by wants an arm whose teacher learns, and that of still does not"),
+        (AFTER_STILL, [], "adapted_by wants an arm whose teacher learns; that of still does not"),
         (AFTER_STILL, ["--arms", "after"], "still/seed_1 leaves; add still to --arms"),
         ({"bad": {"set": {"SOLVER.LRR": 1}}}, [], "The suite was not started. The configuration has a mistake:\n"
          "  - bad.yaml: SOLVER.LRR is no key"),
@@ -271,7 +271,7 @@ def test_a_run_that_another_process_is_at_is_waited_for(suite, holder):
     attempt = attempt_of(suite({"a": {}}))
     folder = attempt.job.run.folder
     folder.mkdir(parents=True)
-    lock = FileLock(folder.with_name("seed_1.lock")) if holder == "another leaderboard" else run_lock.held(folder)
+    lock = FileLock(folder.with_name("seed_1.lock")) if holder == "another leaderboard" else run_dir.held(folder)
     with lock:
         assert not attempt.start()
         (folder / "result.json").write_text("{}")
@@ -318,11 +318,18 @@ def test_a_plan_names_published_figures_and_expected_hours_and_starts_nothing(su
     assert "expected hours: 2.0 h of training, 1.0 h with 2 at a time, as recorded here on a toy" in said
     assert "published" not in said  # two epochs are not the published 240
     common = {**keys, "SOLVER.EPOCHS": 240}
-    assert main([*suite({"kd": {}}, common=common), "--dry-run", "--output", "new"]) == 0
+    assert main([*suite({"kd": {}}, common=common), "--plan", "--output", "new"]) == 0
     said = capsys.readouterr().out
     assert "kd: 70.66 (" in said
     assert "expected hours: unknown" in said
     assert not Path("events.txt").exists() and not Path("new").exists()
+
+
+def test_a_dry_run_lists_and_starts_nothing(suite, capsys, monkeypatch):
+    monkeypatch.setattr(jobs, "COMMAND", ("no such command",))
+    assert main([*suite({"a": {}, "b": {}}), "--dry-run", "--seeds", "3"]) == 0
+    assert capsys.readouterr().out.count("  to do    output/s/") == 6
+    assert not Path("output").exists()
 
 
 @pytest.mark.parametrize(
@@ -331,7 +338,7 @@ def test_a_plan_names_published_figures_and_expected_hours_and_starts_nothing(su
         (["--devices", "gpu"], "--devices is 'gpu'"),
         (["--jobs", "0"], "--jobs is 0"),
         (["--seeds", "0"], "--seeds is 0"),
-        (["--seeds", "1000000000"], "has up to 1,000,000,000 runs"),
+        (["--seeds", "1000000000"], "suite.yaml makes 1,000,000,000 runs; expected at most 20,000"),
         (["--arms", "none"], "has no arm none; expected of good"),
         (["--pairs", "none"], "has no pair none"),
         (["--launcher", "submitit", "--devices", "0"], "--devices is for this machine"),

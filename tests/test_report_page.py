@@ -1,6 +1,7 @@
 """The page and the plots: one file, nothing fetched, every name escaped; rendered where there is a Chromium."""
 
 import builtins
+import io
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from run_folders import make_run
 
 from atsc_plugin import report
 from atsc_plugin.__main__ import main
-from atsc_plugin.reporting import page
+from atsc_plugin.report import plots
 
 HOSTILE = "<script>alert('x')</script>&\"'$_"
 VOID = {"meta", "link", "br", "img", "input", "use", "path", "rect"}
@@ -77,12 +78,13 @@ def test_the_page_is_whole_fetches_nothing_and_escapes_every_name(runs, tmp_path
 
 
 def test_every_row_links_to_its_log_and_config_and_says_how_to_run_it_again(runs, tmp_path):
-    (table,) = report.gather([runs])[0]
-    text = page.html([table], [], [], tmp_path / "page")
+    report.write([runs], tmp_path / "page")
+    text = (tmp_path / "page" / "leaderboard.html").read_text()
     for seed in (1, 2, 3):
-        assert f'<a href="../runs/high/seed_{seed}/log.jsonl">log</a>' in text
+        assert f'seed {seed}: <a href="../runs/low/seed_{seed}/log.jsonl">log</a>' in text
         assert f'<a href="../runs/middle/seed_{seed}/cfg.yaml">config</a>' in text
-    assert "LOG.PREFIX ./again EXPERIMENT.SEED 1" in text
+    assert "LOG.PREFIX again EXPERIMENT.SEED 1" in text
+    assert set(re.findall(r'<a href="#(.*?)"', text)) == set(re.findall(r'<span id="(.*?)"', text))
 
 
 def test_without_matplotlib_the_tables_come_and_say_how_to_get_plots(runs, tmp_path, capsys, monkeypatch):
@@ -99,50 +101,54 @@ def test_without_matplotlib_the_tables_come_and_say_how_to_get_plots(runs, tmp_p
     assert 'pip install "atsc_plugin[plots]"' in " ".join(
         Reader((tmp_path / "page/leaderboard.html").read_text()).texts
     )
-    assert {path.name for path in (tmp_path / "page").iterdir()} == {
-        f"leaderboard.{kind}" for kind in ("html", "md", "csv")
-    }
+    names = {path.name for path in (tmp_path / "page").iterdir()}
+    assert names == {"leaderboard.html", "leaderboard.md", "leaderboard.csv"}
 
 
-def test_there_is_a_plot_of_everything_that_was_logged_and_of_nothing_else(runs):
-    plots = pytest.importorskip("atsc_plugin.reporting.plots")
-    pytest.importorskip("matplotlib")
-    drawn = {plot.kind: plot for plot in plots.draw(report.gather([runs])[0])}
-    assert list(drawn) == ["curves", "size", "cost", "teacher", "drift"]
-    for plot in drawn.values():
-        assert plot.png.startswith(b"\x89PNG")
-        assert "currentColor" in plot.svg  # axes and words follow the page's colour
-        assert plots.INK not in plot.svg
-    (other,) = report.gather([runs / "middle"])[0]
-    assert [plot.kind for plot in plots.draw([other])] == ["size", "cost"]  # it logged no epoch
+@pytest.mark.skipif(not plots.available(), reason="no matplotlib here")
+class TestPlots:
+    def test_there_is_a_plot_of_everything_that_was_logged_and_of_nothing_else(self, runs):
+        (table,) = report.compared([runs])[0]
+        drawn = dict(plots.draw(table))
+        assert list(drawn) == ["Accuracy over epochs", "Accuracy against training time",
+                               "Teacher's accuracy over epochs", "Teacher's drift over epochs"]  # fmt: skip
+        for svg in drawn.values():
+            assert "currentColor" in svg  # axes and words follow the page's colour
+            assert plots.INK not in svg
+        (other,) = report.compared([runs / "middle"])[0]
+        assert [title for title, _ in plots.draw(other)] == ["Accuracy against training time"]  # it logged no epoch
 
+    def test_the_picture_has_every_colour_of_its_curves(self, runs):
+        """A palette too small made two arms of one colour."""
+        from PIL import Image
 
-@pytest.mark.parametrize("label", ["kd", "simkd_after_trunk_ce_slow_feat_10", "m" * 60])
-def test_the_legend_stays_inside_the_picture_however_long_the_names(label):
-    plots = pytest.importorskip("atsc_plugin.reporting.plots")
-    pytest.importorskip("matplotlib")
-    figure, axes = plots._figure("epoch", "top-1")
-    for height in range(5):
-        axes.plot([1, 2], [height, height], label=plots._plain(label))
-    figure = plots._with_legend(figure, axes, 5)
-    figure.draw_without_rendering()
-    box = figure.legends[-1].get_window_extent()
-    assert (len(figure.legends), 0 <= box.x0 <= box.x1 <= figure.bbox.width) == (1, True)
-    assert box.y1 < axes.get_window_extent().y0  # below the axes
+        picture = Image.open(io.BytesIO(plots.picture(report.compared([runs])[0][0]))).convert("RGB")
+        seen = {colour for _, colour in picture.getcolors(256)}
+        for wanted in plots.COLOURS[:3]:
+            red, green, blue = (int(wanted[k : k + 2], 16) for k in (1, 3, 5))
+            assert any(abs(r - red) + abs(g - green) + abs(b - blue) < 12 for r, g, b in seen), wanted
 
+    @pytest.mark.parametrize("label", ["kd", "simkd_after_trunk_ce_slow_feat_10", "m" * 60])
+    def test_the_legend_stays_inside_the_picture_however_long_the_names(self, label):
+        def fill(axes):
+            for height in range(5):
+                axes.plot([1, 2], [height, height], label=plots._plain(label))
 
-def test_a_band_is_mean_and_spread_over_the_seeds_that_reached_the_epoch(runs):
-    plots = pytest.importorskip("atsc_plugin.reporting.plots")
-    (table,) = report.gather([runs])[0]
-    points = plots._by_epoch(next(row for row in table.rows if row.method == "ATSC"), "top1")
-    assert points == {1: [11.0, 12.0, 13.0], 2: [21.0, 22.0, 23.0], 3: [31.0, 32.0, 33.0]}
+        figure = plots._figure([("title", fill)])
+        figure.draw_without_rendering()
+        box = figure.legends[-1].get_window_extent()
+        assert (len(figure.legends), 0 <= box.x0 <= box.x1 <= figure.bbox.width) == (1, True)
+        assert box.y1 < figure.axes[0].get_window_extent().y0  # below the axes
 
+    def test_a_band_is_mean_and_spread_over_the_seeds_that_reached_the_epoch(self, runs):
+        (table,) = report.compared([runs])[0]
+        points = plots.by_epoch(next(row for row in table.rows if row.any("method") == "ATSC"), "top1")
+        assert points == {1: [11.0, 12.0, 13.0], 2: [21.0, 22.0, 23.0], 3: [31.0, 32.0, 33.0]}
 
-def test_several_teachers_are_drawn_as_their_mean():
-    plots = pytest.importorskip("atsc_plugin.reporting.plots")
-    lines = [{"epoch": 1, "t1_drift": 0.1, "t2_drift": 0.3, "t1_drift_conv1": 9.0}, {"epoch": 2, "drift": 0.5}]
-    row = SimpleNamespace(runs=[SimpleNamespace(log=lines)])
-    assert plots._by_epoch(row, "drift") == {1: [pytest.approx(0.2)], 2: [0.5]}
+    def test_several_teachers_are_drawn_as_their_mean(self):
+        lines = [{"epoch": 1, "t1_drift": 0.1, "t2_drift": 0.3, "t1_drift_conv1": 9.0}, {"epoch": 2, "drift": 0.5}]
+        row = SimpleNamespace(runs=[SimpleNamespace(log=lines)])
+        assert plots.by_epoch(row, "drift") == {1: [pytest.approx(0.2)], 2: [0.5]}
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

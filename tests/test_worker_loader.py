@@ -1,6 +1,8 @@
 """The worker loader: ImageNet's files as tensors, the host's draws, its pixels to rounding; seeds, ranks, workers."""
 
 import random
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +14,12 @@ from torch.utils.data import Subset
 from torchvision import io, transforms
 from torchvision.datasets import ImageFolder
 
+import atsc_plugin
+from atsc_plugin import build
+from atsc_plugin.config import load_cfg
 from atsc_plugin.data.datasets import LoaderOptions
-from atsc_plugin.data.worker_loader import RankBatches, SeededImages, WorkerLoader, cropped_as_tensors
+from atsc_plugin.data.worker_loader import RankBatches, SeededImages, WorkerLoader, cropped_as_tensors, read_image
+from atsc_plugin.errors import PluginError
 from atsc_plugin.minidistiller.dataset.imagenet import get_imagenet_test_transform, get_imagenet_train_transform
 from atsc_plugin.seeds import stream
 
@@ -78,6 +84,22 @@ def test_the_worker_loader_takes_it_also_behind_a_validation_split(folder):
     (batch,) = list(train)
     assert batch[0].shape == (2, 3, 224, 224)
     assert sorted(batch[1].tolist()) == [0, 1]
+
+
+def test_a_hosts_folders_are_cropped_as_tensors_and_read_in_named_formats_only(folder, tmp_path):
+    atsc_plugin.register()
+    for split in ("train", "val"):
+        shutil.copytree(
+            folder, tmp_path / "data" / "imagenet" / split, ignore=lambda path, names: {"data"} & set(names)
+        )
+    config = Path(__file__).resolve().parents[1] / "configs" / "imagenet" / "vanilla.yaml"
+    keys = ["DATASET.ROOT", str(tmp_path / "data"), "SOLVER.BATCH_SIZE", "2", "DATASET.NUM_WORKERS", "0"]
+    files = build.data_of(load_cfg(config, keys), torch.device("cpu")).train.dataset.dataset
+    assert files.loader is read_image
+    script = tmp_path / "data" / "imagenet" / "train" / "a" / "colour.JPEG"
+    script.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")  # Pillow would start Ghostscript
+    with pytest.raises(PluginError, match="cannot be read as an image"):
+        read_image(script)
 
 
 # ---- draws and ranks ----

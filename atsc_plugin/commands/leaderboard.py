@@ -5,14 +5,14 @@ unfinished ones are resumed, failures are listed at the end while the rest goes 
 Imports no torch. The format of a suite file stands in leaderboard/suite.py.
 """
 
-import argparse
 import sys
 
+from atsc_plugin.commands import parser_of
 from atsc_plugin.errors import PluginError
 from atsc_plugin.leaderboard import jobs, plan
 from atsc_plugin.leaderboard.suite import read_suite
 
-EXAMPLES = """examples:
+EXAMPLES = """
   leaderboard --suite configs/leaderboard/quick.yaml --jobs 2
   leaderboard --suite configs/leaderboard/quick.yaml --seeds 1 SOLVER.EPOCHS 1      # a trial, in a folder of its own
   leaderboard --suite configs/leaderboard/cifar100_main.yaml --devices 0,1 --pairs res32x4_res8x4
@@ -21,12 +21,7 @@ EXAMPLES = """examples:
 
 
 def parser():
-    words = argparse.ArgumentParser(
-        "leaderboard",
-        description="Run every arm of a suite with every seed, then write the page.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    words = parser_of("leaderboard", "Run every arm of a suite with every seed, then write the page.", EXAMPLES)
     words.add_argument("--suite", required=True, metavar="FILE", help="suite file, e.g. configs/leaderboard/quick.yaml")
     words.add_argument("--seeds", type=int, metavar="N", help="seeds 1..N instead of the suite's")
     words.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms of the suite")
@@ -43,11 +38,10 @@ def parser():
     words.add_argument("--launcher", choices=("local", "submitit"), default="local", help="submitit: a SLURM cluster")
     words.add_argument("--slurm", nargs="+", metavar="KEY=VALUE", help="options of submitit, e.g. timeout_min=900")
     words.add_argument("--cluster", choices=("slurm", "local", "debug"), help="kind of submitit (default: found)")
-    words.add_argument(
-        "--plan",
-        "--dry-run",
-        action="store_true",
-        help="list runs, published figures and expected hours; start nothing",
+    look = words.add_mutually_exclusive_group()
+    look.add_argument("--dry-run", action="store_true", help="list the runs and what is done, start nothing")
+    look.add_argument(
+        "--plan", action="store_true", help="the same, with configurations checked, published figures, expected hours"
     )
     words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys for every run: a trial of the suite")
     return words
@@ -57,14 +51,15 @@ def run(args):
     suite = read_suite(args.suite)
     devices = _devices(args)
     runs = _runs(suite, args)
-    folder, checked = runs[0].folder.parents[1], jobs.check(runs)
-    done, stopped = sum(run.done for run in runs), sum(run.stopped for run in runs)
-    to_do = jobs.jobs_of(runs, checked)
+    folder, done, stopped = runs[0].folder.parents[1], sum(run.done for run in runs), sum(run.stopped for run in runs)
+    checked = {} if args.dry_run else jobs.check(runs)
     ended = f"{done} done" + (f", {stopped} stopped by the guard" if stopped else "")
     print(f"{len(runs)} runs: {ended}, {len(runs) - done - stopped} to do, in {folder}", flush=True)
-    if args.plan:
-        print("\n".join(plan.lines(runs, checked, args.jobs or max(1, len(devices)))))
+    if args.dry_run or args.plan:
+        lines = plan.states(runs) if args.dry_run else plan.lines(runs, checked, args.jobs or max(1, len(devices)))
+        print("\n".join(lines))
         return 0
+    to_do = jobs.jobs_of(runs, checked)
     failures = _run(args, runs, to_do, devices) if to_do else []
     for job, reason in failures:
         print(f"failed: {job.title}: {reason}; see {job.log}", file=sys.stderr)
@@ -124,8 +119,7 @@ def _run(args, runs, to_do, devices):
 def _write_page(folder, against):
     """The table and page of all finished runs of the suite: the one place that calls the report."""
     from atsc_plugin import report
-    from atsc_plugin.reporting import text
 
-    tables, skipped, lost = report.gather([folder], against or None)
-    print("\n".join(text.page(tables, skipped, lost)))
-    report._write(tables, skipped, lost, folder / "page")
+    print("\n".join(report.summary([folder], against)))
+    written = report.write([folder], folder / "page", against)
+    print(f"written: {', '.join(map(str, written))}")

@@ -180,15 +180,16 @@ def _in_reading_order(runs):
 
 
 def _say_result(done):
+    from atsc_plugin import report
     from atsc_plugin.engine.run_dir import read_json
 
     folder = done[0].folder.parents[1]
     rows = [(one.record["display"], read_json(one.folder, "result.json")) for one in _in_reading_order(done)]
     print("\n" + "\n".join(_table(rows)))
     print(NOTES.format(epochs=_count(done[0].epochs, "epoch")))
-    _write_page(done, folder / "page")
+    page = report.write([one.folder for one in done], folder / "page")[0]
     shown = next((one.folder for one in done if one.arm == "atsc"), done[0].folder)
-    print(f"\n{_bold('page')}  {folder / 'page' / 'leaderboard.html'}")
+    print(f"\n{_bold('page')}  {page}")
     print(f"{_bold('run')}   {shown} (log.jsonl, deploy_last.safetensors)")
     for label, words in zip((_bold("next"), "    ", "    "), NEXT, strict=True):
         print(f"{label}  {_command(words.format(run=shown))}")
@@ -213,15 +214,6 @@ def _teacher(result):
         return "none"
     moved = any(network["moved"] for network in result["networks"] if network["name"].startswith("teacher"))
     return f"{before:.2f} -> {after:.2f}" if moved else f"{before:.2f}, frozen"
-
-
-def _write_page(done, out):
-    from contextlib import redirect_stdout
-
-    from atsc_plugin import report
-
-    with redirect_stdout(None):  # the paths are printed here
-        report._write(*report.gather([one.folder for one in done]), out)
 
 
 def _count(number, what):

@@ -8,7 +8,7 @@ from atsc_plugin.errors import PluginError
 EXAMPLES = """
   teachers --cfg configs/quickstart/atsc_multi.yaml                 the three of DISTILLER.TEACHERS
   teachers --cfg configs/quickstart/kd.yaml --seeds 1,2,3           DISTILLER.TEACHER with three seeds
-  teachers --cfg configs/cifar100/atsc_multi/3res32x4_res8x4.yaml DATASET.ROOT /data --dry-run
+  teachers --cfg configs/cifar100/atsc_multi.yaml DATASET.ROOT /data --dry-run
 """
 
 

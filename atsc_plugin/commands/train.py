@@ -6,7 +6,7 @@ from atsc_plugin.engine import run_dir
 EXAMPLES = """
   train --cfg configs/quickstart/simkd.yaml
   train --cfg configs/quickstart/simkd.yaml EXPERIMENT.SEED 2 SOLVER.EPOCHS 12
-  train --cfg configs/cifar100/simkd/res32x4_res8x4.yaml --dry-run
+  train --cfg configs/cifar100/simkd.yaml --dry-run
   torchrun --nproc_per_node=4 tools/train.py --cfg configs/cifar100/atsc/res32x4_res8x4.yaml
 """
 

@@ -25,6 +25,7 @@ from PIL import Image
 
 from atsc_plugin.data.arrays import read_folder, read_npz
 from atsc_plugin.errors import PluginError
+from atsc_plugin.untrusted import expand_user, first_line, open_regular
 
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -63,7 +64,7 @@ class Container:
 
 def find_cifar100(root: str | Path) -> Container | None:
     """The container that `root` is or holds, None where there is none. Of several the first of LOOKED_FOR is taken."""
-    root = Path(root).expanduser()
+    root = expand_user(root)
     if root.suffix in (".npz", ".parquet") and not root.exists():
         raise PluginError(f"CIFAR-100 is not here: there is no file {root}. Name another one with DATASET.ROOT.")
     if root.is_file():
@@ -170,7 +171,7 @@ def _read_pickles(folder: Path) -> tuple[Splits, list[str]]:
             images = pixels.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
         except (KeyError, TypeError, ValueError) as error:
             raise PluginError(
-                f"{folder / split} is no part of CIFAR-100 ({_first_line(error)}); expected a dict with data "
+                f"{folder / split} is no part of CIFAR-100 ({first_line(error)}); expected a dict with data "
                 f"(uint8 N x {3 * SIDE * SIDE}) and fine_labels."
             ) from error
         splits[split] = (images, labels)
@@ -185,14 +186,14 @@ def _unpickled(path: Path) -> dict:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise ValueError(f"{path.stat().st_size:,} bytes")
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             _check_memo(file)
             file.seek(0)
             content = _ArraysOnly(file, encoding="latin1").load()
         return {_text(key): value for key, value in content.items()}
     except Exception as error:  # a damaged pickle raises almost anything
         raise PluginError(
-            f"{path} cannot be read as a pickle of CIFAR-100 ({_first_line(error)}). Unpack cifar-100-python.tar.gz "
+            f"{path} cannot be read as a pickle of CIFAR-100 ({first_line(error)}). Unpack cifar-100-python.tar.gz "
             "again."
         ) from error
 
@@ -230,7 +231,7 @@ def _read_packed_npz(path: Path) -> tuple[Splits, list[str]]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in [*needed, "class_names"] if name in file.files}
     except Exception as error:  # of a damaged zip, deflate stream or array header
-        raise PluginError(f"{path} cannot be read as .npz ({_first_line(error)}).") from error
+        raise PluginError(f"{path} cannot be read as .npz ({first_line(error)}).") from error
     if missing := [name for name in needed if name not in arrays]:
         raise PluginError(f"{path} lacks {', '.join(missing)}; expected blob, offsets and labels of train and test.")
     splits = {}
@@ -268,7 +269,7 @@ def _pictures(encoded: Iterable[bytes], count: int, formats: tuple[str, ...], so
                 images[done : done + more] = np.asarray(picture.convert("RGB")).reshape(more, SIDE, SIDE, 3)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise PluginError(
-                f"{source}: picture {number} cannot be used ({_first_line(error)}); expected {' or '.join(formats)}, "
+                f"{source}: picture {number} cannot be used ({first_line(error)}); expected {' or '.join(formats)}, "
                 f"{SIDE} pixels wide and a multiple of {SIDE} high."
             ) from error
         done += more
@@ -303,7 +304,7 @@ def _read_parquet(folder: Path) -> tuple[Splits, list[str]]:
             labels: list[int] = []
             images = _pictures(_cells(files, image, label, labels), count, ("PNG",), f"{folder}, {split}")
         except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-            raise PluginError(f"{folder}, {split}: not the parquet of CIFAR-100 ({_first_line(error)}).") from error
+            raise PluginError(f"{folder}, {split}: not the parquet of CIFAR-100 ({first_line(error)}).") from error
         splits[split] = (images, np.array(labels))
     return splits, names
 
@@ -332,7 +333,3 @@ def _names_of(metadata: dict[bytes, bytes] | None, label: str) -> list[str]:
     except (KeyError, TypeError, ValueError, RecursionError):
         return []
     return [str(name) for name in names] if isinstance(names, list) else []
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -19,6 +19,7 @@ from torchvision import io, transforms
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms.functional import pil_to_tensor
 
+from atsc_plugin.data import pictures
 from atsc_plugin.data.device_loader import share, steps_of
 from atsc_plugin.seeds import stream
 
@@ -91,6 +92,7 @@ class WorkerLoader(DataLoader):
             self.batch_sampler.first = 0
 
 
+READERS = (default_loader, pictures.as_torchvision)  # torchvision's own, and ours, which opens the named formats only
 TAKEN_OVER = [transforms.RandomResizedCrop, transforms.RandomHorizontalFlip, transforms.ToTensor, transforms.Normalize]
 
 
@@ -100,7 +102,7 @@ def cropped_as_tensors(dataset: Dataset) -> Dataset:
         inner = cropped_as_tensors(dataset.dataset)
         return dataset if inner is dataset.dataset else Subset(inner, dataset.indices)
     steps = getattr(getattr(dataset, "transform", None), "transforms", [])
-    known = [type(step) for step in steps] == TAKEN_OVER and getattr(dataset, "loader", None) is default_loader
+    known = [type(step) for step in steps] == TAKEN_OVER and getattr(dataset, "loader", None) in READERS
     if not known or not can_decode():
         return dataset
     from torchvision.transforms import v2  # a fifth of a second that no other data set should wait for
@@ -128,4 +130,4 @@ def read_image(path: str) -> torch.Tensor:
     try:
         return io.decode_jpeg(io.read_file(path), mode=io.ImageReadMode.RGB)
     except RuntimeError:
-        return pil_to_tensor(default_loader(path))
+        return pil_to_tensor(pictures.as_torchvision(path))

@@ -119,7 +119,7 @@ def compile_method(method: Contract, mode: str, device: torch.device, **options)
         return []
     if mode in RECORDS_GRAPHS and device.type != "cuda":
         raise PluginError(f"SOLVER.COMPILE {mode} records CUDA graphs; this run is on {device}. Use default or none.")
-    return method.compile(mode=None if mode == "default" else mode, **options)
+    return method.compile_networks(mode=None if mode == "default" else mode, **options)
 
 
 @contextmanager

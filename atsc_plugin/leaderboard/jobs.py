@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("EXPERIMENT.PROJECT", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "EXPERIMENT.SEED")  # make no other configuration
 THE_RUNNERS = ("EXPERIMENT.SEED", "EXPERIMENT.NAME", "EXPERIMENT.PROJECT", "LOG.PREFIX", "TEACHER.SEED")
 EPOCHS, STAGES = 240, [150, 180, 210]  # mdistiller's own, where a configuration names none
-MAX_RUNS = 100_000
+MAX_RUNS = 20_000
 
 
 @dataclass(frozen=True)
@@ -127,14 +127,14 @@ def expand(suite: Suite, output, *, seeds=None, arms=None, pairs=None, overrides
     seeds, arms, pairs = seeds or suite.seeds, arms or list(suite.arms), pairs or list(suite.pairs)
     count = len(seeds) * len(arms) * len(pairs) * len(suite.teacher_seeds)
     if count > MAX_RUNS:
-        raise PluginError(f"{suite.path} has up to {count:,} runs; expected at most {MAX_RUNS:,}. Use fewer seeds.")
+        raise PluginError(f"{suite.path} makes {count:,} runs; expected at most {MAX_RUNS:,}. Name fewer.")
     folder, runs = Path(output) / project_of(suite, overrides), []
     for pair in pairs:
         members = [suite.arms[arm] for arm in arms if pair in suite.arms[arm].pairs]
         members.sort(key=lambda arm: arm.adapted_by is not None)  # after the arms that leave them a teacher
         for teacher_seed in suite.teacher_seeds:
-            names = {arm: ",".join(filter(None, (pair, arm, len(suite.teacher_seeds) > 1 and f"teacher{teacher_seed}")))
-                     for arm in suite.arms}  # fmt: skip
+            crossed = f"teacher{teacher_seed}" if len(suite.teacher_seeds) > 1 else None
+            names = {arm: ",".join(filter(None, (pair, arm, crossed))) for arm in suite.arms}
             last = dict(overrides) | ({} if teacher_seed is None else {"TEACHER.SEED": teacher_seed})
             keys = {arm.name: _keys(suite, arm, pair, last, folder.name, names[arm.name]) for arm in members}
             for seed in seeds:
@@ -163,7 +163,7 @@ def _run(suite: Suite, arm: Arm, pair, seed, folder, names, keys, overrides):
         "suite": suite.name, "suite_file": suite.path, "arm": arm.name, "display": arm.display, "pair": pair,
         "seed": seed, "cfg": arm.cfg.replace("{pair}", pair or ""), "set": arm.set, "stretch": arm.stretch,
         "trials": arm.trials, "adapted_by": arm.adapted_by, "teacher_file": keys.get("DISTILLER.TEACHER_CKPT") or None,
-        "notes": suite.notes, "images": suite.images,
+        "notes": suite.notes, "images": suite.images, "against": suite.against, "primary": suite.primary,
         "overrides": [word for key, value in overrides for word in (key, str(value))],
     }  # fmt: skip
     source = folder / names[arm.adapted_by] / f"seed_{seed}" if arm.adapted_by else None
@@ -232,9 +232,7 @@ def _lost_teachers(runs, checked):
             continue
         if run.source in names:
             if not checked[names[run.source]]["leaves_teacher"]:
-                problems.append(
-                    f"{run.title}: adapted_by wants an arm whose teacher learns, and that of {arm} does not"
-                )
+                problems.append(f"{run.title}: adapted_by wants an arm whose teacher learns; that of {arm} does not")
         elif not (run.source / "result.json").exists():
             problems.append(f"{run.title} starts from the teacher that {run.source} leaves; add {arm} to --arms")
     return problems

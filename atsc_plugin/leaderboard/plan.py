@@ -6,19 +6,22 @@ from atsc_plugin.engine.run_dir import read_json
 from atsc_plugin.errors import PluginError
 
 
+def states(runs: list) -> list:
+    """A line a run: done, stopped or to do."""
+    return [f"  {'done' if run.done else 'stopped' if run.stopped else 'to do':7}  {run.folder}" for run in runs]
+
+
 def lines(runs: list, checked: dict, slots: int) -> list:
     """The plan as lines of text."""
-    states = {run: "done" if run.done else "stopped" if run.stopped else "to do" for run in runs}
-    told = [f"  {state:7}  {run.folder}" for run, state in states.items()]
     figures = {run.name: found for run in runs if (found := published_beside(run, checked[run.name]))}
-    told += ["published top-1 to meet:"] if figures else []
-    told += [f"  {name}: {found.top1:.2f} ({found.source})" for name, found in figures.items()]
-    return [*told, hours([run for run in runs if states[run] == "to do"], slots)]
+    told = ["published top-1 to meet:"] if figures else []
+    told += [f"  {name}: {found['top1']:.2f} ({found['source']})" for name, found in figures.items()]
+    return [*states(runs), *told, hours([run for run in runs if not (run.done or run.stopped)], slots)]
 
 
 def published_beside(run, facts: dict):
     """The published figure of the same images, networks, method and length; None where a setting differs."""
-    from atsc_plugin.reporting import published
+    from atsc_plugin.report import published
 
     keys, record = facts["keys"], run.record
     dataset, teachers = keys["DATASET.TYPE"], facts["teacher_names"]
@@ -28,7 +31,7 @@ def published_beside(run, facts: dict):
     if changed or cut or len(teachers) > 1 or keys["SOLVER.EPOCHS"] != published.EPOCHS.get(dataset):
         return None
     student = keys["DISTILLER.STUDENT"]
-    same = [row["teacher"] for row in published.rows() if (row["dataset"], row["student"]) == (dataset, student)]
+    same = [row["teacher"] for row in published.figures() if (row["dataset"], row["student"]) == (dataset, student)]
     teacher = (teachers or same or [None])[0]  # without a teacher any pair of this student has its figure
     return published.figure(dataset, teacher, student, keys["DISTILLER.TYPE"])
 

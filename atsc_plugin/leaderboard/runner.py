@@ -17,15 +17,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from atsc_plugin.engine import run_dir
-from atsc_plugin.engine.run_dir import read_json
+from atsc_plugin.engine.run_dir import read_json, refuse_if_held
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import write_json
 from atsc_plugin.leaderboard.jobs import Job, Run, environment
+from atsc_plugin.untrusted import printable
 
 HEARTBEAT = 30.0  # seconds between two lines about what is running
 PATIENCE = 15.0  # seconds that a command gets to save its state and leave
-OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|alloc_failed", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(r"memory ran out|out of memory|(can't|cannot) allocate memory|alloc_failed", re.IGNORECASE)
 REMEDY = "lower SOLVER.BATCH_SIZE, use SOLVER.ACCUMULATE or SOLVER.AMP, or fewer --jobs"
 
 
@@ -100,7 +100,7 @@ class Attempt:
             self.lock = None
             return False
         try:
-            run_dir.refuse_if_held(folder)
+            refuse_if_held(folder)
         except PluginError:
             self._unlock()
             return False
@@ -170,7 +170,7 @@ def last_words(log: Path, begun: int = 0) -> str:
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     told = [number for number, line in enumerate(lines) if re.match(r"(rank \d+: )?(error|stopped):", line)]
     text = " ".join(lines[told[-1] :] if told else lines[-1:]) or "it said nothing"
-    return "".join(letter for letter in text if letter.isprintable())[:300]
+    return printable(text)[:300]
 
 
 class Slots:
@@ -211,7 +211,7 @@ class Slots:
 
 
 def outcome(attempt) -> str | None:
-    """None, or why the job failed: its own reason, or the error that kept it from being told."""
+    """None, or why the job failed."""
     try:
         return attempt.result()
     except Exception as error:  # a full disk here; on a cluster the node died: submitit raises many kinds

@@ -6,47 +6,36 @@
     trials: 0                   # optional; tuning trials that each method was given, printed with the table
     notes: ["..."]              # optional; printed below the table
     images: "my photographs"    # optional; what the tables call images that are the user's own (npz, folder)
-    against: [simkd]            # optional; the arms that the others are compared with (else vanilla, KD and SimKD)
+    against: [simkd]            # optional; the arms that the others are compared with
+    primary: [atsc, simkd]      # optional; the one comparison that was fixed beforehand: its p value stands uncorrected
     common: {SOLVER.EPOCHS: 6}  # optional; keys for every arm
-    pairs: [res32x4_res8x4]     # optional; {pair} in an arm's cfg stands for each of them; or a mapping name: keys
+    pairs:                      # optional; names with keys, or a list of names for which {pair} in an arm's cfg stands
+      res32x4_res8x4: {DISTILLER.TEACHER: resnet32x4, DISTILLER.STUDENT: resnet8x4}
     arms:
-      simkd: {cfg: "configs/cifar100/simkd/{pair}.yaml", display: SimKD}  # display: the name in tables, else the arm's
-      vanilla: {cfg: "configs/cifar100/vanilla/{pair}.yaml", pairs: [res32x4_res8x4]}  # optional: on these alone
-      atsc_drift_1: {cfg: "configs/cifar100/atsc/{pair}.yaml", set: {ATSC.DRIFT.WEIGHT: 1.0}}
-      simkd_equal_cost: {cfg: "configs/cifar100/simkd/{pair}.yaml", stretch: 2}        # epochs and decay stages times 2
-      after: {cfg: "configs/cifar100/simkd/{pair}.yaml", adapted_by: atsc_drift_1}     # from the teacher that run left
+      simkd: {cfg: configs/cifar100/simkd.yaml, display: SimKD}  # display: the name in tables, else the arm's
+      vanilla: {cfg: configs/cifar100/vanilla.yaml, pairs: [res32x4_res8x4]}  # optional: on these alone
+      atsc_drift_1: {cfg: configs/cifar100/atsc.yaml, set: {ATSC.DRIFT.WEIGHT: 1.0}}
+      simkd_equal_cost: {cfg: configs/cifar100/simkd.yaml, stretch: 2}        # epochs and decay stages times 2
+      after: {cfg: configs/cifar100/simkd.yaml, adapted_by: atsc_drift_1}     # from the teacher that run left
 
 An arm may have `trials` of its own; unequal ones need `unequal_trials: why`, which is printed.
 """
 
 import difflib
 import re
-import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from atsc_plugin.engine.run_dir import read_yaml
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.shipped import config_file
-
-_short = reprlib.Repr()  # a file may hold megabytes, or a list that contains itself
-_short.maxstring = _short.maxother = 80
-_short.maxlevel = 2
-
-
-def show(value) -> str:
-    """A value in an error message, cut short."""
-    try:
-        return _short.repr(value)
-    except ValueError:  # Python refuses to print a number of thousands of digits
-        return "a number that is too long to print"
+from atsc_plugin.untrusted import short_repr
 
 
 def is_plain(value) -> bool:
-    """Whether a configuration can hold it: text, a number of a size to print, a flat list of such."""
+    """Whether a configuration can hold it: text, a number, a flat list of such."""
     entries = value if isinstance(value, list) else [value]
-    plain = all(type(entry) in (str, int, float, bool, type(None)) for entry in entries)
-    return plain and not any(type(entry) is int and abs(entry) >= 2**63 for entry in entries)
+    return all(type(entry) in (str, int, float, bool, type(None)) for entry in entries)
 
 
 def _is_name(value):
@@ -54,8 +43,7 @@ def _is_name(value):
 
 
 def _is_text(value):
-    """Text that a terminal shows as it is: no control characters."""
-    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 1000
+    return isinstance(value, str) and 0 < len(value) <= 1000
 
 
 def _is_count(value):
@@ -64,6 +52,10 @@ def _is_count(value):
 
 def _list_of(fits):
     return lambda values: isinstance(values, list) and all(map(fits, values))
+
+
+def _is_pair_of_arms(values):
+    return _list_of(_is_name)(values) and len(values) == 2
 
 
 def _are_seeds(values):
@@ -82,43 +74,26 @@ def _are_pairs(pairs):
     return _list_of(_is_name)(pairs) and len(pairs) > 0
 
 
-KEYS_EXPECTED = "KEYS with plain values, such as SOLVER.EPOCHS: 6"
-SUITE = {  # key: (does a value fit, what is expected, default)
-    "name": (_is_name, "letters, digits and ._+-", None),
-    "seeds": (_are_seeds, "a list of different whole numbers, e.g. [1, 2, 3]", None),
-    "teacher_seeds": (_are_seeds, "a list of different whole numbers, e.g. [1, 2]", [None]),
-    "trials": (_is_count, "a whole number", 0),
-    "unequal_trials": (_is_text, "a sentence", None),
-    "notes": (_list_of(_is_text), "a list of sentences", []),
-    "images": (_is_text, "a few words", None),
-    "against": (_list_of(_is_name), "a list of arms", []),
-    "common": (_are_keys, KEYS_EXPECTED, {}),
-    "pairs": (_are_pairs, "names such as res32x4_res8x4, or a mapping of them to KEYS", {None: {}}),
-    "arms": (lambda arms: isinstance(arms, dict) and bool(arms), "a mapping", {}),
-}
-ARM = {
-    "cfg": (_is_text, "a configuration file", ""),
-    "display": (lambda name: _is_text(name) and len(name) <= 60, "a name of up to 60 letters", None),
-    "set": (_are_keys, KEYS_EXPECTED, {}),
-    "stretch": (lambda by: type(by) in (int, float) and 0 < by <= 1000, "a number above 0, at most 1000", 1),
-    "pairs": (_list_of(_is_name), "a list of the suite's pairs", None),
-    "trials": (_is_count, "a whole number", None),
-    "adapted_by": (_is_name, "an arm", None),
-}
+def _key(fits, expected, default=None):
+    """A key of the file: whether a value fits, what is expected, and its default."""
+    return field(default_factory=lambda: default, metadata={"fits": fits, "expected": expected})
+
+
+_KEYS = "KEYS with plain values, such as SOLVER.EPOCHS: 6"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train a student; `cfg` may hold {pair}. The fields are the file's keys."""
+    """One way to train a student; `cfg` may hold {pair}. The run of `adapted_by` of its seed leaves it its teacher."""
 
     name: str
-    cfg: str
-    display: str
-    set: dict
-    stretch: float
-    pairs: list
-    trials: int
-    adapted_by: str | None  # the arm whose run of the same seed leaves its teacher to this one
+    cfg: str = _key(_is_text, "a configuration file", "")
+    display: str = _key(lambda name: _is_text(name) and len(name) <= 60, "a name of up to 60 letters")
+    set: dict = _key(_are_keys, _KEYS, {})
+    stretch: float = _key(lambda by: type(by) in (int, float) and 0 < by <= 1000, "a number above 0, at most 1000", 1)
+    pairs: list = _key(_list_of(_is_name), "a list of the suite's pairs")
+    trials: int = _key(_is_count, "a whole number")
+    adapted_by: str | None = _key(_is_name, "an arm")
 
     def config(self, pair: str | None) -> Path:
         return config_file(self.cfg.replace("{pair}", pair or ""))
@@ -129,65 +104,68 @@ class Suite:
     """A checked suite. Without pairs `pairs` is {None: {}}: one pair, the one in the arms' files."""
 
     path: str
-    name: str
-    seeds: list
-    teacher_seeds: list
-    trials: int
-    unequal_trials: str | None
-    notes: list
-    images: str | None
-    against: list
-    common: dict
-    pairs: dict
-    arms: dict
+    name: str = _key(_is_name, "letters, digits and ._+-")
+    seeds: list = _key(_are_seeds, "a list of different whole numbers, e.g. [1, 2, 3]")
+    teacher_seeds: list = _key(_are_seeds, "a list of different whole numbers, e.g. [1, 2]", [None])
+    trials: int = _key(_is_count, "a whole number", 0)
+    unequal_trials: str | None = _key(_is_text, "a sentence")
+    notes: list = _key(_list_of(_is_text), "a list of sentences", [])
+    images: str | None = _key(_is_text, "a few words")
+    against: list = _key(_list_of(_is_name), "a list of arms", [])
+    primary: list = _key(_is_pair_of_arms, "two arms", [])
+    common: dict = _key(_are_keys, _KEYS, {})
+    pairs: dict = _key(_are_pairs, "names such as res32x4_res8x4, or a mapping of them to KEYS", {None: {}})
+    arms: dict = _key(lambda arms: isinstance(arms, dict) and bool(arms), "a mapping", {})
 
 
 def read_suite(path: str | Path) -> Suite:
     """The suite of a file; all mistakes in it are told at once."""
     content, problems = read_yaml(config_file(path), "Suite file"), []
-    if not isinstance(content, dict) or not {"name", "seeds", "arms"} <= set(content):
+    if not isinstance(content, dict) or any(content.get(key) is None for key in ("name", "seeds", "arms")):
         raise PluginError(f"{path} is no suite; expected keys name, seeds and arms (a mapping), optionally common.")
-    node = _checked(content, SUITE, "", problems)
+    node = _checked(content, Suite, "", problems)
     pairs = node["pairs"] if isinstance(node["pairs"], dict) else dict.fromkeys(node["pairs"])
     node["pairs"] = {pair: keys or {} for pair, keys in pairs.items()}
     arms = [_arm(name, body, node, problems) for name, body in node["arms"].items()]
     node["arms"] = arms = {arm.name: arm for arm in arms if arm}
     for arm in arms.values():
         problems += _source_problems(arm, arms)
-    if unknown := [name for name in node["against"] if name not in arms]:
-        problems.append(f"against: got {show(unknown)}, expected a list of arms, of {', '.join(arms)}")
+    for key in ("against", "primary"):
+        if unknown := [name for name in node[key] if name not in arms]:
+            problems.append(f"{key}: got {short_repr(unknown)}, expected arms, of {', '.join(arms)}")
     trials = {arm.name: arm.trials for arm in arms.values()}
     if len(set(trials.values())) > 1:
         node["notes"] = [*node["notes"], f"Why tuning trials differ: {node['unequal_trials']}"]
         if not node["unequal_trials"]:
-            problems.append(f"tuning trials differ between arms ({show(trials)}); say why: unequal_trials")
+            problems.append(f"tuning trials differ between arms ({short_repr(trials)}); say why: unequal_trials")
     if problems:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
     return Suite(str(path), **node)
 
 
-def _checked(content, table, place, problems):
-    """{key: value or default} of a mapping; what does not fit is added to `problems`."""
-    problems += [f"{place}unknown key {show(key)}; {_near(key, table)}" for key in content if key not in table]
+def _checked(content, kind, place, problems):
+    """{key: value or default} of a mapping, by the fields of `kind`; what does not fit is added to `problems`."""
+    table = {key.name: key for key in fields(kind) if key.metadata}
+    problems += [f"{place}unknown key {short_repr(key)}; {_near(key, table)}" for key in content if key not in table]
     values = {}
-    for key, (fits, expected, default) in table.items():
-        value = content.get(key)
-        if value is not None and not fits(value):
-            problems.append(f"{place}{key}: got {show(value)}, expected {expected}")
+    for name, key in table.items():
+        value = content.get(name)
+        if value is not None and not key.metadata["fits"](value):
+            problems.append(f"{place}{name}: got {short_repr(value)}, expected {key.metadata['expected']}")
             value = None
-        values[key] = default if value is None else value
+        values[name] = key.default_factory() if value is None else value
     return values
 
 
 def _arm(name, body, suite, problems):
     """An Arm, or None where it has a mistake."""
     if not _is_name(name) and not _is_count(name):
-        problems.append(f"arm {show(name)}: expected letters, digits and ._+-")
+        problems.append(f"arm {short_repr(name)}: expected letters, digits and ._+-")
         return None
-    if not isinstance(body, dict) or "cfg" not in body:
-        problems.append(f"arm {name} is {show(body)}; expected cfg: an existing file, and of {', '.join(ARM)}")
+    if not isinstance(body, dict) or body.get("cfg") is None:
+        problems.append(f"arm {name} is {short_repr(body)}; expected at least cfg: an existing file")
         return None
-    before, node, known = len(problems), _checked(body, ARM, f"arm {name}, ", problems), suite["pairs"]
+    before, node, known = len(problems), _checked(body, Arm, f"arm {name}, ", problems), suite["pairs"]
     node["pairs"] = list(known) if node["pairs"] is None else node["pairs"]
     node["trials"] = suite["trials"] if node["trials"] is None else node["trials"]
     problems += [
@@ -216,5 +194,5 @@ def _source_problems(arm, arms):
 
 def _near(name, known):
     known = [str(entry) for entry in known]
-    near = difflib.get_close_matches(name[:80] if isinstance(name, str) else show(name), known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:80] if isinstance(name, str) else short_repr(name), known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"expected of {', '.join(sorted(known))}"

@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from atsc_plugin.contract import (
     HOST_METHODS,
@@ -120,6 +120,9 @@ class Method(Contract, Distiller):
     knows no hooks, `forward` calls `begin`, `before_epoch` and `before_step` itself.
     """
 
+    teacher: nn.Module
+    forward_train: Callable[..., tuple[Tensor, dict[str, Tensor]]]  # mdistiller's own; a subclass has it
+
     def __init__(self, student: nn.Module, teacher: Any, cfg: Any) -> None:
         if problems := constructor_problems(type(self), cfg):
             raise ConfigError(problems)
@@ -130,7 +133,7 @@ class Method(Contract, Distiller):
         self.teacher_titles = names if len(names) == len(networks) else [type(net).__name__ for net in networks]
         self._epoch, self._step = 0, 0
 
-    def forward(self, **inputs):
+    def forward(self, **inputs: Any) -> Any:
         inputs = self.inputs(inputs)
         if not self.training:
             return self.forward_test(inputs["image"])
@@ -152,10 +155,10 @@ class Method(Contract, Distiller):
         names = [f"teacher.{number}" for number in range(len(networks))] if self.TEACHERS == SEVERAL else ["teacher"]
         return [Network(*entry, False) for entry in zip(names, self.teacher_titles, networks, strict=True)]
 
-    def compile(self, **options):
+    def compile_networks(self, **options: Any) -> list[str]:
         return compile_children(self, **options)
 
-    def forward_test(self, image):
+    def forward_test(self, image: Tensor) -> Tensor:
         return self.student(image)[0]
 
 

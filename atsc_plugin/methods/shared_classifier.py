@@ -131,7 +131,7 @@ class SharedClassifier(Method):
         added = [self.projector] if self.head is None else [self.projector, self.head]
         return sum(p.numel() for module in added for p in module.parameters())
 
-    def compile(self, **options) -> list[str]:
+    def compile_networks(self, **options) -> list[str]:
         """Compile the map readers and the projectors."""
         compiled = []
         for name, reader in [("student", self.read_student), *self.named_readers()]:

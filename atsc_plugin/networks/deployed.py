@@ -4,17 +4,24 @@
 (its own head) is absent: replaced by Identity, not stored, not counted.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from atsc_plugin.contract import Contract
 from atsc_plugin.losses import align, pool
+from atsc_plugin.networks.maps import FEATS, MapSource
+from atsc_plugin.networks.projector import Projector
 
 
-def ensemble_of(logits, rule):
+def ensemble_of(logits: list[Tensor], rule: str) -> Tensor:
     """One prediction from K: the mean of the logits, or the logarithm of the mean of the probabilities; K = 1: as is.
 
     logits: z = 1/K sum_k z_k;  probs: z = log(1/K sum_k softmax(z_k))
@@ -32,10 +39,10 @@ class Head:
     """One way from the backbone's map to logits: pooled to `map_size`, projected, averaged, classified."""
 
     map_size: int
-    projector: nn.Module
-    classifier: nn.Module
+    projector: Projector
+    classifier: nn.Linear
 
-    def __call__(self, feature_map):
+    def __call__(self, feature_map: Tensor) -> Tensor:
         return self.classifier(pool(self.projector(align(feature_map, self.map_size))))
 
 
@@ -47,7 +54,14 @@ class DeployedStudent(nn.Module):
     are not stored.
     """
 
-    def __init__(self, backbone, source=None, heads=(), ensemble="logits", unused=()):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        source: MapSource = FEATS,
+        heads: Sequence[Head] = (),
+        ensemble: str = "logits",
+        unused: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.backbone, self.source, self.ensemble, self.unused = backbone, source, ensemble, list(unused)
         self.map_sizes = [head.map_size for head in heads]
@@ -58,20 +72,20 @@ class DeployedStudent(nn.Module):
             if self.owners[number] == number:
                 self.add_module(name_of("classifier", number), head.classifier)
 
-    def heads(self):
+    def heads(self) -> list[Head]:
         """The heads, first to last."""
         return [
             Head(size, getattr(self, name_of("projector", number)), getattr(self, name_of("classifier", owner)))
             for number, (size, owner) in enumerate(zip(self.map_sizes, self.owners, strict=True))
         ]
 
-    def forward(self, image):
+    def forward(self, image: Tensor) -> Tensor:
         if not self.map_sizes:
             return self.backbone(image)[0]
         feature_map = self.source(self.backbone, image)[1]
         return ensemble_of([head(feature_map) for head in self.heads()], self.ensemble)
 
-    def facts(self):
+    def facts(self) -> dict[str, Any]:
         """What must be known beside the tensors to build this module again."""
         return {
             "unused": self.unused,
@@ -81,9 +95,9 @@ class DeployedStudent(nn.Module):
                     "map_place": self.source.place,
                     "map_relu": self.source.relu,
                     "map_size": head.map_size,
-                    "channels_in": head.projector[0].in_channels,
+                    "channels_in": head.projector.channels[0],
                     "channels_out": head.classifier.in_features,
-                    "channels_inner": head.projector[0].out_channels,
+                    "channels_inner": head.projector.channels[1],
                     "classifier": owner,
                 }
                 for head, owner in zip(self.heads(), self.owners, strict=True)
@@ -91,28 +105,28 @@ class DeployedStudent(nn.Module):
         }
 
 
-def name_of(module, number):
+def name_of(module: str, number: int) -> str:
     """The first head's modules carry no number."""
     return module if number == 0 else f"{module}_{number + 1}"
 
 
-def deployed_of(method):
+def deployed_of(method: Contract) -> DeployedStudent:
     """The module that predicts, of any method: its own, or the student as it is."""
     return method.deployed() or DeployedStudent(method.student)
 
 
-def modules_of(names):
+def modules_of(names: Iterable[str]) -> list[str]:
     """The modules that own the named parameters: 'fc.weight', 'fc.bias' -> ['fc']."""
     return sorted({name.rpartition(".")[0] for name in names})
 
 
-def tensors_of(deployed):
+def tensors_of(deployed: DeployedStudent) -> dict[str, Tensor]:
     """The state that is stored: everything but the backbone's unused modules."""
     dropped = tuple(f"backbone.{module}." for module in deployed.unused)
     return {name: tensor for name, tensor in deployed.state_dict().items() if not name.startswith(dropped)}
 
 
-def drop_modules(backbone, names):
+def drop_modules(backbone: nn.Module, names: Iterable[str]) -> nn.Module:
     """Replace the named modules by Identity, in place: what is left is the network up to the projected map."""
     for name in names:
         parent, _, leaf = name.rpartition(".")

@@ -5,12 +5,13 @@ SimKD and ATSC look for in a teacher. One with several heads has neither; it tea
 """
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from atsc_plugin.losses import align, pool
+from atsc_plugin.networks.deployed import DeployedStudent
 
 
-def as_teacher(deployed):
+def as_teacher(deployed: DeployedStudent) -> nn.Module:
     """The network to teach with; a plain student's is its backbone, unchanged."""
     heads = deployed.heads()
     if not heads:
@@ -25,13 +26,13 @@ class ProjectedNetwork(nn.Module):
     has the channels of P. Its pre-activation is what P has before its last ReLU.
     """
 
-    def __init__(self, deployed):
+    def __init__(self, deployed: DeployedStudent) -> None:
         super().__init__()
         head = deployed.heads()[0]
         self.source, self.map_size = deployed.source, head.map_size
         self.backbone, self.projector, self.fc = deployed.backbone, head.projector, head.classifier
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, dict]:
         _, maps, feature_map = self.source.read(self.backbone, x)
         before = align(feature_map, self.map_size)
         for layer in list(self.projector)[:-1]:  # its last layer is a ReLU in place, which would overwrite `before`
@@ -47,7 +48,7 @@ class ProjectedNetwork(nn.Module):
 class EnsembleNetwork(nn.Module):
     """forward(x) = (the ensemble's logits, the backbone's maps): for methods that learn from logits."""
 
-    def __init__(self, deployed):
+    def __init__(self, deployed: DeployedStudent) -> None:
         super().__init__()
         self.deployed = deployed
         count = len(deployed.heads())
@@ -56,7 +57,7 @@ class EnsembleNetwork(nn.Module):
             "student with one head, or a method that learns from logits (KD, DKD, AVERKD)."
         )
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, dict]:
         maps = {}
         handle = self.deployed.backbone.register_forward_hook(lambda _module, _inputs, output: maps.update(output[1]))
         try:

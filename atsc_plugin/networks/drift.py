@@ -4,10 +4,13 @@ The penalty's gradient is written down instead of derived by autograd, so it cos
 graph; it is still a loss like any other and works under a trainer that only knows losses.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class StartingPoint(nn.Module):
@@ -16,30 +19,30 @@ class StartingPoint(nn.Module):
     They are kept out because they are the teacher's file once more; `latest` carries them for resuming.
     """
 
-    def __init__(self, network):
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.names = [name for name, _ in _state(network)]
         for number, (_, tensor) in enumerate(_state(network)):
             self.register_buffer(f"start_{number}", tensor.detach().clone(), persistent=False)
 
-    def items(self):
+    def items(self) -> list[tuple[str, Tensor]]:
         """(name in the network, tensor) pairs."""
         return [(name, getattr(self, f"start_{number}")) for number, name in enumerate(self.names)]
 
-    def tensors(self, names):
+    def tensors(self, names: Iterable[str]) -> list[Tensor]:
         """The tensors of these names, in their order."""
         number = {name: index for index, name in enumerate(self.names)}
         return [getattr(self, f"start_{number[name]}") for name in names]
 
     @torch.no_grad()
-    def remember(self, network):
+    def remember(self, network: nn.Module) -> None:
         """Take the network's present state as the starting point."""
         state = dict(_state(network))
         for name, start in self.items():
             start.copy_(state[name])
 
     @contextmanager
-    def in_place_of(self, network):
+    def in_place_of(self, network: nn.Module) -> Iterator[nn.Module]:
         """The network as it was, for the length of a block; storage is exchanged, nothing is copied."""
         state = dict(_state(network))
         pairs = [(tensor, state[name]) for name, tensor in self.items()]
@@ -75,12 +78,12 @@ class _Drift(torch.autograd.Function):
         return (None, None, *gradients, *[None] * len(gradients))
 
 
-def drift_penalty(parameters, start, weight):
+def drift_penalty(parameters: list[nn.Parameter], start: list[Tensor], weight: float) -> Tensor:
     """weight * sum ||theta - theta_0||^2, a plain sum over all entries; gradient 2 * weight * (theta - theta_0)."""
     return _Drift.apply(weight, len(parameters), *parameters, *start)
 
 
-def relative_motion(network, start, groups):
+def relative_motion(network: nn.Module, start: StartingPoint, groups: dict[str, list[str]]) -> dict[str, float]:
     """{group: ||theta - theta_0|| / ||theta_0|| over the parameters named in it}; waits for the device once."""
     present = dict(network.named_parameters())
     kept = {name: tensor for name, tensor in start.items() if name in present}

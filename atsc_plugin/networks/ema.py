@@ -9,10 +9,10 @@ from torch import nn
 @torch.no_grad()
 def update_ema(average: nn.Module, online: nn.Module, decay: float) -> None:
     """theta_bar <- decay * theta_bar + (1 - decay) * theta, of weights and BN statistics alike; counts are copied."""
-    pairs = [*zip(average.parameters(), online.parameters(), strict=True)]
-    pairs += zip(average.buffers(), online.buffers(), strict=True)
+    averages, onlines = ([*network.parameters(), *network.buffers()] for network in (average, online))
+    pairs = list(zip(averages, onlines, strict=True))
     floats = [pair for pair in pairs if pair[0].is_floating_point()]
-    torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - decay)
+    torch._foreach_lerp_([mine for mine, _ in floats], [current for _, current in floats], 1 - decay)
     for mine, current in pairs:
         if not mine.is_floating_point():
             mine.copy_(current)

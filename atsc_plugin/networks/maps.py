@@ -4,19 +4,23 @@ Pure torch, no host: the networks only have to return (logits, {"feats": [...], 
 do. A network that cannot be served is refused by name when a distiller is built, never in the middle of a run.
 """
 
+from __future__ import annotations
+
 import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from atsc_plugin.errors import ModelRefused
 from atsc_plugin.losses import pool
 
 
-def classifier_of(model, name="the network"):
+def classifier_of(model: nn.Module, name: str = "the network") -> nn.Linear:
     """The linear layer behind the pooled features: attribute fc, linear, classifier or classifier[0]."""
     if isinstance(getattr(model, "without_classifier", None), str):
         raise ModelRefused(f"{name} {model.without_classifier}")
@@ -39,12 +43,12 @@ class MapSource:
     place: str
     relu: bool = False
 
-    def __call__(self, model, image):
+    def __call__(self, model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
         """(logits, map) of one forward pass."""
         logits, _, feature_map = self.read(model, image)
         return logits, feature_map
 
-    def read(self, model, image):
+    def read(self, model: nn.Module, image: Tensor) -> tuple[Tensor, dict, Tensor]:
         """(logits, the network's own dict of maps, map) of one forward pass."""
         if self.place in ("feats", "preact"):
             logits, feats = model(image)
@@ -75,17 +79,17 @@ class MapReader:
     It is compiled as a whole: a compiled network would return all of its maps, and each costs zeros on the way back.
     """
 
-    def __init__(self, network, source):
+    def __init__(self, network: nn.Module, source: MapSource) -> None:
         self.network, self.source = network, source
-        self._compiled = None
+        self._compiled: Callable | None = None
 
-    def __call__(self, image):
+    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
         return self._read(image) if self._compiled is None else self._compiled(image)
 
     def _read(self, image):
         return self.source(self.network, image)
 
-    def compile(self, **options):
+    def compile(self, **options: Any) -> bool:
         """Compile, and whether that can be: a map read by a hook inside the network would be missed."""
         if self.source.place not in ("feats", "preact"):
             return False
@@ -106,7 +110,7 @@ class MapFacts:
     classes: int
 
 
-def teacher_map(model, image_size, name):
+def teacher_map(model: nn.Module, image_size: int, name: str) -> MapFacts:
     """The map F_t whose global average is the classifier's input; refused by name where there is none.
 
     Tried in this order: the last of `feats`, the ReLU of the last of `preact_feats` (WRNs take feats before their last
@@ -128,7 +132,7 @@ def teacher_map(model, image_size, name):
     )
 
 
-def student_map(model, image_size, name):
+def student_map(model: nn.Module, image_size: int, name: str) -> MapFacts:
     """The map F_s that is projected: the last of `feats`, or for WRNs the ReLU of the last pre-activation.
 
     A student needs no classifier of its own: one that predicts otherwise (Tiny-ImageNet's MobileNetV2) gives `feats`.
@@ -144,7 +148,7 @@ def student_map(model, image_size, name):
         return _facts(matching[0] if matching else FEATS, model, image)
 
 
-def check_classes(student, teacher, student_name, teacher_name, because=""):
+def check_classes(student: Any, teacher: Any, student_name: str, teacher_name: str, because: str = "") -> None:
     """Refuse two networks, by their facts, that tell different numbers of classes apart."""
     if student.classes != teacher.classes:
         raise ModelRefused(
@@ -153,7 +157,7 @@ def check_classes(student, teacher, student_name, teacher_name, because=""):
         )
 
 
-def unused_parameters(model, source, image_size):
+def unused_parameters(model: nn.Module, source: MapSource, image_size: int) -> list[str]:
     """Names of the parameters that cannot move the map: the student's own head and whatever else lies behind it."""
     names, parameters = zip(*[(n, p) for n, p in model.named_parameters() if p.requires_grad], strict=True)
     with evaluating(model), torch.enable_grad():
@@ -177,7 +181,7 @@ def _averages_to(feature_map, pooled):
     return torch.allclose(pool(feature_map), pooled, rtol=1e-4, atol=1e-6)
 
 
-def outputs_of(model, image, name):
+def outputs_of(model: nn.Module, image: Tensor, name: str) -> tuple[Tensor, dict]:
     """(logits, feats) of a network in mdistiller's clothes; anything else is refused by name."""
     try:
         output = model(image)
@@ -223,7 +227,7 @@ def _search_modules(model, image, pooled):
     return found[0] if found else None
 
 
-def probe_image(model, image_size):
+def probe_image(model: nn.Module, image_size: int) -> Tensor:
     """Two fixed noise images where the network lives; a generator of its own, so that no run's draws are moved."""
     parameter = next(model.parameters())
     noise = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
@@ -231,7 +235,7 @@ def probe_image(model, image_size):
 
 
 @contextmanager
-def evaluating(model):
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode for a probe, so that no running statistic moves; every module's own mode is put back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -3,10 +3,13 @@
 The first entry of mdistiller's `feats` is the stem's map, the others are the stages'; pure torch, no host.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from atsc_plugin.errors import ModelRefused
 from atsc_plugin.losses import align, full
@@ -20,12 +23,12 @@ class StageFacts:
     shapes: list
     classes: int
 
-    def all_but_the_stem(self):
+    def all_but_the_stem(self) -> list[int]:
         """Indices of the stages; a network with a single map has that one."""
         return list(range(1, len(self.shapes))) or [0]
 
 
-def stage_facts(model, image_size, name):
+def stage_facts(model: nn.Module, image_size: int, name: str) -> StageFacts:
     """The shapes of a network's maps on images of this size; what has no maps is refused by name."""
     with evaluating(model), torch.no_grad():
         logits, feats = outputs_of(model, probe_image(model, image_size), name)
@@ -36,7 +39,7 @@ def stage_facts(model, image_size, name):
     return StageFacts(shapes, logits.shape[1])
 
 
-def check_stages(indices, facts, key, name):
+def check_stages(indices: list[int], facts: StageFacts, key: str, name: str) -> None:
     """Refuse indices that lie outside a network's maps."""
     outside = [index for index in indices if index >= len(facts.shapes)]
     if outside:
@@ -45,12 +48,12 @@ def check_stages(indices, facts, key, name):
         )
 
 
-def attention(feature_map):
+def attention(feature_map: Tensor) -> Tensor:
     """N x C x H x W -> N x HW: the mean over channels of the squares, each row of Euclidean length 1"""
     return F.normalize(full(feature_map).pow(2).mean(dim=1).flatten(1))
 
 
-def attention_distance(student_map, expert_map):
+def attention_distance(student_map: Tensor, expert_map: Tensor) -> Tensor:
     """mean over images and positions of (attention(student) - attention(expert))^2, the larger map pooled first"""
     side = min(student_map.shape[-1], expert_map.shape[-1])
     return (attention(align(student_map, side)) - attention(align(expert_map, side))).pow(2).mean()

@@ -3,7 +3,7 @@
 teacher.safetensors is a deployed resnet20, trained on digits100 by the TEACHER node of configs/quickstart/kd.yaml: what
 TEACHER.TRAIN_IF_MISSING trains there. teacher.json is its card, with the recipe, the seed, the accuracy, the versions
 it was made with, the file's sha256 and the command. Another version of torch or another processor rounds otherwise:
-the same recipe gave 91.15 % here (torch 2.14.1) and 88.58 % on another machine (torch 2.15.0).
+the same recipe gave 91.15 % with torch 2.14.1, which is this file, and 88.58 % with torch 2.15.0.
 """
 
 from __future__ import annotations

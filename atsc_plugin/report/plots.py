@@ -1,0 +1,172 @@
+"""The plots of a table: accuracy over epochs, against time, and what the teacher did. Needs matplotlib.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; line style and marker say the same again. In the
+SVG everything that is not a curve takes the page's text colour, so that one picture serves light and dark pages.
+"""
+
+import io
+import math
+import re
+import statistics
+import textwrap
+from collections.abc import Callable
+
+from atsc_plugin.report.runs import of_teachers
+from atsc_plugin.report.table import Row, Table
+
+INK = "#1a1b1c"  # stands for the page's text colour
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F", INK)
+STYLES, MARKERS = ("-", "--", ":", "-."), "osD^vPX*<>"
+WIDTH, HEIGHT = 4.6, 3.0  # inches of one panel: readable at the width of a phone
+HOW_TO = 'No plots: matplotlib is not installed. pip install "atsc_plugin[plots]", then run report again.'
+
+
+def available() -> bool:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def draw(table: Table, number: int = 0) -> list[tuple[str, str]]:
+    """(title, SVG) of every panel that the runs have figures for; `number` keeps the pictures of a page apart."""
+    return [(panel[0], _svg(_figure([panel]), f"{number}{panel[0]}")) for panel in panels(table)]
+
+
+def picture(table: Table) -> bytes:
+    """All panels in one PNG, two a line, with one legend."""
+    from PIL import Image  # matplotlib needs it too
+
+    png, small = io.BytesIO(), io.BytesIO()
+    _figure(panels(table), titles=True).savefig(png, format="png", dpi=110, facecolor="white")
+    image = Image.open(png).convert("RGB").quantize(256, dither=Image.Dither.NONE)  # a third of the bytes
+    image.save(small, format="PNG", optimize=True)
+    return small.getvalue()
+
+
+def panels(table: Table) -> list[tuple[str, Callable]]:
+    """(title, function that draws into axes) of everything that was logged."""
+    rows = [row for row in table.rows if row.runs]
+    looks = {row.label: (COLOURS[k % 9], STYLES[k // 2 % 4], MARKERS[k % 10]) for k, row in enumerate(rows)}
+    where = "validation images" if table.runs[0].get("selected_on") == "val" else "test images"
+    over = (
+        ("Accuracy over epochs", "top1", f"top-1 on {where}, %"),
+        ("Teacher's accuracy over epochs", "teacher_top1", "teacher's top-1, %"),
+        ("Teacher's drift over epochs", "drift", "‖θ − θ₀‖ / ‖θ₀‖"),
+    )
+    found = [
+        (title, lambda axes, field=field, label=label: _curves(axes, rows, looks, field, label))
+        for title, field, label in over
+        if any(by_epoch(row, field) for row in rows)
+    ]
+    found.insert(1, ("Accuracy against training time", lambda axes: _points(axes, rows, looks)))
+    return found
+
+
+def by_epoch(row: Row, field: str) -> dict[int, list[float]]:
+    """{epoch: the figure of every run that logged it}; several teachers (t1_drift, t2_drift, ...) give their mean."""
+    points = {}
+    for run in row.runs:
+        for line in run.log:
+            values = [value for value in of_teachers(line, field) if math.isfinite(value)]
+            if values:
+                points.setdefault(line["epoch"], []).append(statistics.fmean(values))
+    return dict(sorted(points.items()))
+
+
+def _curves(axes, rows, looks, field, label):
+    """Mean over seeds and a band of one standard deviation."""
+    axes.set(xlabel="epoch", ylabel=label)
+    length = 1
+    for row in rows:
+        if points := by_epoch(row, field):
+            colour, style, marker = looks[row.label]
+            means, stds = zip(*map(_mean_and_std, points.values()), strict=True)
+            axes.plot(list(points), means, color=colour, linestyle=style, marker=marker, markersize=4, linewidth=1.4,
+                      markevery=max(1, len(points) // 6), label=_plain(row.label))  # fmt: skip
+            low, high = ([m + sign * s for m, s in zip(means, stds, strict=True)] for sign in (-1, 1))
+            axes.fill_between(list(points), low, high, color=colour, alpha=0.15, linewidth=0)
+            length = max(length, *points)
+    if length <= 12:
+        axes.set_xticks(range(1, length + 1))
+
+
+def _points(axes, rows, looks):
+    """Last-epoch mean and spread against the time of a run; rows that lost their teacher are only named."""
+    axes.set(xlabel="minutes of training, a run", ylabel="top-1 last epoch, %")
+    tops = {row.label: _mean_and_std(row.figures("top1_last")) for row in rows}
+    lost = [row for row in rows if any(run.collapsed for run in row.runs)]
+    if 0 < len(lost) < len(rows):
+        told = ", ".join(f"{_plain(row.label)} {tops[row.label][0]:.1f}" for row in lost)
+        told = textwrap.fill(f"collapsed, not drawn: {told}", 66)
+        axes.text(0.5, 0.02, told, transform=axes.transAxes, ha="center", fontsize=7, color=INK)
+    for row in rows:
+        if row not in lost or len(lost) == len(rows):
+            (mean, std), (colour, _, marker) = tops[row.label], looks[row.label]
+            axes.errorbar([row.median("seconds") / 60], [mean], yerr=[std], color=colour, marker=marker, markersize=7,
+                          linestyle="none", elinewidth=1.2, capsize=3, label=_plain(row.label))  # fmt: skip
+    axes.margins(x=0.12, y=0.12)
+
+
+def _mean_and_std(values):
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _figure(found, titles=False):
+    """Panels, two a line, and below them the legend of the first."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    columns, lines = min(2, len(found)), math.ceil(len(found) / 2)
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(WIDTH * columns, HEIGHT * lines), layout="constrained")
+        places = figure.subplots(lines, columns, squeeze=False).flatten()
+        for axes, (title, fill) in zip(places, found, strict=False):
+            fill(axes)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.label.set_color(INK)
+            axes.set_title(title if titles else "", color=INK, fontsize=9)
+            axes.tick_params(colors=INK)
+            axes.grid(color=INK, alpha=0.15, linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.spines[["left", "bottom"]].set_color(INK)
+            axes.set_axisbelow(True)
+        for axes in places[len(found) :]:
+            axes.set_visible(False)
+        _legend(figure, *places[0].get_legend_handles_labels(), 2 * columns)
+    return figure
+
+
+def _legend(figure, handles, labels, columns):
+    """Below everything, with as many columns as fit."""
+    for count in range(columns, 0, -1):
+        legend = figure.legend(
+            handles, labels, loc="outside lower center", ncols=count, frameon=False, fontsize=8, labelcolor=INK,
+            handlelength=2.6, columnspacing=1.5, labelspacing=0.3, borderaxespad=0.1,
+        )  # fmt: skip
+        if count == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.17 * math.ceil(len(labels) / count))
+
+
+def _plain(label):
+    """A name as it is: matplotlib takes dollars for mathematics and hides a name with a leading underscore."""
+    text = label if len(label) <= 34 else f"{label[:33]}…"
+    return (f" {text}" if text.startswith("_") else text).replace("$", r"\$")
+
+
+def _svg(figure, salt):
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = svg.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    used = set(re.findall(r"#([\w.-]+)", text))  # an id that nothing refers to would stand twice on a page
+    text = re.sub(r'\sid="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
+    return re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1sans-serif", text)

@@ -1,0 +1,300 @@
+"""Runs as one flat table, a dict of values per run: from run directories and from recorded suites alike.
+
+A run directory holds result.json, cfg.yaml, about.json, log.jsonl, and stopped.json or the suite runner's job.json
+where they apply. A recorded suite holds runs.csv, curves.csv and suite.json (record.py). Columns are the fields of
+result.json, then those of about.json and job.json. Files are bounded and checked; what cannot be read is skipped with
+its reason.
+"""
+
+import csv
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from atsc_plugin.collapse import collapsed, figures_of
+from atsc_plugin.errors import PluginError
+
+MARKS = ("runs.csv", "cfg.yaml", "result.json", "job.json")  # a folder with one of these is looked at
+# What values must be; anything else that is recorded passes through. A finished run must have the first group.
+REQUIRED = {
+    str: "method student dataset data device host host_version selected_on",
+    float: "epochs top1_last top1_best seconds images_per_second params_deployed params_trained",
+}
+OPTIONAL = {
+    str: "run method_name display test_data precision suite suite_file arm pair cfg adapted_by teacher_file command images",
+    float: "image_size ece nll params_student peak_memory_mb stretch trials at_once",
+    list: "overrides notes against primary",
+    dict: "set",
+}
+OF_THE_SUITE = (
+    "suite_file",
+    "notes",
+    "images",
+    "against",
+    "primary",
+)  # what job.json says of the suite, not of the run
+KNOWN_BETTER = ("seed", "device", "status")  # of job.json: the run itself says it
+
+
+@dataclass(eq=False)
+class Run:
+    """One row of the flat table, with its configuration, its log and what is known of its suite."""
+
+    values: dict[str, Any]
+    keys: dict[str, Any]  # {dotted name: value}
+    log: list[dict[str, float]]  # an epoch each
+    suite: dict[str, Any]
+    path: Path
+
+    def get(self, name: str, default: Any = None) -> Any:
+        found = self.values.get(name)
+        return default if found is None else found
+
+    @property
+    def finished(self) -> bool:
+        return self.values["status"] == "finished"
+
+    @property
+    def missing(self) -> bool:
+        """Failed or stopped: meant to be in the table. One that is only unfinished may still come."""
+        return self.values["status"] in ("failed", "stopped")
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no result, in words."""
+        said = {"failed": "failed: ", "stopped": "stopped "}.get(self.values["status"])
+        return f"{said}{self.get('reason', 'and kept no reason')}" if said else "unfinished"
+
+    @property
+    def name(self) -> str:
+        return self.values["run"].rpartition("/")[0]
+
+    @property
+    def teachers(self) -> list[str]:
+        named = self.get("teacher", [])
+        return named if isinstance(named, list) else [named]
+
+    @property
+    def teacher_id(self) -> str | None:
+        """A file's name, or the seed the teacher is trained with; several go by their first, none is None."""
+        if not self.teachers:
+            return None
+        files = self.keys.get("DISTILLER.TEACHER_CKPTS") or self.keys.get("DISTILLER.TEACHER_CKPT")
+        # A teacher that another run adapted further counts as the teacher that run began with.
+        given = self.get("teacher_file") if self.get("adapted_by") else files[0] if isinstance(files, list) else files
+        return f"file {Path(str(given)).name}" if given else f"seed {self.keys.get('TEACHER.SEED', 1)}"
+
+    @property
+    def precision(self) -> str:
+        """The number format that training ran in. Older runs did not record it: a CPU's `auto` was always fp32."""
+        asked = str(self.get("precision") or self.keys.get("SOLVER.AMP", "auto"))
+        if asked == "auto":
+            asked = "fp32" if str(self.get("device", "")).startswith("cpu") else "unknown"
+        return "fp32" if asked == "none" else asked
+
+    @property
+    def collapsed(self) -> int | None:
+        """The first epoch after which a teacher was lost, by the logged figures, whatever the guard was told to do."""
+        return next((line["epoch"] for line in self.log if any(map(collapsed, figures_of(line)))), None)
+
+
+def read_runs(paths) -> tuple[list[Run], list[str]]:
+    """(runs, what was skipped and why) of all run directories and recorded suites in and below the paths."""
+    runs, skipped, seen = [], [], set()
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise PluginError(f"{clean(path)} is no directory; expected a run directory, or a folder that holds some.")
+        for place in sorted({mark.parent for mark in path.rglob("*") if mark.name in MARKS}):
+            if place.resolve() not in seen:
+                seen.add(place.resolve())
+                try:
+                    found, problems = read_suite(place) if (place / "runs.csv").is_file() else ([read_run(place)], [])
+                except (PluginError, RecursionError) as error:  # the latter of what is nested too deeply
+                    found, problems = [], [str(error)]
+                runs += found
+                skipped += [f"{clean(place)}: {problem}" for problem in problems]
+    return runs, skipped
+
+
+def read_run(folder: Path) -> Run:
+    """The run of one directory; a PluginError says what is wrong with one that is half-written or not ours."""
+    job, result = _json(folder / "job.json") or {}, _json(folder / "result.json")
+    if not (folder / "cfg.yaml").is_file() and "suite" not in job:
+        raise PluginError("no cfg.yaml: no run directory of ours, or cut off while it was made")
+    keys, here = _configuration(folder / "cfg.yaml"), folder.absolute()
+    about, stopped = _json(folder / "about.json") or {}, _json(folder / "stopped.json")
+    own = about | {name: value for name, value in job.items() if name not in KNOWN_BETTER}
+    values = {"run": f"{here.parent.name}/{here.name}", "seed": parsed(here.name.removeprefix("seed_")[:9])}
+    if result is not None:
+        values |= own | result | {"status": "finished"}
+    else:
+        planned = {
+            "method": "DISTILLER.TYPE",
+            "student": "DISTILLER.STUDENT",
+            "dataset": "DATASET.TYPE",
+            "epochs": "SOLVER.EPOCHS",
+        }
+        values |= {name: keys.get(key) for name, key in planned.items()}
+        values["teacher"] = keys.get("DISTILLER.TEACHERS") or keys.get("DISTILLER.TEACHER")
+        values |= own | {"status": "failed" if job.get("status") == "failed" else "unfinished"}
+        if stopped:
+            said = f"in epoch {stopped.get('epoch', '?')}: {stopped.get('reason', 'no reason kept')}"
+            values |= {"status": "stopped", "reason": said}
+    suite = {name: found for name in OF_THE_SUITE if (found := values.pop(name, None)) is not None}
+    log = []
+    for line in (_text(folder / "log.jsonl", 64) or "").splitlines():
+        log += _epoch(parsed(line))  # a line that a crash cut off stays text, and is left out
+    return _checked(Run(clean(values), keys, log, clean(suite), folder))
+
+
+def read_suite(folder: Path) -> tuple[list[Run], list[str]]:
+    """(runs, problems) of a folder with runs.csv, curves.csv and suite.json."""
+    suite = clean(_json(folder / "suite.json") or {})
+    shared, logs, runs, problems = suite.pop("keys", None) or {}, {}, [], []
+    for line in _csv(folder / "curves.csv"):
+        logs.setdefault(str(line.pop("run", None)), []).extend(_epoch(line))
+    for number, line in enumerate(_csv(folder / "runs.csv"), start=2):
+        values = clean({name: value for name, value in line.items() if value is not None})
+        keys = values.pop("keys", {})
+        try:
+            if not isinstance(keys, dict) or not isinstance(shared, dict) or {"run", "status"} - values.keys():
+                raise PluginError("no run, no status, or keys that are no mapping")
+            runs.append(_checked(Run(values, {**shared, **keys}, logs.get(values["run"], []), suite, folder)))
+        except PluginError as error:
+            problems.append(f"runs.csv line {number}: {error}")
+    return runs, problems
+
+
+def clean(value: Any) -> Any:
+    """Without control characters and half-decoded bytes: names of folders and classes reach terminals and pages."""
+    if isinstance(value, dict):
+        return {clean(name): clean(content) for name, content in value.items()}
+    if isinstance(value, list):
+        return [clean(content) for content in value]
+    if isinstance(value, str | Path):
+        return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in str(value))
+    return value
+
+
+def parsed(cell: str) -> Any:
+    """The value of a cell: JSON where it is JSON, None where it is empty, else the text itself."""
+    try:
+        return json.loads(cell) if cell else None
+    except ValueError:
+        return cell
+
+
+def cell(value: Any) -> str:
+    """A value as a cell that `parsed` reads back. Text that looks like JSON or a spreadsheet's formula is quoted."""
+    if isinstance(value, str) and value and value[0] not in "=+-@" and parsed(value) == value:
+        return value
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def of_teachers(line: dict, name: str) -> list[float]:
+    """A figure of one epoch, teacher by teacher: a single one has the plain name, several are t1_, t2_, ..."""
+    return [line[name]] if name in line else [line[key] for key in line if re.fullmatch(rf"t\d+_{name}", key)]
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e15  # nan is not
+
+
+def _checked(run: Run) -> Run:
+    """The run itself, or a PluginError that names what no run writes."""
+    values = {**run.suite, **run.values}
+    wrong = [name for names in REQUIRED.values() for name in names.split() if run.finished and values.get(name) is None]
+    for kind, names in [*(REQUIRED.items() if run.finished else ()), *OPTIONAL.items()]:
+        for name in names.split():
+            value = values.get(name)
+            fits = _is_number(value) if kind is float else isinstance(value, kind)
+            wrong += [] if fits or value is None else [name]
+    wrong += [name for name in ("epochs", "stretch") if _is_number(values.get(name)) and values[name] <= 0]
+    for name in ("teacher", "teacher_top1_before", "teacher_top1_after"):  # a value, or a list of one per teacher
+        each = values.get(name) if isinstance(values.get(name), list) else [values.get(name)]
+        fits = (isinstance(one, str) if name == "teacher" else _is_number(one) for one in each if one is not None)
+        wrong += [] if all(fits) else [name]
+    wrong += [] if isinstance(values.get("seed"), int | str) else ["seed"]
+    if wrong:
+        told = [
+            f"{name} is {str(values[name])[:60]!r}" if name in values else f"it has no {name}" for name in wrong[:4]
+        ]
+        raise PluginError(f"not what a run writes: {'; '.join(told)}")
+    return run
+
+
+def _epoch(line):
+    """[the numbers of one epoch], [] for a line without an epoch."""
+    if not isinstance(line, dict) or type(line.get("epoch")) is not int or not _is_number(line["epoch"]):
+        return []
+    return [{clean(name): value for name, value in line.items() if isinstance(value, float) or _is_number(value)}]
+
+
+def _text(path, megabytes):
+    """What a file holds, None where there is none."""
+    if not path.is_file():
+        return None
+    if path.stat().st_size > megabytes * 2**20:
+        raise PluginError(f"{path.name} has {path.stat().st_size:,} bytes; expected at most {megabytes} MiB")
+    try:
+        return path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PluginError(f"{path.name} cannot be read: {error}") from error
+
+
+def _json(path):
+    """The mapping in a JSON file, None where there is no file."""
+    text = _text(path, 4)
+    try:
+        content = None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PluginError(f"{path.name} is no JSON: {str(error)[:120]}") from error
+    if text is not None and not isinstance(content, dict):
+        raise PluginError(f"{path.name} holds a {type(content).__name__}; expected a mapping, as a run writes it")
+    return content
+
+
+def _csv(path):
+    """The rows of a CSV file as dicts of parsed cells; none where there is no file."""
+    lines = csv.DictReader(io.StringIO(_text(path, 64) or "", newline=""))
+    try:
+        return [{name: parsed(text) for name, text in line.items() if name and isinstance(text, str)} for line in lines]
+    except csv.Error as error:
+        raise PluginError(f"{path.name} is no CSV: {error}") from error
+
+
+def _configuration(path, most=20_000):
+    """{dotted name: value} of a cfg.yaml. Aliases and merge keys can grow without bound: it may have `most` values."""
+    text, count = _text(path, 0.25) or "", 0
+    if "<<" in text:
+        raise PluginError("cfg.yaml has a merge key (<<), which no run writes")
+    try:
+        tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except Exception as error:  # the parser also lets ValueError, RecursionError and others through
+        raise PluginError(f"cfg.yaml is no YAML: {' '.join(str(error).split())[:120]}") from error
+
+    def plain(value):
+        nonlocal count
+        count += 1
+        if count > most:
+            raise PluginError(f"cfg.yaml has more than {most:,} values")
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        return value if isinstance(value, int | float | None) else clean(str(value))
+
+    flat, waiting = {}, [("", tree or {})]
+    while waiting:
+        prefix, node = waiting.pop()
+        if not isinstance(node, dict):
+            raise PluginError(f"cfg.yaml holds a {type(node).__name__}; expected nested keys")
+        for step, value in node.items():
+            if isinstance(value, dict):
+                waiting.append((f"{prefix}{plain(step)}.", value))
+            else:
+                flat[clean(f"{prefix}{step}")] = plain(value)
+    return flat
