@@ -55,6 +55,7 @@ def in_this_process(here, monkeypatch):
     )
     monkeypatch.setattr(jobs, "subprocess", ours)
     monkeypatch.setattr(runner, "subprocess", ours)
+    monkeypatch.setattr("atsc_plugin.report.plots.available", lambda: False)  # drawing takes longest
     InThisProcess.started = []
 
 

@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from atsc_plugin.commands import parser_of
+from atsc_plugin.commands import parser_of, registered_cfg
 from atsc_plugin.errors import PluginError
 
 EXAMPLES = """
@@ -53,7 +53,7 @@ def run(args):
     if args.make_teacher:
         from atsc_plugin.quickstart import teacher
 
-        card = teacher.make(args.make_teacher, args.opts)
+        card = teacher.make(registered_cfg(teacher.CONFIG, args.opts), args.make_teacher, args.opts)
         print(f"{card['student']}: {card['test_top1']:.2f} % on the test images; written to {args.make_teacher}")
         return 0
     runs = _runs(args)
@@ -199,11 +199,13 @@ def _table(rows):
     """Lines of the comparison: accuracies in percent on the test images after the last epoch."""
     lines = [("method", "top-1", "teacher before -> after", "deployed", "seconds")]
     for name, result in rows:
-        lines.append((name, f"{result['top1_last']:.2f}", _teacher(result), f"{result['params_deployed']:,}",
-                      f"{result['seconds']:.0f}"))  # fmt: skip
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = ["   ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in
-            zip(line[1:], widths[1:], strict=True))]) for line in lines]  # fmt: skip
+        size, seconds = f"{result['params_deployed']:,}", f"{result['seconds']:.0f}"
+        lines.append((name, f"{result['top1_last']:.2f}", _teacher(result), size, seconds))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = []
+    for name, *cells in lines:
+        parts = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        text.append("   ".join([name.ljust(widths[0]), *parts]))
     return [_bold(text[0]), "-" * len(text[0]), *text[1:]]
 
 

@@ -31,18 +31,16 @@ def sha256_of(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def make(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Find or train the teacher of CONFIG, write teacher.safetensors and teacher.json to `folder`; returns the card."""
+def make(cfg: Any, folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Find or train the teacher of a configuration (CONFIG with `overrides`), write its two files; returns the card."""
     import torch
 
     from atsc_plugin import build, host, teachers
-    from atsc_plugin.commands import registered_cfg
     from atsc_plugin.engine import checkpoint
     from atsc_plugin.engine.batches import device_of, place_module
     from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
     from atsc_plugin.networks.deployed import DeployedStudent, tensors_of
 
-    cfg = registered_cfg(CONFIG, list(overrides))
     device = device_of(cfg)
     data = build.data_of(cfg, device)
     (own,) = teachers.configs_by_teacher(cfg)
