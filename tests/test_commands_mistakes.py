@@ -6,7 +6,7 @@ import pytest
 import torch
 from bombs import plant_bomb
 from PIL import Image
-from small_runs import QUICK, ROOT, SMALL, refused, run_folder, tiny, train
+from small_runs import QUICK, ROOT, refused, run_folder, tiny, train
 from tiny import TinyNet
 
 from atsc_plugin.__main__ import main
@@ -168,18 +168,17 @@ def test_an_imagenet_teacher_comes_from_torchvisions_cache_or_a_named_file(here,
     assert main(["eval", str(next((here / "output").rglob("result.json")).parent), "--json"]) == 0
 
 
-def test_the_guard_stops_the_released_atsc_step_with_status_3_and_says_why(here, capsys, teacher_file):
+def test_the_guard_stops_the_released_atsc_step_with_status_3_and_says_why(here, capsys, tiny_teacher_file):
     """On an untrained teacher the figures mean nothing; a head start for the labels it gives itself is not needed."""
-    words = ["DISTILLER.TEACHER_CKPT", str(teacher_file), "ATSC.GUARD", "stop", "ATSC.DRIFT.WEIGHT", "0.0"]
-    command = ["train", "--cfg", str(QUICK / "atsc_published.yaml"), *words, "EXPERIMENT.NAME", "g", *SMALL]
-    status = main(command)
+    words = ["DISTILLER.TEACHER_CKPT", str(tiny_teacher_file), "ATSC.GUARD", "stop", "ATSC.DRIFT.WEIGHT", "0.0"]
+    status = tiny("atsc_published", *words, name="g")
     said = capsys.readouterr()
     assert status == 3
     assert "the teacher has collapsed" in said.err
     folder = run_folder(here, "g")
     assert "ATSC.DRIFT.WEIGHT" in json.loads((folder / "stopped.json").read_text())["reason"]
     assert not (folder / "result.json").exists()
-    refused(capsys, main(command), "a run that was stopped", "--resume")
+    refused(capsys, tiny("atsc_published", *words, name="g"), "a run that was stopped", "--resume")
 
 
 def test_resume_and_overwrite_exclude_each_other(capsys):
