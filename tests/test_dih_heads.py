@@ -9,9 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from bombs import plant_bomb
 from runs import tiny_loader
 from small_dih import begun, dih_config, tiny_data, tiny_dih
-from test_checkpoint import plant_bomb
 from tiny import batch
 from tiny_stages import TinyStages
 
