@@ -19,7 +19,11 @@ setup(
     license="MIT",
     packages=[*find_packages(include=["atsc_plugin", "atsc_plugin.*"]), "atsc_plugin.configs"],
     package_dir={"atsc_plugin.configs": "configs"},  # a wheel carries the configuration files inside the package
-    package_data={"atsc_plugin.configs": ["**/*.yaml"], "atsc_plugin.report": ["*.csv", "*.css", "*.js"]},
+    package_data={
+        "atsc_plugin.configs": ["**/*.yaml"],
+        "atsc_plugin.report": ["*.csv", "*.css", "*.js"],
+        "atsc_plugin.quickstart": ["teacher.safetensors", "teacher.json"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.7",  # safe_globals with (callable, name): NumPy numbers in older checkpoints

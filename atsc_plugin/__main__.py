@@ -17,6 +17,7 @@ from atsc_plugin.errors import Interrupted, PluginError, RunStopped, out_of_memo
 from atsc_plugin.untrusted import message_of, printable
 
 COMMANDS = {
+    "quickstart": "four methods, one teacher, a toy data set: a comparison in minutes",
     "train": "train a student (and its teacher where it is missing) from a config file",
     "teachers": "train the teachers of a config file that are missing, or several seeds of one, and keep them",
     "eval": "accuracy of a run directory, a deployed student or a checkpoint",

@@ -166,7 +166,8 @@ def teacher_moved(distiller):
         optimizer.zero_grad()
         sum(one_forward(distiller, epoch)[1].values()).backward()
         optimizer.step()
-        return {name for name, tensor in distiller.teacher.state_dict().items() if not torch.equal(tensor, before[name])}
+        after = distiller.teacher.state_dict()
+        return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
 
     return step
 

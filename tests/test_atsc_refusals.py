@@ -76,7 +76,7 @@ def test_copies_that_data_parallel_makes_for_several_gpus_are_refused_with_the_w
         (["ATSC.TEACHER.AVERAGE", "0.9"], ["ATSC.TEACHER.AVERAGE is gone: it is called ATSC.TEACHER.EMA"]),
         (["ATSC.TEACHER.WARMUP_EPOCHS", "1"], ["WARMUP_EPOCHS is 1 and SOLVER.EPOCHS 1", "would never learn"]),
         (["ATSC.TEACHER.LR_SCALE", "0.5", "SOLVER.TRAINER", "base"], ["LR_SCALE 0.5 wants a second rate"]),
-        (["ATSC.GUARD", "stop", "SOLVER.TRAINER", "base"], ["ATSC.GUARD stop looks at the teacher", "Use SOLVER.TRAINER plugin"]),
+        (["ATSC.GUARD", "stop", "SOLVER.TRAINER", "base"], ["GUARD stop looks at the teacher", "TRAINER plugin"]),
     ],
 )
 def test_a_mistake_in_the_keys_costs_nothing(here, capsys, words, parts):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-COMMANDS = ("bench", "doctor", "evaluate", "export", "predict", "prepare", "train")
+COMMANDS = ("bench", "doctor", "evaluate", "export", "predict", "prepare", "quickstart", "train")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

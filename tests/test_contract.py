@@ -53,7 +53,7 @@ def test_it_trains_resumes_bit_for_bit_and_what_it_deploys_predicts_the_same_fro
     assert moved(trainer.distiller.student, student)
     for network_, before in zip(networks, beside, strict=True):
         assert moved(network_.module, before) == network_.moves, network_.name
-    assert class_of(name).LEAVES_NETWORKS == any(network_.moves for network_ in networks)
+    assert any(network_.moves for network_ in networks) == class_of(name).LEAVES_NETWORKS
 
     cfg.SOLVER.EPOCHS = 1
     trainer_of(cfg, tmp_path / "parts").fit()
@@ -148,7 +148,7 @@ def test_every_question_has_an_answer_of_its_kind(tmp_path, name):
     method, kind = trainer_of(cfg, tmp_path / "run").method, class_of(name)
     assert isinstance(method, Contract) and isinstance(method, kind)
     assert all(question in dir(method) for question in QUESTIONS)
-    assert kind.NAME == name and kind.TITLE
+    assert name == kind.NAME and kind.TITLE
     assert kind.TEACHERS in (contract.NONE, contract.ONE, contract.SEVERAL)
     assert kind.problems(cfg) == [] and method.misfits(32) == []
     known = {contract.SECOND_STEP, contract.OUR_TRAINER, contract.IDLE_PARAMETERS, contract.HOST_READ}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from runs import log_of, tiny_loader, without_times
+from runs import tiny_loader
 from several import student_and_teachers, tiny
 from small_runs import QUICK, SMALL, refused
 from tiny import batch
@@ -276,6 +276,7 @@ def test_a_file_of_the_hosts_is_not_two_teachers(here, capsys, monkeypatch):
     path = here / "stock.pth"
     torch.save({"model": cifar_model_dict["resnet20"][0](num_classes=100).state_dict()}, path)
     monkeypatch.setitem(cifar_model_dict, "resnet20", (cifar_model_dict["resnet20"][0], str(path)))
+
     class Data:
         name, identity, classes = "cifar100", "cifar100-50000", 100
 

@@ -1,4 +1,4 @@
-"""A method of somebody else's package, in three files: its module, its configuration and its test, which is this one."""
+"""A method of somebody else's package in three files: its module, its configuration, and its test: this one."""
 
 import json
 import sys
@@ -113,7 +113,7 @@ def test_a_method_of_another_package_trains_resumes_deploys_and_appears_under_it
     capsys.readouterr()
     assert main(["eval", str(whole), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["top1"] == facts["top1_last"]
-    assert main(["report", "output/own"]) == 0
+    assert main(["report", str(whole)]) == 0
     assert "matched logits" in capsys.readouterr().out
 
 

@@ -83,7 +83,7 @@ def test_the_page_is_checked_against_its_files(suite, tmp_path, capsys):
     record = tmp_path / "record"
     main(["report", str(suite), "--record", str(record)])
     assert main(["report", "--record", str(record), "--check"]) == 0
-    told = json.loads((record / "suite.json").read_text()) | {"about": "What it is."}
+    told = json.loads((record / "suite.json").read_text()) | {"about": "What it is.", "primary": None}
     (record / "suite.json").write_text(json.dumps(told))
     assert main(["report", "--record", str(record), "--check"]) == 1
     assert f"run: report --record {record}" in capsys.readouterr().out

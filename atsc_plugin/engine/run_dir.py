@@ -33,6 +33,7 @@ LEFT_OUT = (
     "DATASET.NUM_WORKERS",
     "DISTILLER.TEACHER_CKPT",
     "TEACHER.CACHE",
+    "TEACHER.TRAIN_IF_MISSING",
 )  # overrides that do not belong into a run's name: places, seeds, lengths, logging
 
 # Where and on what a run is made: neither a trial's name nor the comparison of two configurations knows these.

@@ -17,7 +17,7 @@ from pathlib import Path
 from atsc_plugin.engine import distributed
 
 ASKED_BY = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-WITHOUT_RESUME = ("teachers", "prepare", "bench")
+WITHOUT_RESUME = ("teachers", "prepare", "bench", "quickstart")
 
 
 class StopAsked(BaseException):
@@ -122,7 +122,8 @@ def resuming_argv(argv, launcher=()):
     module = script.endswith(os.path.join("atsc_plugin", "__main__.py"))
     python = launcher or (["python"] if module else [sys.executable])
     start = [*python, "-m", "atsc_plugin"] if module else [*python, script]
-    if (args[0] if module and args else Path(script).stem) in WITHOUT_RESUME:
+    with_command = module or Path(script).stem == "atsc-plugin"  # of a script in tools/ the name is the command
+    if (args[0] if with_command and args else Path(script).stem) in WITHOUT_RESUME:
         return [*start, *args]
     place = 1 if args[:1] == ["train"] else 0
     return [*start, *args[:place], "--resume", *args[place:]]

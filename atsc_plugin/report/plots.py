@@ -48,7 +48,7 @@ def picture(table: Table) -> bytes:
 def panels(table: Table) -> list[tuple[str, Callable]]:
     """(title, function that draws into axes) of everything that was logged."""
     rows = [row for row in table.rows if row.runs]
-    looks = {row.label: (COLOURS[k % 9], STYLES[k // 2 % 4], MARKERS[k % 10]) for k, row in enumerate(rows)}
+    looks = {row.label: (COLOURS[k % 9], STYLES[(k + k // 9) % 4], MARKERS[k % 10]) for k, row in enumerate(rows)}
     where = "validation images" if table.runs[0].get("selected_on") == "val" else "test images"
     over = (
         ("Accuracy over epochs", "top1", f"top-1 on {where}, %"),

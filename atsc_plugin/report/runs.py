@@ -22,11 +22,12 @@ from atsc_plugin.errors import PluginError
 MARKS = ("runs.csv", "cfg.yaml", "result.json", "job.json")  # a folder with one of these is looked at
 # What values must be; anything else that is recorded passes through. A finished run must have the first group.
 REQUIRED = {
-    str: "method student dataset data device host host_version selected_on",
+    str: "method student dataset device host host_version selected_on",
     float: "epochs top1_last top1_best seconds images_per_second params_deployed params_trained",
 }
 OPTIONAL = {
-    str: "run method_name display test_data precision suite suite_file arm pair cfg adapted_by teacher_file command images",
+    str: "run method_name display data test_data precision suite suite_file arm pair cfg adapted_by teacher_file "
+    "images command",
     float: "image_size ece nll params_student peak_memory_mb stretch trials at_once",
     list: "overrides notes against primary",
     dict: "set",
@@ -154,7 +155,8 @@ def read_run(folder: Path) -> Run:
 
 def read_suite(folder: Path) -> tuple[list[Run], list[str]]:
     """(runs, problems) of a folder with runs.csv, curves.csv and suite.json."""
-    suite = clean(_json(folder / "suite.json") or {})
+    found = clean(_json(folder / "suite.json") or {})
+    suite = {name: value for name, value in found.items() if value is not None}
     shared, logs, runs, problems = suite.pop("keys", None) or {}, {}, [], []
     for line in _csv(folder / "curves.csv"):
         logs.setdefault(str(line.pop("run", None)), []).extend(_epoch(line))
