@@ -84,3 +84,13 @@ def teacher_file(tmp_path):
     torch.manual_seed(0)
     torch.save({"model": cifar_model_dict["resnet20"][0](num_classes=100).state_dict()}, tmp_path / "teacher.pth")
     return tmp_path / "teacher.pth"
+
+
+@pytest.fixture
+def without_cuda(tmp_path):
+    """A PYTHONPATH under which what mdistiller's trainer calls on a GPU is the identity."""
+    from launching import ROOT, WITHOUT_CUDA
+
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(WITHOUT_CUDA)
+    return f"{tmp_path / 'site'}{os.pathsep}{ROOT}"

@@ -25,6 +25,7 @@ LAYERS = [
     ["report"],
     ["bench"],
     ["export", "leaderboard", "library"],
+    ["quickstart"],
     ["commands", "__main__"],
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

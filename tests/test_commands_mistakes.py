@@ -1,17 +1,19 @@
 """The commands and bad input: told, status 2, nothing written, nothing run."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from bombs import plant_bomb
 from PIL import Image
-from small_runs import QUICK, ROOT, refused, run_folder, tiny, train
+from small_runs import QUICK, ROOT, SMALL, TINY, refused, run_folder, tiny, train
 from tiny import TinyNet
 
 from atsc_plugin.__main__ import main
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.engine.step import Step
+from atsc_plugin.host import imagenet_model_dict
 
 
 def test_absent_cifar100_names_the_place_the_source_and_a_config_that_runs_without(here, capsys):
@@ -119,7 +121,7 @@ def test_a_mistake_costs_nothing(here, capsys, words, parts):
         (["eval", "nothing_here"], "There is no nothing_here"),
         (["eval", "."], "Name its configuration with --cfg"),
         (["report", "nothing_here"], "is no directory"),
-        (["report", "."], "No result.json"),
+        (["report", "."], "No finished run under ."),
         (["train", "--cfg", "none.yaml"], "none.yaml cannot be read"),
     ],
 )
@@ -145,6 +147,10 @@ def test_a_deploy_file_that_does_not_fit_its_card_is_told(run, capsys):
     refused(capsys, main(["eval", str(run)]), "has checkpoints but no deploy_last files")
 
 
+def imagenet_net(pretrained=False, num_classes=1000, width=4):
+    return TinyNet(num_classes, width)
+
+
 def test_an_imagenet_teacher_comes_from_torchvisions_cache_or_a_named_file(here, capsys, monkeypatch):
     """No cache: told. A DISTILLER.TEACHER_CKPT: used, and the cache is not asked."""
     monkeypatch.setenv("TORCH_HOME", str(here / "torch"))
@@ -156,29 +162,30 @@ def test_an_imagenet_teacher_comes_from_torchvisions_cache_or_a_named_file(here,
             pixels = torch.randint(0, 256, (224, 224, 3), dtype=torch.uint8, generator=draw).numpy()
             Image.fromarray(pixels).save(folder / "0.png")
     words = ["train", "--cfg", str(ROOT / "configs/imagenet/simkd.yaml"), "DATASET.ROOT", str(here),
-             "DATASET.NUM_WORKERS", "0", "SOLVER.EPOCHS", "1", "DISTILLER.TEACHER", "ResNet18"]  # fmt: skip
-    refused(capsys, main(words), "ResNet18", str(here / "torch"))
+             "DATASET.NUM_WORKERS", "0", "SOLVER.EPOCHS", "1", "SOLVER.BATCH_SIZE", "2"]  # fmt: skip
+    refused(capsys, main([*words, "DISTILLER.TEACHER", "ResNet18"]), "ResNet18", str(here / "torch"))
     assert not (here / "output").exists()
-    from atsc_plugin.host import imagenet_model_dict
-
-    torch.save(imagenet_model_dict["ResNet18"](pretrained=False).state_dict(), here / "r18.pth")
-    assert main([*words, "DISTILLER.TEACHER_CKPT", str(here / "r18.pth"), "SOLVER.BATCH_SIZE", "2"]) == 0
+    for name, width in (("tiny", 4), ("tiny_teacher", 8)):
+        monkeypatch.setitem(imagenet_model_dict, name, partial(imagenet_net, width=width))
+    torch.save(imagenet_net(width=8).state_dict(), here / "teacher.pth")
+    assert main([*words, *TINY, "DISTILLER.TEACHER_CKPT", str(here / "teacher.pth")]) == 0
     card = json.loads(next((here / "output").rglob("deploy_last.json")).read_text())
     assert (card["classes"], card["image_size"], card["mean"]) == (1000, 224, [0.485, 0.456, 0.406])
     assert main(["eval", str(next((here / "output").rglob("result.json")).parent), "--json"]) == 0
 
 
-def test_the_guard_stops_the_released_atsc_step_with_status_3_and_says_why(here, capsys, tiny_teacher_file):
+def test_the_guard_stops_the_released_atsc_step_with_status_3_and_says_why(here, capsys, teacher_file):
     """On an untrained teacher the figures mean nothing; a head start for the labels it gives itself is not needed."""
-    words = ["DISTILLER.TEACHER_CKPT", str(tiny_teacher_file), "ATSC.GUARD", "stop", "ATSC.DRIFT.WEIGHT", "0.0"]
-    status = tiny("atsc_published", *words, name="g")
+    words = ["DISTILLER.TEACHER_CKPT", str(teacher_file), "ATSC.GUARD", "stop", "ATSC.DRIFT.WEIGHT", "0.0"]
+    command = ["train", "--cfg", str(QUICK / "atsc_published.yaml"), *words, "EXPERIMENT.NAME", "g", *SMALL]
+    status = main(command)
     said = capsys.readouterr()
     assert status == 3
     assert "the teacher has collapsed" in said.err
     folder = run_folder(here, "g")
     assert "ATSC.DRIFT.WEIGHT" in json.loads((folder / "stopped.json").read_text())["reason"]
     assert not (folder / "result.json").exists()
-    refused(capsys, tiny("atsc_published", *words, name="g"), "a run that was stopped", "--resume")
+    refused(capsys, main(command), "a run that was stopped", "--resume")
 
 
 def test_resume_and_overwrite_exclude_each_other(capsys):

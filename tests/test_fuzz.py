@@ -13,7 +13,7 @@ import yaml
 from hostile import SMALL, ended_well, inside, output_of, seen
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from test_trainer import without_times
+from runs import without_times
 
 import atsc_plugin
 from atsc_plugin.engine import checkpoint

@@ -1,17 +1,15 @@
 """`launch`: a host's own script runs unmodified with our entries registered; a small stand-in, and the real one."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import ROOT, launch, real
 from PIL import Image
 
 from atsc_plugin.methods.base import load_methods
 
-ROOT = Path(__file__).resolve().parents[1]
 # A fork in miniature: its registries, its config, and a script that only looks and reports.
 FORK = {
     "mdistiller/__init__.py": "",
@@ -32,13 +30,6 @@ FORK = {
     ),
     "tools/helper_beside_the_script.py": "",
 }
-
-
-def launch(script, *words, cwd, **environment):
-    command = [sys.executable, "-m", "atsc_plugin", "launch", str(script), *words]
-    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    surroundings.pop("ATSC_HOST", None)
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=surroundings)
 
 
 def test_a_forks_script_sees_our_entries_and_its_exit_status_is_ours(tmp_path):
@@ -64,19 +55,6 @@ def test_a_script_that_is_not_there_or_has_no_host_is_told(tmp_path):
 
 
 # ---- the real mdistiller ----
-
-real = pytest.mark.skipif("MDISTILLER_PATH" not in os.environ, reason="MDISTILLER_PATH names no mdistiller checkout")
-# On a machine without CUDA: what mdistiller's trainer calls is made the identity, in the child process only.
-WITHOUT_CUDA = (
-    "import torch\ntorch.Tensor.cuda = lambda self, *a, **k: self\ntorch.nn.Module.cuda = lambda self, *a, **k: self\n"
-)
-
-
-@pytest.fixture
-def without_cuda(tmp_path):
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(WITHOUT_CUDA)
-    return f"{tmp_path / 'site'}{os.pathsep}{ROOT}"
 
 
 @real

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launching import ROOT, launch, real
 from PIL import Image
-from test_launch import ROOT, launch, real, without_cuda  # noqa: F401 - the last is a fixture
 
 from atsc_plugin.__main__ import main
 from atsc_plugin.host import tiny_imagenet_model_dict
