@@ -29,7 +29,8 @@ LAYERS = [
     ["commands", "__main__"],
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
-FREE_OF_TORCH = ["report", "leaderboard", "commands.leaderboard", "__main__", "engine.run_dir", "errors", "seeds"]
+FREE_OF_TORCH = ["report", "leaderboard", "quickstart.progress", "quickstart.teacher", "commands.leaderboard",
+                 "commands.quickstart", "__main__", "engine.run_dir", "errors", "seeds"]  # fmt: skip
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 OWN = [path for path in SOURCES if path != PACKAGE / "__init__.py" and "minidistiller" not in path.parts]
 

@@ -16,6 +16,7 @@ import yaml
 from atsc_plugin import load_student
 from atsc_plugin.__main__ import main
 from atsc_plugin.commands import quickstart
+from atsc_plugin.engine import run_dir
 from atsc_plugin.leaderboard import jobs, runner
 from atsc_plugin.quickstart import progress, teacher
 
@@ -59,7 +60,9 @@ def in_this_process(here, monkeypatch):
     InThisProcess.started = []
 
 
-def test_four_methods_of_one_teacher_are_compared_and_a_second_call_only_prints(in_this_process, here, capsys):
+def test_four_methods_of_one_teacher_are_compared_and_a_second_call_only_prints(
+    in_this_process, here, capsys, monkeypatch
+):
     assert main(SMALL) == 0
     assert InThisProcess.started == ["prepare", *["train"] * 4]
     said = capsys.readouterr().out
@@ -72,8 +75,10 @@ def test_four_methods_of_one_teacher_are_compared_and_a_second_call_only_prints(
     assert [kind.count("->") for _, kind, _ in rows] == [0, 0, 0, 1]  # ATSC's teacher alone moves
     assert "digits100 is a toy" in said
     assert "\033" not in said  # no terminal, no colours
+    assert "teacher   resnet20, 91.15 % on the test images; it ships with the package" in said
     (page,) = re.findall(r"^page +(.+)$", said, re.M)
     assert Path(page).is_file()
+    monkeypatch.setattr(teacher, "SHIPPED", here / "elsewhere" / "teacher")  # the package was moved: the copy counts
     assert main(SMALL) == 0
     again = capsys.readouterr().out
     assert len(InThisProcess.started) == 5
@@ -87,9 +92,15 @@ def test_fresh_runs_again_and_what_is_worked_on_is_refused(in_this_process, here
     Path("one.yaml").write_text(yaml.safe_dump({"name": "one", "seeds": [1], "arms": arms}))
     assert main(SMALL) == 0
     (result,) = Path("output").glob("one*/vanilla/seed_1/result.json")
-    before = result.stat().st_ino
+    mark = result.with_name("mark")
+    mark.touch()
+    with run_dir.held(result.parent):
+        assert main([*SMALL, "--fresh"]) == 2
+    assert "in use by process" in capsys.readouterr().err
+    assert mark.exists()
     assert main([*SMALL, "--fresh"]) == 0
-    assert result.stat().st_ino != before
+    assert result.exists()
+    assert not mark.exists()
     assert InThisProcess.started == ["prepare", "train"] * 2
 
 

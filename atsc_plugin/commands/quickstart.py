@@ -24,12 +24,13 @@ OWN_TEACHER = "quickstart_own_teacher"  # the folder of the runs whose teacher w
 AT_ONCE = 4  # as many as there are methods; each gets its share of the cores
 NOTES = """
 top-1: % of the test images after the last epoch; deployed: parameters in use.
-digits100 is a toy: it shows how fast a method learns in {epochs}, not how
-methods rank. With more epochs the plain student comes near its teacher, too."""
+digits100 is a toy, and this is one seed: it shows how fast the methods learn in
+{epochs}, not how they rank. A few points mean nothing here, and with more
+epochs the plain student comes near its teacher, too."""
 NEXT = (
     "export {run} --format torch",
     "leaderboard --suite configs/leaderboard/quick.yaml",
-    "train --cfg configs/cifar100/atsc.yaml --dry-run",
+    "doctor --cfg configs/cifar100/atsc.yaml",
 )
 
 
@@ -58,8 +59,7 @@ def run(args):
         return 0
     runs = _runs(args)
     if args.fresh:
-        for one in runs:
-            _forget(one)
+        _forget(runs)
     slots = min(AT_ONCE, len(runs), _cores())
     threads = max(1, _cores() // slots)
     _say_plan(runs, slots, threads)
@@ -84,17 +84,20 @@ def _runs(args):
     if args.train_teacher:
         suite = replace(suite, name=OWN_TEACHER)
     else:
-        named = {"DISTILLER.TEACHER_CKPT": f"{teacher.SHIPPED}.safetensors"}
-        suite = replace(suite, common={**suite.common, **named})
+        file = teacher.copied(Path(args.output) / suite.name, again=args.fresh)
+        suite = replace(suite, common={**suite.common, "DISTILLER.TEACHER_CKPT": str(file)})
     return jobs.expand(suite, args.output, overrides=jobs.parse_overrides(args.opts))
 
 
-def _forget(one):
-    """Delete what an earlier call left of a run; one that is being worked on is refused."""
+def _forget(runs):
+    """Delete what an earlier call left; while one of the runs is being worked on, nothing is deleted."""
     from atsc_plugin.engine import run_dir
 
-    run_dir.clear(one.folder)
-    Path(f"{one.folder}.log").unlink(missing_ok=True)
+    for one in runs:
+        run_dir.refuse_if_held(one.folder)
+    for one in runs:
+        run_dir.clear(one.folder)
+        Path(f"{one.folder}.log").unlink(missing_ok=True)
 
 
 def _cores():
@@ -162,11 +165,13 @@ def _say_plan(runs, slots, threads):
 
 
 def _teacher_from(keys):
+    from atsc_plugin import cards
     from atsc_plugin.quickstart import teacher
 
-    file = keys.get("DISTILLER.TEACHER_CKPT")
-    if file == f"{teacher.SHIPPED}.safetensors":
-        card = teacher.shipped_card()
+    file = keys.get("DISTILLER.TEACHER_CKPT", "")
+    stem = cards.deployed_stem(file)
+    card = cards.read(f"{stem}.json") if stem else {}
+    if card.get("command") == teacher.COMMAND:
         return f"{card['student']}, {card['test_top1']:.2f} % on the test images; it ships with the package"
     if file:
         return f"from {file}"

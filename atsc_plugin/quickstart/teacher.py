@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from atsc_plugin import __version__, cards
-from atsc_plugin.files import write_json
+from atsc_plugin.files import whole_file, write_json
 
 SHIPPED = Path(__file__).with_name("teacher")  # without the endings .safetensors and .json
 CONFIG = "configs/quickstart/kd.yaml"
@@ -25,6 +25,20 @@ COMMAND = "atsc-plugin quickstart --make-teacher FOLDER"
 def shipped_card() -> dict[str, Any]:
     """The card of the shipped teacher; needs no torch."""
     return cards.read(f"{SHIPPED}.json")
+
+
+def copied(folder: str | Path, again: bool = False) -> Path:
+    """The shipped teacher's tensors as a file in `folder`, the card beside it.
+
+    A copy that is there stays, unless `again`: so the runs beside it have one teacher, wherever the package lies.
+    """
+    stem = Path(folder) / SHIPPED.name
+    for ending in (".safetensors", ".json"):
+        if again or not Path(f"{stem}{ending}").exists():
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(f"{stem}{ending}") as file:
+                file.write(Path(f"{SHIPPED}{ending}").read_bytes())
+    return Path(f"{stem}.safetensors")
 
 
 def sha256_of(path: str | Path) -> str:
