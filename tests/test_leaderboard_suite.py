@@ -79,7 +79,7 @@ def test_an_override_is_read_as_a_value_that_a_file_can_hold(text, value):
     [
         ({"arms": []}, "arms: got [], expected a mapping"),
         ({"notes": "a sentence"}, "notes: got 'a sentence', expected a list of sentences"),
-        ({"against": ["bad"]}, "against: got ['bad'], expected a list of arms, of good"),
+        ({"against": ["bad"]}, "against: got ['bad'], expected arms, of good"),
         ({"arms": {"a": {"cfg": "none.yaml"}}}, "there is no config none.yaml"),
         ({"arms": {"a": {"config": "x"}}}, "arm a is {'config': 'x'}; expected at least cfg"),
         ({"arms": {"a": {"cfg": "arm.yaml", "sett": {}}}}, "arm a, unknown key 'sett'; did you mean set?"),

@@ -30,8 +30,7 @@ def tiny(kind, cfg):
 def test_what_is_deployed_has_the_shapes_of_simkds_student(cfg, kind):
     ours, simkd = tiny(kind, cfg), tiny(SimKD, cfg)
     shapes = [
-        {name: tuple(tensor.shape) for name, tensor in tensors_of(one.deployed()).items()}
-        for one in (ours, simkd)
+        {name: tuple(tensor.shape) for name, tensor in tensors_of(one.deployed()).items()} for one in (ours, simkd)
     ]
     assert shapes[0] == shapes[1]
     assert ours.get_extra_parameters() == simkd.get_extra_parameters() + 6 * 10 + 10  # the classifier is its own

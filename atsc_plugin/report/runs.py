@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from atsc_plugin import untrusted
 from atsc_plugin.collapse import collapsed, figures_of
+from atsc_plugin.engine import run_dir
 from atsc_plugin.errors import PluginError
+from atsc_plugin.keys import flatten
 
+CSV_BYTES = 64 << 20
 MARKS = ("runs.csv", "cfg.yaml", "result.json", "job.json")  # a folder with one of these is looked at
 # What values must be; anything else that is recorded passes through. A finished run must have the first group.
 REQUIRED = {
@@ -124,11 +126,12 @@ def read_runs(paths) -> tuple[list[Run], list[str]]:
 
 def read_run(folder: Path) -> Run:
     """The run of one directory; a PluginError says what is wrong with one that is half-written or not ours."""
-    job, result = _json(folder / "job.json") or {}, _json(folder / "result.json")
+    job, result = run_dir.read_json(folder, "job.json") or {}, run_dir.read_json(folder, "result.json")
     if not (folder / "cfg.yaml").is_file() and "suite" not in job:
         raise PluginError("no cfg.yaml: no run directory of ours, or cut off while it was made")
-    keys, here = _configuration(folder / "cfg.yaml"), folder.absolute()
-    about, stopped = _json(folder / "about.json") or {}, _json(folder / "stopped.json")
+    here, configured = folder.absolute(), (folder / "cfg.yaml").is_file()
+    keys = clean(flatten(run_dir.read_tree(folder / "cfg.yaml"))) if configured else {}
+    about, stopped = run_dir.read_json(folder, "about.json") or {}, run_dir.read_json(folder, "stopped.json")
     own = about | {name: value for name, value in job.items() if name not in KNOWN_BETTER}
     values = {"run": f"{here.parent.name}/{here.name}", "seed": parsed(here.name.removeprefix("seed_")[:9])}
     if result is not None:
@@ -147,15 +150,13 @@ def read_run(folder: Path) -> Run:
             said = f"in epoch {stopped.get('epoch', '?')}: {stopped.get('reason', 'no reason kept')}"
             values |= {"status": "stopped", "reason": said}
     suite = {name: found for name in OF_THE_SUITE if (found := values.pop(name, None)) is not None}
-    log = []
-    for line in (_text(folder / "log.jsonl", 64) or "").splitlines():
-        log += _epoch(parsed(line))  # a line that a crash cut off stays text, and is left out
+    log = [epoch for line in run_dir.log_lines(folder) for epoch in _epoch(line)]
     return _checked(Run(clean(values), keys, log, clean(suite), folder))
 
 
 def read_suite(folder: Path) -> tuple[list[Run], list[str]]:
     """(runs, problems) of a folder with runs.csv, curves.csv and suite.json."""
-    found = clean(_json(folder / "suite.json") or {})
+    found = clean(_json(folder / "suite.json"))
     suite = {name: value for name, value in found.items() if value is not None}
     shared, logs, runs, problems = suite.pop("keys", None) or {}, {}, [], []
     for line in _csv(folder / "curves.csv"):
@@ -223,10 +224,10 @@ def _checked(run: Run) -> Run:
         wrong += [] if all(fits) else [name]
     wrong += [] if isinstance(values.get("seed"), int | str) else ["seed"]
     if wrong:
-        told = [
+        problems = [
             f"{name} is {str(values[name])[:60]!r}" if name in values else f"it has no {name}" for name in wrong[:4]
         ]
-        raise PluginError(f"not what a run writes: {'; '.join(told)}")
+        raise PluginError(f"not what a run writes: {'; '.join(problems)}")
     return run
 
 
@@ -237,66 +238,24 @@ def _epoch(line):
     return [{clean(name): value for name, value in line.items() if isinstance(value, float) or _is_number(value)}]
 
 
-def _text(path, megabytes):
-    """What a file holds, None where there is none."""
-    if not path.is_file():
-        return None
-    if path.stat().st_size > megabytes * 2**20:
-        raise PluginError(f"{path.name} has {path.stat().st_size:,} bytes; expected at most {megabytes} MiB")
-    try:
-        return path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PluginError(f"{path.name} cannot be read: {error}") from error
-
-
 def _json(path):
-    """The mapping in a JSON file, None where there is no file."""
-    text = _text(path, 4)
+    """The mapping in a JSON file of a recorded suite; none where there is no file."""
     try:
-        content = None if text is None else json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PluginError(f"{path.name} is no JSON: {str(error)[:120]}") from error
-    if text is not None and not isinstance(content, dict):
-        raise PluginError(f"{path.name} holds a {type(content).__name__}; expected a mapping, as a run writes it")
+        content = untrusted.read_json(path, "a mapping, as `report --record` writes it")
+    except FileNotFoundError:
+        return {}
+    if not isinstance(content, dict):
+        raise PluginError(f"{path} holds a {type(content).__name__}; expected a mapping.")
     return content
 
 
 def _csv(path):
     """The rows of a CSV file as dicts of parsed cells; none where there is no file."""
-    lines = csv.DictReader(io.StringIO(_text(path, 64) or "", newline=""))
     try:
-        return [{name: parsed(text) for name, text in line.items() if name and isinstance(text, str)} for line in lines]
-    except csv.Error as error:
-        raise PluginError(f"{path.name} is no CSV: {error}") from error
-
-
-def _configuration(path, most=20_000):
-    """{dotted name: value} of a cfg.yaml. Aliases and merge keys can grow without bound: it may have `most` values."""
-    text, count = _text(path, 0.25) or "", 0
-    if "<<" in text:
-        raise PluginError("cfg.yaml has a merge key (<<), which no run writes")
-    try:
-        tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except Exception as error:  # the parser also lets ValueError, RecursionError and others through
-        raise PluginError(f"cfg.yaml is no YAML: {' '.join(str(error).split())[:120]}") from error
-
-    def plain(value):
-        nonlocal count
-        count += 1
-        if count > most:
-            raise PluginError(f"cfg.yaml has more than {most:,} values")
-        if isinstance(value, list):
-            return [plain(one) for one in value]
-        return value if isinstance(value, int | float | None) else clean(str(value))
-
-    flat, waiting = {}, [("", tree or {})]
-    while waiting:
-        prefix, node = waiting.pop()
-        if not isinstance(node, dict):
-            raise PluginError(f"cfg.yaml holds a {type(node).__name__}; expected nested keys")
-        for step, value in node.items():
-            if isinstance(value, dict):
-                waiting.append((f"{prefix}{plain(step)}.", value))
-            else:
-                flat[clean(f"{prefix}{step}")] = plain(value)
-    return flat
+        text = untrusted.read_bytes(path, CSV_BYTES).decode()
+        lines = csv.DictReader(io.StringIO(text, newline=""))
+        return [{name: parsed(cell) for name, cell in line.items() if name and isinstance(cell, str)} for line in lines]
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PluginError(f"{path} cannot be read as CSV ({untrusted.first_line(error)}).") from error
