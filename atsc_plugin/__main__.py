@@ -54,14 +54,14 @@ def main(argv=None):
     if not argv or argv[0] in ("-h", "--help", "--version"):
         print(usage())
         return 0 if argv else 2
-    command, *words = argv
+    command, *arguments = argv
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8, nor the terminal
     if command not in COMMANDS:
         print(f"error: '{printable(command)}' is no command; expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     module = importlib.import_module(f"atsc_plugin.{MODULES.get(command, f'commands.{command}')}")
-    args = module.parse(words) if hasattr(module, "parse") else module.parser().parse_intermixed_args(words)
+    args = module.parse(arguments) if hasattr(module, "parse") else module.parser().parse_intermixed_args(arguments)
     status = _run(module, args)
     if status and "torch.distributed" in sys.modules:
         from atsc_plugin.engine import distributed

@@ -1,4 +1,4 @@
-"""What a person is told when something cannot be done.
+"""Errors that a person can mend.
 
 Every message says what it got, what was expected and what to do. The commands print it and leave with exit status 2,
 without a traceback; whoever uses the package as a library catches `PluginError`.

@@ -28,8 +28,8 @@ def whole(low: int, high: int) -> Rule:
 
 def number(low: float = -1e15, high: float = 1e15) -> Rule:
     """A finite number within bounds; its default bounds are what every format and sum of ours can take."""
-    words = "a number" if (low, high) == (-1e15, 1e15) else f"a number from {low:g} to {high:g}"
-    return Rule(lambda v: type(v) in (int, float) and low <= v <= high, words)  # nan is not within any bounds
+    expected = "a number" if (low, high) == (-1e15, 1e15) else f"a number from {low:g} to {high:g}"
+    return Rule(lambda v: type(v) in (int, float) and low <= v <= high, expected)  # nan is not within any bounds
 
 
 def text(longest: int = LONGEST_TEXT) -> Rule:

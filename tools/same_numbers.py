@@ -40,16 +40,18 @@ for argv in json.loads(sys.argv[1]):
 
 
 def parser():
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("commit", help="the tree to compare with")
-    words.add_argument(
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("commit", help="the tree to compare with")
+    options.add_argument(
         "--arms", nargs="+", default=ARMS.split(), metavar="ARM", help="files of configs/quickstart; OLD=NEW"
     )
-    words.add_argument(
+    options.add_argument(
         "--keep", metavar="DIR", help="keep the other commit's runs there, and reuse them if they are there"
     )
-    words.add_argument("--rename", nargs="*", default=[], metavar="OLD=NEW", help="starts of tensor names that changed")
-    return words
+    options.add_argument(
+        "--rename", nargs="*", default=[], metavar="OLD=NEW", help="starts of tensor names that changed"
+    )
+    return options
 
 
 def run(tree, arms, place):

@@ -21,12 +21,12 @@ def registered_cfg(path, overrides=()):
     return load_cfg(path, overrides)
 
 
-def add_student_options(words: argparse.ArgumentParser) -> None:
+def add_student_options(options: argparse.ArgumentParser) -> None:
     """What `eval` and `export` ask about a student; `cfg_of_student` and students.open_student read it."""
-    words.add_argument("path", help="run directory, deploy_* file or checkpoint")
-    words.add_argument("--which", choices=("last", "best"), default="last", help="of a run directory (default: last)")
-    words.add_argument("--cfg", metavar="FILE", help="configuration, where no cfg.yaml lies beside the file")
-    words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. DATASET.ROOT /data")
+    options.add_argument("path", help="run directory, deploy_* file or checkpoint")
+    options.add_argument("--which", choices=("last", "best"), default="last", help="of a run directory (default: last)")
+    options.add_argument("--cfg", metavar="FILE", help="configuration, where no cfg.yaml lies beside the file")
+    options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. DATASET.ROOT /data")
 
 
 def cfg_of_student(args: argparse.Namespace):

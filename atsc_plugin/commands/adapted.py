@@ -13,14 +13,14 @@ tells a better teacher from teaching while it adapts: a student from scratch has
 
 
 def parser():
-    words = argparse.ArgumentParser(
+    options = argparse.ArgumentParser(
         "adapted", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    words.add_argument("run", metavar="RUN", help="directory of a finished run whose teacher learns")
-    words.add_argument(
+    options.add_argument("run", metavar="RUN", help="directory of a finished run whose teacher learns")
+    options.add_argument(
         "--out", metavar="FILE", help="where it goes; several networks: FILE_1, FILE_2, ... (default: RUN/teacher_last)"
     )
-    return words
+    return options
 
 
 def run(args):

@@ -25,8 +25,8 @@ QUICK, FULL = {"loader": 5000, "files": 40, "epoch": 96}, {"loader": 50000, "fil
 
 
 def parser():
-    words = parser_of("bench", __doc__, EXAMPLES)
-    add = words.add_argument
+    options = parser_of("bench", __doc__, EXAMPLES)
+    add = options.add_argument
     add("what", choices=("step", "loader", "files", "epoch"), help="what is measured")
     add("--quick", action="store_true", help="small and rough: within a minute on two cores")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -41,7 +41,7 @@ def parser():
     add("--images", type=_count, help=f"images a pass (default: {FULL}; quick: {QUICK})")
     add("--profile", action="store_true", help="step: also where the first arm's time goes")
     add("--json", metavar="FILE", help="write everything measured")
-    return words
+    return options
 
 
 def _count(text):

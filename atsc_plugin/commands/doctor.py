@@ -16,10 +16,10 @@ EXAMPLES = """
 
 
 def parser():
-    words = parser_of("doctor", __doc__, EXAMPLES)
-    words.add_argument("--cfg", metavar="FILE", help="also check that this configuration could start training")
-    words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override")
-    return words
+    options = parser_of("doctor", __doc__, EXAMPLES)
+    options.add_argument("--cfg", metavar="FILE", help="also check that this configuration could start training")
+    options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override")
+    return options
 
 
 def run(args):

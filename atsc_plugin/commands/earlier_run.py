@@ -42,8 +42,8 @@ def complete(folder, cfg):
             "Give this one an EXPERIMENT.NAME of its own, or --overwrite."
         )
     scores = [f"{result[key]:.2f}" for key in ("top1_last", "top1_best") if isinstance(result.get(key), float)]
-    told = f"test top-1 {' last, '.join(scores)} best epoch"
-    print(f"{folder} is complete: {told}. Nothing to do; --overwrite runs it again.")
+    summary = f"test top-1 {' last, '.join(scores)} best epoch"
+    print(f"{folder} is complete: {summary}. Nothing to do; --overwrite runs it again.")
     return True
 
 

@@ -14,11 +14,13 @@ EXAMPLES = """
 
 
 def parser():
-    words = parser_of("eval", __doc__, EXAMPLES)
-    words.add_argument("--split", choices=("test", "val"), default="test", help="images to evaluate on (default: test)")
-    words.add_argument("--json", action="store_true", help="print one JSON object instead of a sentence")
-    add_student_options(words)
-    return words
+    options = parser_of("eval", __doc__, EXAMPLES)
+    options.add_argument(
+        "--split", choices=("test", "val"), default="test", help="images to evaluate on (default: test)"
+    )
+    options.add_argument("--json", action="store_true", help="print one JSON object instead of a sentence")
+    add_student_options(options)
+    return options
 
 
 def run(args):

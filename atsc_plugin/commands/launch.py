@@ -14,20 +14,20 @@ EXAMPLE = """example:
 
 
 def parser():
-    words = argparse.ArgumentParser(
+    options = argparse.ArgumentParser(
         "launch", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    words.add_argument(
+    options.add_argument(
         "--leave", action="append", default=[], metavar="NAME", help="leave this method name to the host, e.g. SIMKD"
     )
-    words.add_argument("script", help="the host's script, e.g. ../mdistiller/tools/train.py")
-    words.add_argument("words", nargs=argparse.REMAINDER, help="everything behind it is the script's own")
-    return words
+    options.add_argument("script", help="the host's script, e.g. ../mdistiller/tools/train.py")
+    options.add_argument("argv", nargs=argparse.REMAINDER, help="everything behind it is the script's own")
+    return options
 
 
-def parse(words):
+def parse(argv):
     """The script's own options are not ours to read."""
-    return parser().parse_args(words)
+    return parser().parse_args(argv)
 
 
 def run(args):
@@ -47,7 +47,7 @@ def run(args):
     atsc_plugin.register(leave=args.leave)
     print(f"atsc_plugin: registered with mdistiller {host.VERSION} ({host.FOLDER}); running {script}", flush=True)
     sys.path.insert(0, str(script.parent))  # as `python script` has it
-    before, sys.argv = sys.argv, [str(script), *args.words]
+    before, sys.argv = sys.argv, [str(script), *args.argv]
     try:
         runpy.run_path(str(script), run_name="__main__")
     except SystemExit as stop:

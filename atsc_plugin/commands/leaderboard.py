@@ -21,30 +21,32 @@ EXAMPLES = """
 
 
 def parser():
-    words = parser_of("leaderboard", "Run every arm of a suite with every seed, then write the page.", EXAMPLES)
-    words.add_argument("--suite", required=True, metavar="FILE", help="suite file, e.g. configs/leaderboard/quick.yaml")
-    words.add_argument("--seeds", type=int, metavar="N", help="seeds 1..N instead of the suite's")
-    words.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms of the suite")
-    words.add_argument("--pairs", nargs="+", metavar="PAIR", help="only these pairs of the suite")
-    words.add_argument(
+    options = parser_of("leaderboard", "Run every arm of a suite with every seed, then write the page.", EXAMPLES)
+    options.add_argument(
+        "--suite", required=True, metavar="FILE", help="suite file, e.g. configs/leaderboard/quick.yaml"
+    )
+    options.add_argument("--seeds", type=int, metavar="N", help="seeds 1..N instead of the suite's")
+    options.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms of the suite")
+    options.add_argument("--pairs", nargs="+", metavar="PAIR", help="only these pairs of the suite")
+    options.add_argument(
         "--jobs", type=int, metavar="N", help="runs at a time (default: one a device); they share the cores"
     )
-    words.add_argument(
+    options.add_argument(
         "--devices",
         metavar="LIST",
         help="cpu, or GPUs such as 0,1, one a run; numbers count within CUDA_VISIBLE_DEVICES",
     )
-    words.add_argument("--output", default="./output", help="LOG.PREFIX of the runs (default: ./output)")
-    words.add_argument("--launcher", choices=("local", "submitit"), default="local", help="submitit: a SLURM cluster")
-    words.add_argument("--slurm", nargs="+", metavar="KEY=VALUE", help="options of submitit, e.g. timeout_min=900")
-    words.add_argument("--cluster", choices=("slurm", "local", "debug"), help="kind of submitit (default: found)")
-    look = words.add_mutually_exclusive_group()
+    options.add_argument("--output", default="./output", help="LOG.PREFIX of the runs (default: ./output)")
+    options.add_argument("--launcher", choices=("local", "submitit"), default="local", help="submitit: a SLURM cluster")
+    options.add_argument("--slurm", nargs="+", metavar="KEY=VALUE", help="options of submitit, e.g. timeout_min=900")
+    options.add_argument("--cluster", choices=("slurm", "local", "debug"), help="kind of submitit (default: found)")
+    look = options.add_mutually_exclusive_group()
     look.add_argument("--dry-run", action="store_true", help="list the runs and what is done, start nothing")
     look.add_argument(
         "--plan", action="store_true", help="the same, with configurations checked, published figures, expected hours"
     )
-    words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys for every run: a trial of the suite")
-    return words
+    options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys for every run: a trial of the suite")
+    return options
 
 
 def run(args):
@@ -88,7 +90,7 @@ def _runs(suite, args):
         if unknown:
             raise PluginError(
                 f"{args.suite} has no {what} {', '.join(unknown)}; expected of {', '.join(map(str, known))}. "
-                "(KEY VALUE words come last, behind another option.)"
+                "(KEY VALUE options come last, behind another option.)"
             )
     found = jobs.expand(
         suite,

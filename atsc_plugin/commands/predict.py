@@ -21,13 +21,13 @@ EXAMPLES = """
 
 
 def parser():
-    words = parser_of("predict", __doc__, EXAMPLES)
-    words.add_argument("images", nargs="+", metavar="FILE_OR_FOLDER", help="image files, or folders of them")
-    words.add_argument("--model", required=True, help="run directory, deploy_* file, or .onnx file of `export`")
-    words.add_argument("--which", choices=("last", "best"), default="last", help="of a run directory (default: last)")
-    words.add_argument("--top", type=int, default=5, metavar="K", help="classes to name for an image (default: 5)")
-    words.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    return words
+    options = parser_of("predict", __doc__, EXAMPLES)
+    options.add_argument("images", nargs="+", metavar="FILE_OR_FOLDER", help="image files, or folders of them")
+    options.add_argument("--model", required=True, help="run directory, deploy_* file, or .onnx file of `export`")
+    options.add_argument("--which", choices=("last", "best"), default="last", help="of a run directory (default: last)")
+    options.add_argument("--top", type=int, default=5, metavar="K", help="classes to name for an image (default: 5)")
+    options.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    return options
 
 
 def run(args):

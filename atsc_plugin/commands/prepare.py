@@ -13,18 +13,20 @@ EXAMPLES = """
 
 
 def parser():
-    words = parser_of("prepare", __doc__, EXAMPLES)
-    words.add_argument("--cfg", required=True, nargs="+", metavar="FILE", help="configuration files")
-    words.add_argument("--check", action="store_true", help="only check the files: nothing is built or trained")
-    words.add_argument("--json", action="store_true", help="with --check: what the files come to, for the leaderboard")
-    words.add_argument("--teacher", type=int, metavar="N", help="only find or train teacher N, from 1, of one file")
-    words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. TEACHER.EPOCHS 20")
-    return words
+    options = parser_of("prepare", __doc__, EXAMPLES)
+    options.add_argument("--cfg", required=True, nargs="+", metavar="FILE", help="configuration files")
+    options.add_argument("--check", action="store_true", help="only check the files: nothing is built or trained")
+    options.add_argument(
+        "--json", action="store_true", help="with --check: what the files come to, for the leaderboard"
+    )
+    options.add_argument("--teacher", type=int, metavar="N", help="only find or train teacher N, from 1, of one file")
+    options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. TEACHER.EPOCHS 20")
+    return options
 
 
-def parse(words):
-    """--cfg takes one file or several; KEY VALUE pairs are the words without a suffix of a file."""
-    args = parser().parse_args(words)
+def parse(argv):
+    """--cfg takes one file or several; KEY VALUE pairs are the arguments without a suffix of a file."""
+    args = parser().parse_args(argv)
     files = [word for word in args.cfg if word.endswith((".yaml", ".yml"))]
     args.cfg, args.opts = files or args.cfg, args.cfg[len(files) :] + args.opts if files else args.opts
     return args

@@ -35,19 +35,19 @@ NEXT = (
 
 
 def parser():
-    words = parser_of("quickstart", __doc__, EXAMPLES)
-    words.add_argument("--fresh", action="store_true", help="delete the runs of an earlier call and run them again")
-    words.add_argument(
+    options = parser_of("quickstart", __doc__, EXAMPLES)
+    options.add_argument("--fresh", action="store_true", help="delete the runs of an earlier call and run them again")
+    options.add_argument(
         "--train-teacher", action="store_true", help="train the teacher here instead of taking the one that ships"
     )
-    words.add_argument("--output", default="./output", help="LOG.PREFIX of the runs (default: ./output)")
-    words.add_argument(
+    options.add_argument("--output", default="./output", help="LOG.PREFIX of the runs (default: ./output)")
+    options.add_argument(
         "--make-teacher",
         metavar="FOLDER",
         help="only make the files of the shipped teacher anew, in FOLDER; TEACHER.CACHE keeps what was trained",
     )
-    words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys for every run, e.g. SOLVER.EPOCHS 12")
-    return words
+    options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys for every run, e.g. SOLVER.EPOCHS 12")
+    return options
 
 
 def run(args):
@@ -196,8 +196,8 @@ def _say_result(done):
     shown = next((one.folder for one in done if one.arm == "atsc"), done[0].folder)
     print(f"\n{_bold('page')}  {page}")
     print(f"{_bold('run')}   {shown} (log.jsonl, deploy_last.safetensors)")
-    for label, words in zip((_bold("next"), "    ", "    "), NEXT, strict=True):
-        print(f"{label}  {_command(words.format(run=shown))}")
+    for label, command in zip((_bold("next"), "    ", "    "), NEXT, strict=True):
+        print(f"{label}  {_command(command.format(run=shown))}")
 
 
 def _table(rows):
@@ -227,10 +227,10 @@ def _count(number, what):
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _command(words):
+def _command(arguments):
     """A command line as this one was started."""
     start = "atsc-plugin" if Path(sys.argv[0]).stem == "atsc-plugin" else "python -m atsc_plugin"
-    return f"{start} {words}"
+    return f"{start} {arguments}"
 
 
 def _bold(text):

@@ -17,13 +17,13 @@ EXAMPLES = """examples:
 
 
 def parser():
-    words = argparse.ArgumentParser(
+    options = argparse.ArgumentParser(
         "report",
         description="Compare finished runs.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = words.add_argument
+    add = options.add_argument
     add("folders", nargs="*", metavar="RUNS", help="run directories, recorded suites, or folders that hold some")
     add("--out", metavar="DIR", help="also write leaderboard.html, .md, .csv and plots there")
     add("--record", metavar="DIR", help="add the runs to the tables of that folder and write its README.md")
@@ -31,7 +31,7 @@ def parser():
     add("--against", nargs="+", metavar="ROW", help="rows to compare the others with (default: those of the suite)")
     add("--check", action="store_true", help="write nothing; exit status 1 if --readme or --record would change a page")
     add("--json", action="store_true", help="print the flat table as a JSON list instead")
-    return words
+    return options
 
 
 def run(args):

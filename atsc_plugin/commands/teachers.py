@@ -13,16 +13,16 @@ EXAMPLES = """
 
 
 def parser():
-    words = parser_of("teachers", __doc__, EXAMPLES)
-    words.add_argument(
+    options = parser_of("teachers", __doc__, EXAMPLES)
+    options.add_argument(
         "--cfg", required=True, metavar="FILE", help="YAML configuration; its TEACHER node is the recipe"
     )
-    words.add_argument(
+    options.add_argument(
         "--seeds", type=_seeds, metavar="1,2,3", help="train DISTILLER.TEACHER with each of these seeds instead"
     )
-    words.add_argument("--dry-run", action="store_true", help="say what is there and what would be trained, and stop")
-    words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. TEACHER.EPOCHS 20")
-    return words
+    options.add_argument("--dry-run", action="store_true", help="say what is there and what would be trained, and stop")
+    options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. TEACHER.EPOCHS 20")
+    return options
 
 
 def run(args):
@@ -66,8 +66,8 @@ def _names_and_seeds(cfg, seeds):
 
 def _seeds(text):
     """'1,2,3' as a list."""
-    words = text.split(",")
-    seeds = [int(word) for word in words if word.isdecimal()]
-    if len(set(seeds)) < len(words):
+    entries = text.split(",")
+    seeds = [int(entry) for entry in entries if entry.isdecimal()]
+    if len(set(seeds)) < len(entries):
         raise argparse.ArgumentTypeError(f"got {text}, expected different numbers from 0 on, e.g. 1,2,3")
     return seeds

@@ -12,14 +12,14 @@ EXAMPLES = """
 
 
 def parser():
-    words = parser_of("train", __doc__, EXAMPLES)
-    words.add_argument("--cfg", required=True, metavar="FILE", help="YAML configuration")
-    again = words.add_mutually_exclusive_group()
+    options = parser_of("train", __doc__, EXAMPLES)
+    options.add_argument("--cfg", required=True, metavar="FILE", help="YAML configuration")
+    again = options.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue an unfinished run exactly where it was left")
     again.add_argument("--overwrite", action="store_true", help="delete what an earlier run left in the same directory")
-    words.add_argument("--dry-run", action="store_true", help="print the resolved plan and stop; nothing is written")
-    words.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. SOLVER.EPOCHS 12")
-    return words
+    options.add_argument("--dry-run", action="store_true", help="print the resolved plan and stop; nothing is written")
+    options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. SOLVER.EPOCHS 12")
+    return options
 
 
 def run(args):

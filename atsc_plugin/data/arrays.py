@@ -200,9 +200,9 @@ def check_labels(splits, names, source):
     for split, (_, labels) in splits.items():
         outside = np.flatnonzero((labels < 0) | (labels >= classes))
         if len(outside):
-            told = ", ".join(f"{labels[i]} at {i}" for i in outside[:3])
+            first = ", ".join(f"{labels[i]} at {i}" for i in outside[:3])
             raise PluginError(
-                f"{source}: {len(outside)} {split} labels lie outside 0..{classes - 1} (first: {told}); expected them "
+                f"{source}: {len(outside)} {split} labels lie outside 0..{classes - 1} (first: {first}); expected them "
                 f"from 0 to one less than the {classes} classes{' of class_names' if names else ''}."
             )
     counts = np.bincount(splits["train"][1], minlength=classes)

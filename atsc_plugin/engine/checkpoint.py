@@ -167,7 +167,7 @@ def _trusted(path, error):
 
 
 def load_network(network, path, name, classes):
-    """Fill `network` from a checkpoint file, strictly; a misfit is told with names, shapes and class counts."""
+    """Fill `network` from a checkpoint file, strictly; an error names keys, shapes and class counts."""
     content = load(path)
     state = state_of_network(content, path)
     own = network.state_dict()
@@ -186,15 +186,15 @@ def load_network(network, path, name, classes):
             "trained on these data."
         )
     if missing or extra or shapes:
-        told = [
+        misfits = [
             f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
             for keys, what in ((missing, "missing"), (extra, "unknown"), (shapes, "of another shape"))
             if keys
         ]
         says = network_named_in(content)
-        said = f" The file says that it is a {says}." if says else ""
+        hint = f" The file says that it is a {says}." if says else ""
         raise PluginError(
-            f"{path} does not fit a {name}: {'; '.join(told)}.{said} Name the network the file was made with."
+            f"{path} does not fit a {name}: {'; '.join(misfits)}.{hint} Name the network the file was made with."
         )
     with as_plugin_error(f"{path} does not fit a {name} ({{}}). Name the network the file was made with."):
         network.load_state_dict(state)  # sparse, quantised or complex tensors of the right shape

@@ -85,8 +85,8 @@ def _join(wanted):
 
 
 def _lost_the_others(error):
-    words = ("Connection closed", "Connection reset", "NCCL", "gloo", "process group", "recvFullyOrTimeout")
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+    phrases = ("Connection closed", "Connection reset", "NCCL", "gloo", "process group", "recvFullyOrTimeout")
+    return isinstance(error, dist.DistError) or any(phrase in str(error) for phrase in phrases)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def network_named_in(checkpoint):
         return checkpoint["arch"]
     for key in ("opt", "args"):
         if isinstance(checkpoint.get(key), argparse.Namespace):
-            words = vars(checkpoint[key])
-            found = words.get("model_s") or words.get("model")
-            return found if isinstance(found, str) else ""
+            options = vars(checkpoint[key])
+            name = options.get("model_s") or options.get("model")
+            return name if isinstance(name, str) else ""
     return ""

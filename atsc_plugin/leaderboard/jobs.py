@@ -89,19 +89,19 @@ class Job:
     takes_keys: bool = True  # whether KEY VALUE may follow
 
 
-def parse_overrides(words: list) -> list:
+def parse_overrides(pairs: list) -> list:
     """[(key, value)] of KEY VALUE ...; keys that the runner sets itself are refused."""
     problems = []
-    if len(words) % 2:
-        problems.append(f"overrides come as KEY VALUE pairs; '{words[-1]}' has no value. Add one.")
-    for key in words[::2]:
+    if len(pairs) % 2:
+        problems.append(f"overrides come as KEY VALUE pairs; '{pairs[-1]}' has no value. Add one.")
+    for key in pairs[::2]:
         if key in THE_RUNNERS:
             problems.append(f"{key} is set by the runner; use --seeds, --output or the suite file.")
         elif "." not in key:
             problems.append(f"'{key}' is no key; expected e.g. SOLVER.EPOCHS.")
     if problems:
         raise ConfigError(problems)
-    return [(key, _value(text)) for key, text in zip(words[::2], words[1::2], strict=True)]
+    return [(key, _value(text)) for key, text in zip(pairs[::2], pairs[1::2], strict=True)]
 
 
 def _value(text):

@@ -14,9 +14,9 @@ def states(runs: list) -> list:
 def lines(runs: list, checked: dict, slots: int) -> list:
     """The plan as lines of text."""
     figures = {run.name: found for run in runs if (found := published_beside(run, checked[run.name]))}
-    told = ["published top-1 to meet:"] if figures else []
-    told += [f"  {name}: {float(found['top1']):.2f} ({found['source']})" for name, found in figures.items()]
-    return [*states(runs), *told, hours([run for run in runs if not (run.done or run.stopped)], slots)]
+    lines = ["published top-1 to meet:"] if figures else []
+    lines += [f"  {name}: {float(found['top1']):.2f} ({found['source']})" for name, found in figures.items()]
+    return [*states(runs), *lines, hours([run for run in runs if not (run.done or run.stopped)], slots)]
 
 
 def published_beside(run, facts: dict):

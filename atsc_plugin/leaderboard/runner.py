@@ -168,8 +168,8 @@ def last_words(log: Path, begun: int = 0) -> str:
     with open(log, "rb") as file:
         file.seek(max(begun, log.stat().st_size - 65536))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    told = [number for number, line in enumerate(lines) if re.match(r"(rank \d+: )?(error|stopped):", line)]
-    text = " ".join(lines[told[-1] :] if told else lines[-1:]) or "it said nothing"
+    endings = [number for number, line in enumerate(lines) if re.match(r"(rank \d+: )?(error|stopped):", line)]
+    text = " ".join(lines[endings[-1] :] if endings else lines[-1:]) or "it said nothing"
     return printable(text)[:300]
 
 

@@ -23,13 +23,13 @@ def _submitit():
     return submitit
 
 
-def parse_options(words) -> dict:
-    """{name: value} of KEY=VALUE words, which are submitit's own: timeout_min=600 gpus_per_node=1 slurm_partition=a."""
+def parse_options(pairs) -> dict:
+    """{name: value} of KEY=VALUE pairs, which are submitit's own: timeout_min=600 gpus_per_node=1 slurm_partition=a."""
     options = {}
-    for word in words or ():
-        name, sign, value = word.partition("=")
+    for pair in pairs or ():
+        name, sign, value = pair.partition("=")
         if not sign or not name:
-            raise PluginError(f"--slurm got '{word}'; expected KEY=VALUE, e.g. timeout_min=600 slurm_partition=gpu.")
+            raise PluginError(f"--slurm got '{pair}'; expected KEY=VALUE, e.g. timeout_min=600 slurm_partition=gpu.")
         options[name] = int(value) if value.isdecimal() else value
     return options
 

@@ -52,12 +52,12 @@ def share_stem(student, scratch, side, names):
         for network, name in zip((student, scratch), names, strict=True)
     ]
     if stems[0] != stems[1]:
-        told = [
+        layers = [
             "{} has {}".format(name, ", ".join(f"{key} {list(shape)}" for key, shape in stem.items() if shape))
             for name, stem in zip(names, stems, strict=True)
         ]
         raise ModelRefused(
-            f"COTEACH.SHARE_STEM True needs equal layers before the first stage; {'; '.join(told)}. Choose another "
+            f"COTEACH.SHARE_STEM True needs equal layers before the first stage; {'; '.join(layers)}. Choose another "
             "COTEACH.SCRATCH_TEACHER, or COTEACH.SHARE_STEM False."
         )
     for path in stem_modules(student, side, names[0]):

@@ -73,8 +73,8 @@ def train_heads(teacher, heads, loader, recipe):
             lines.append(
                 _epoch(teacher, heads, progress(loader, f"heads {epoch}/{recipe['epochs']}"), optimizer, schedule)
             )
-            told = " ".join(f"{top1:.1f}" for top1 in lines[-1]["train_top1"])
-            print(f"heads epoch {epoch}/{recipe['epochs']}  loss {lines[-1]['loss']:.4f}  train {told}", flush=True)
+            top1 = " ".join(f"{value:.1f}" for value in lines[-1]["train_top1"])
+            print(f"heads epoch {epoch}/{recipe['epochs']}  loss {lines[-1]['loss']:.4f}  train {top1}", flush=True)
     finally:
         heads.requires_grad_(False)
     return lines

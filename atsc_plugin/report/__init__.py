@@ -26,9 +26,9 @@ def compared(paths: Iterable[str | Path], against: list[str] | None = None):
     leftovers += [f"skipped: {line}" for line in skipped]
     if not tables:
         more = [f"... and {len(leftovers) - 10} more"] if len(leftovers) > 10 else []
-        told = "".join(f"\n  {line}" for line in [*leftovers[:10], *more])
+        message = "".join(f"\n  {line}" for line in [*leftovers[:10], *more])
         where = ", ".join(map(clean, map(str, paths)))
-        raise PluginError(f"No finished run under {where}; expected a result.json (train writes it last).{told}")
+        raise PluginError(f"No finished run under {where}; expected a result.json (train writes it last).{message}")
     compare.compare(tables, against)
     for one in tables:
         for row in one.rows:

@@ -198,49 +198,49 @@ def _files(row):
 
 def again(run: Run) -> str:
     """A command that trains a run anew. A run of a suite is made by the suite, with the run that leaves its teacher."""
-    words = ["atsc-plugin", "leaderboard", "--suite", run.suite.get("suite_file", ""), "--arms"]
-    words += [name for name in (run.get("adapted_by"), run.get("arm")) if name]
-    words += [*(["--pairs", run.get("pair")] if run.get("pair") else []), "--output", "again"]
-    words += map(str, run.get("overrides", []))
+    argv = ["atsc-plugin", "leaderboard", "--suite", run.suite.get("suite_file", ""), "--arms"]
+    argv += [name for name in (run.get("adapted_by"), run.get("arm")) if name]
+    argv += [*(["--pairs", run.get("pair")] if run.get("pair") else []), "--output", "again"]
+    argv += map(str, run.get("overrides", []))
     if not run.suite.get("suite_file"):
         if not (run.path / "cfg.yaml").is_file():
             return run.get("command", "")
-        words = ["atsc-plugin", "train", "--cfg", str(run.path / "cfg.yaml"), "LOG.PREFIX", "again"]
-        words += ["EXPERIMENT.SEED", str(run.get("seed"))]
-    return shlex.join(words)
+        argv = ["atsc-plugin", "train", "--cfg", str(run.path / "cfg.yaml"), "LOG.PREFIX", "again"]
+        argv += ["EXPERIMENT.SEED", str(run.get("seed"))]
+    return shlex.join(argv)
 
 
 def warnings(table: Table) -> list[str]:
     """What a reader must see first: trials, and collapsed, failed and stopped runs by name."""
-    told = [f"A trial, not the suite: {table.trial}."] if table.trial else []
+    notes = [f"A trial, not the suite: {table.trial}."] if table.trial else []
     for row in table.rows:
         lost = {run: f"in epoch {run.collapsed} ({run.get('top1_last'):.2f})" for run in row.runs if run.collapsed}
         if lost:
             which = "; ".join(f"{row.naming(run)} {when}" for run, when in lost.items())
-            told.append(f"{row.label}: {len(lost)} of {len(row.runs)} runs collapsed and are counted: {which}.")
+            notes.append(f"{row.label}: {len(lost)} of {len(row.runs)} runs collapsed and are counted: {which}.")
         if row.missing:
             first, seeds = row.missing[0], ", ".join(str(run.get("seed")) for run in row.missing)
-            told.append(f"{row.label}: no result for seed {seeds}. Seed {first.get('seed')} {first.trouble}")
-    return told
+            notes.append(f"{row.label}: no result for seed {seeds}. Seed {first.get('seed')} {first.trouble}")
+    return notes
 
 
 def notes(table: Table) -> list[str]:
     """What must be said below a table."""
-    told = [TOYS[table.data[0]]] if table.data[0] in TOYS else []
+    notes = [TOYS[table.data[0]]] if table.data[0] in TOYS else []
     chosen = " / ".join(SPLITS.get(split, split) for split in sorted(_every(table.runs, "selected_on")))
-    told.append(f"Top-1 in percent on the test split, mean ± standard deviation. Best epoch chosen on {chosen}.")
-    told += _teachers_note(table)
+    notes.append(f"Top-1 in percent on the test split, mean ± standard deviation. Best epoch chosen on {chosen}.")
+    notes += _teachers_note(table)
     trials = [(row.label, row.first.get("trials")) for row in table.rows if row.first.get("trials") is not None]
     if len({number for _, number in trials}) > 1:
-        told.append(f"Tuning trials are NOT equal: {', '.join(f'{label} {number}' for label, number in trials)}.")
+        notes.append(f"Tuning trials are NOT equal: {', '.join(f'{label} {number}' for label, number in trials)}.")
     elif trials:
-        told.append(f"Tuning trials per method: {trials[0][1]}.")
+        notes.append(f"Tuning trials per method: {trials[0][1]}.")
     at_once = max(run.get("at_once", 1) for run in table.runs)
-    told += [f"Up to {at_once} runs shared the machine: compare times with care."] if at_once > 1 else []
-    told += map(str, table.suite.get("notes", []))
+    notes += [f"Up to {at_once} runs shared the machine: compare times with care."] if at_once > 1 else []
+    notes += map(str, table.suite.get("notes", []))
     if other := published.elsewhere(table):
-        told.append(f"Published under another recipe (SimKD's repository), not comparable: {'; '.join(other)}.")
-    return told
+        notes.append(f"Published under another recipe (SimKD's repository), not comparable: {'; '.join(other)}.")
+    return notes
 
 
 def _teachers_note(table):

@@ -16,20 +16,20 @@ BEGIN, END = "<!-- results: written by report --readme -->", "<!-- end of result
 
 def lines(sections: list[Section], leftovers: list[str], pictures: list[str]) -> list[str]:
     """Everything below a page's title; `pictures` has a file name per section, or nothing."""
-    told = []
+    page = []
     for number, section in enumerate(sections):
-        told += [f"## {escaped(section.heading)}", "", *table(section.results), ""]
-        told += bullets([*section.warnings, *section.notes])
-        told += [f"![{escaped(section.heading)}]({pictures[number]})", ""] if pictures else []
+        page += [f"## {escaped(section.heading)}", "", *table(section.results), ""]
+        page += bullets([*section.warnings, *section.notes])
+        page += [f"![{escaped(section.heading)}]({pictures[number]})", ""] if pictures else []
         for grid in section.more:
-            told += [
+            page += [
                 f"### {grid.title}",
                 "",
                 *table(grid),
                 "",
                 *(line for note in grid.notes for line in (escaped(note), "")),
             ]
-    return told + (["## Not in the tables", "", *bullets(leftovers)] if leftovers else [])
+    return page + (["## Not in the tables", "", *bullets(leftovers)] if leftovers else [])
 
 
 def table(grid: Grid) -> list[str]:
@@ -59,12 +59,12 @@ def put_into(path: Path, sections: list[Section], check: bool = False) -> bool:
     _, ended, after = rest.partition(END)
     if not found or not ended:
         raise PluginError(f"{path} has no place for the table; put these two lines where it belongs:\n{BEGIN}\n{END}")
-    told = [BEGIN, ""]
+    page = [BEGIN, ""]
     for section in sections:
-        told += [f"**{escaped(section.heading)}**", "", *table(results(section.table, front=True)), ""]
-        told += bullets([*section.warnings, *section.notes])
-    told += [f"Seconds of training, median over the runs. {TESTS}", END]
-    return write_or_compare(before + "\n".join(told) + after, path, check)
+        page += [f"**{escaped(section.heading)}**", "", *table(results(section.table, front=True)), ""]
+        page += bullets([*section.warnings, *section.notes])
+    page += [f"Seconds of training, median over the runs. {TESTS}", END]
+    return write_or_compare(before + "\n".join(page) + after, path, check)
 
 
 def write_or_compare(wanted: str, path: Path, check: bool = False) -> bool:

@@ -62,11 +62,11 @@ def beside(table: Table, row: Row) -> dict[str, Any] | None:
 
 def elsewhere(table: Table) -> list[str]:
     """Figures of the other recipe for the table's methods: named below it, never beside ours."""
-    told = []
+    elsewhere = []
     for row in table.rows if len(table.teachers) == 1 and comparable(table.runs[0]) else ():
         found = row.plain and figure(table.data[0], table.teachers[0], table.student, row.any("method"), NAMED_BELOW)
-        told += [f"{row.label} {found['top1']} ({found['source']})"] if found and not row.published else []
-    return told
+        elsewhere += [f"{row.label} {found['top1']} ({found['source']})"] if found and not row.published else []
+    return elsewhere
 
 
 def reproduced(table: Table, row: Row) -> str:

@@ -78,11 +78,11 @@ def write_page(folder: Path, sections: list[Section], leftovers: list[str], chec
     pictures = pictures if all((folder / name).is_file() for name in pictures) else []
     suite = sections[0].table.suite
     place = Path(os.path.relpath(folder)).as_posix()
-    told = [f"# {markdown.escaped(folder.resolve().name)}", "", str(suite.get("about") or "Recorded runs."), ""]
-    told += [
+    page = [f"# {markdown.escaped(folder.resolve().name)}", "", str(suite.get("about") or "Recorded runs."), ""]
+    page += [
         "This page is written from `runs.csv`, `curves.csv` and `suite.json` beside it by",
         f"`atsc-plugin report --record {place}`.",
     ]
     made = f"The runs were made by `atsc-plugin leaderboard --suite {suite.get('suite_file')}`."
-    told += [*([made] if suite.get("suite_file") else []), "", *markdown.lines(sections, leftovers, pictures)]
-    return markdown.write_or_compare("\n".join(told), folder / "README.md", check)
+    page += [*([made] if suite.get("suite_file") else []), "", *markdown.lines(sections, leftovers, pictures)]
+    return markdown.write_or_compare("\n".join(page), folder / "README.md", check)

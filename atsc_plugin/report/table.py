@@ -100,8 +100,8 @@ def stretch(run: Run) -> float:
 
 
 def trial(run: Run) -> str:
-    words = [str(word) for word in run.get("overrides", [])]
-    pairs = zip(words[::2], words[1::2], strict=False)
+    overrides = [str(part) for part in run.get("overrides", [])]
+    pairs = zip(overrides[::2], overrides[1::2], strict=False)
     return ", ".join(f"{key} {value}" for key, value in pairs if not key.startswith(PLACES))
 
 

@@ -6,14 +6,14 @@ ASCII = str.maketrans({"±": "+-", "→": ">", "−": "-"})
 
 
 def lines(sections: list[Section], leftovers: list[str]) -> list[str]:
-    told, notes = [], []
+    page, notes = [], []
     for section in sections:
         pairs = zip(section.results.rows, results(section.table, front=True).rows, strict=True)
         grid = Grid("", [row | judged for row, judged in pairs])
         minus = [MINUS.format(other.label) for other in section.table.references]
-        told += [section.heading, "", *aligned(grid, [name for name in grid.columns if name not in minus]), ""]
-        told += [*aligned(grid, ["method", *minus]), ""] if minus else []
-        told += [*section.warnings, ""] if section.warnings else []
+        page += [section.heading, "", *aligned(grid, [name for name in grid.columns if name not in minus]), ""]
+        page += [*aligned(grid, ["method", *minus]), ""] if minus else []
+        page += [*section.warnings, ""] if section.warnings else []
         notes += section.notes
     if max(len(row.runs) for section in sections for row in section.table.rows) == 1:
         notes.append("One seed a row: differences of a point or two mean nothing yet. Run more with EXPERIMENT.SEED.")
@@ -21,7 +21,7 @@ def lines(sections: list[Section], leftovers: list[str]) -> list[str]:
         notes.append(TESTS)
     else:
         notes.append("Name rows to compare the others with: --against ROW ...")
-    return [line.translate(ASCII) for line in [*told, *dict.fromkeys(notes), *leftovers]]
+    return [line.translate(ASCII) for line in [*page, *dict.fromkeys(notes), *leftovers]]
 
 
 def aligned(grid, names: list[str]) -> list[str]:
