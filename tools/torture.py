@@ -37,7 +37,7 @@ MARK = "ATSC_TORTURED"  # in the environment of all processes of one life, whate
 TIMING = {"seconds", "data_seconds", "images_per_second", "memory_mb", "peak_memory_mb"}
 
 
-def words():
+def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
     kill = kinds.add_parser("kill", help="random SIGKILLs, compared with the uninterrupted twin")
@@ -212,5 +212,5 @@ def fuzz(args):
 
 
 if __name__ == "__main__":
-    arguments = words().parse_args()
+    arguments = options().parse_args()
     sys.exit({"kill": kill, "fuzz": fuzz}[arguments.kind](arguments))

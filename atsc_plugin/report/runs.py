@@ -120,7 +120,7 @@ def read_runs(paths) -> tuple[list[Run], list[str]]:
                 except (PluginError, RecursionError) as error:  # the latter of what is nested too deeply
                     found, problems = [], [str(error)]
                 runs += found
-                skipped += [f"{clean(place)}: {problem}" for problem in problems]
+                skipped += [f"{clean(place)}: {clean(problem)}" for problem in problems]
     return runs, skipped
 
 

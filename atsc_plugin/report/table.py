@@ -223,7 +223,10 @@ def _label(what, run, clusters):
     twins = [(other, runs[0]) for other, runs in clusters if other[0] == what[0] and runs[0] is not run]
     if twins:  # one name over two configurations: never averaged, and told apart by what differs
         (_, method, precision), twin = twins[0]
-        named = [*([what[1]] if method != what[1] else []), *([f"precision={what[2]}"] if precision != what[2] else [])]
+        named = [
+            *([str(what[1])] if method != what[1] else []),
+            *([f"precision={what[2]}"] if precision != what[2] else []),
+        ]
         text += f" [{', '.join([*named, *_differing(twin, run)][:2])}]"
     return text + (f" (x{stretch(run):g} epochs)" if stretch(run) != 1 else "")
 
