@@ -21,8 +21,6 @@ NONE, ONE, SEVERAL = "none", "one", "several"  # how many teachers a method lear
 SECOND_STEP = "second_step"  # a second optimizer step a batch: fp32, one rank, no accumulation, no compilation
 OUR_TRAINER = "our_trainer"  # hooks or parameter groups that a host's trainer does not know
 IDLE_PARAMETERS = "idle_parameters"  # some parameters get no gradient in later epochs: DDP has to look for them
-HOST_READ = "host_read"  # it reads a tensor's value in a step, which waits for the device
-
 
 WEAK, STRONG = "image_weak", "image_strong"  # names under which some forks hand over two views of each image
 

@@ -45,11 +45,6 @@ wolf woman worm
 """
 CLASS_NAMES: tuple[str, ...] = tuple(_ALPHABETICAL.split())
 
-LOOKED_FOR = (
-    f"{PICKLES_FOLDER}/ (the unpacked archive), cifar100.npz, train/ and test/ with a folder a class, "
-    "train*.parquet and test*.parquet"
-)
-
 
 @dataclass(frozen=True)
 class Container:
@@ -63,7 +58,10 @@ class Container:
 
 
 def find_cifar100(root: str | Path) -> Container | None:
-    """The container that `root` is or holds, None where there is none. Of several the first of LOOKED_FOR is taken."""
+    """The container that `root` is or holds, None where there is none. Of several the first is taken.
+
+    The order: pickles of the unpacked archive, cifar100.npz, a folder a class, parquet.
+    """
     root = expand_user(root)
     if root.suffix in (".npz", ".parquet") and not root.exists():
         raise PluginError(f"CIFAR-100 is not here: there is no file {root}. Name another one with DATASET.ROOT.")

@@ -82,11 +82,6 @@ def class_of(name: str) -> type[Contract]:
     return METHODS.get(name) or HOST_METHODS.get(name) or HostMethod
 
 
-def title_of(name: str) -> str:
-    """How a person reads a DISTILLER.TYPE."""
-    return class_of(name).TITLE or name
-
-
 def teacher_names(cfg: Any) -> list[str]:
     """The networks of all teachers, in order; a method for several takes DISTILLER.TEACHER too, as a list of one."""
     takes = class_of(cfg.DISTILLER.TYPE).TEACHERS
