@@ -16,6 +16,7 @@ from pathlib import Path
 
 from torch import nn
 
+from atsc_plugin import minidistiller
 from atsc_plugin.errors import HostError, PluginError
 from atsc_plugin.untrusted import expand_user
 
@@ -205,10 +206,10 @@ NORMALISATION = {
 
 
 def data_root(root=""):
-    """DATASET.ROOT, or the `data` folder beside the host's package."""
+    """DATASET.ROOT, or the host's own `data` folder; minidistiller.HOME says where the embedded host has it."""
     if root:
         return expand_user(root)
-    return (Path(FOLDER).parent if NAME == "mdistiller" else Path(FOLDER).parents[1]) / "data"
+    return (Path(FOLDER).parent if NAME == "mdistiller" else minidistiller.HOME) / "data"
 
 
 def data_place(dataset, root=""):

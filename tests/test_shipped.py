@@ -1,5 +1,6 @@
 """A wheel carries the configuration files, and they are found from anywhere."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -33,7 +34,7 @@ def test_what_is_nowhere_keeps_its_name_for_the_error(name):
     assert config_file(name) == Path(name)
 
 
-def test_a_wheel_has_every_config_and_no_tests(tmp_path):
+def test_a_wheel_has_every_config_and_no_tests_and_looks_for_data_where_one_works(tmp_path):
     words = [sys.executable, "-c", "import setuptools.build_meta as b, sys; b.build_wheel(sys.argv[1])", str(tmp_path)]
     source = tmp_path / "source"
     for part in ("atsc_plugin", "configs", "setup.py", "README.md", "pyproject.toml"):
@@ -44,6 +45,11 @@ def test_a_wheel_has_every_config_and_no_tests(tmp_path):
     wanted = {f"atsc_plugin/configs/{p.relative_to(ROOT / 'configs')}" for p in (ROOT / "configs").rglob("*.yaml")}
     assert wanted <= names
     assert not any(name.startswith("tests/") for name in names)
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    asked = [sys.executable, "-c", "from atsc_plugin.minidistiller import HOME; print(HOME)"]
+    elsewhere = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    said = subprocess.run(asked, cwd=tmp_path, check=True, capture_output=True, text=True, env=elsewhere).stdout
+    assert Path(said.strip()) == tmp_path  # the working directory, for the installed package has no checkout around it
 
 
 def copy_part(origin, target):

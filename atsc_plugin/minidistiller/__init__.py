@@ -6,4 +6,10 @@ and no more: the networks and loaders of CIFAR-100, Tiny-ImageNet and ImageNet, 
 config tree and a plain trainer. Nothing here knows the plugin but its errors; atsc_plugin.host is the only caller.
 """
 
+from pathlib import Path
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+# Where data/ and download_ckpts/ lie: in a checkout beside the package as mdistiller has them, else where one works.
+HOME = _CHECKOUT if (_CHECKOUT / "setup.py").is_file() else Path.cwd()
+
 __version__ = "embedded-a08d46f"

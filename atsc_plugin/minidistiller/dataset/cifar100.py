@@ -1,6 +1,6 @@
 """CIFAR-100 with mdistiller's transforms and batches: training gives (image, target, index), testing (image, target).
 
-The files are looked for in the `data` folder beside the atsc_plugin package and fetched only when asked for.
+The files are looked for in HOME's `data` folder and fetched only when asked for.
 Called by get_dataset.
 """
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import CIFAR100
+
+from .. import HOME
 
 _MEAN, _STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 _FILES = ("train", "test", "meta")
@@ -22,7 +24,7 @@ class IndexedCIFAR100(CIFAR100):
 
 
 def get_data_folder():
-    return str(Path(__file__).resolve().parents[3] / "data")
+    return str(HOME / "data")
 
 
 def cifar100_present(root):

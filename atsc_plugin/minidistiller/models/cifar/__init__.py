@@ -2,12 +2,11 @@
 
 Every network answers forward(x) with (logits, {"feats": [...], "preact_feats": [...], "pooled_feat": ...}); neither
 MobileNetV2 has "preact_feats". Tiny-ImageNet's ShuffleV2 is a name only: asking for the network is an error. The
-checkpoints are mdistiller's published teachers, unpacked beside the atsc_plugin package; nothing is read or downloaded
+checkpoints are mdistiller's published teachers, unpacked in HOME; nothing is read or downloaded
 until somebody asks for a teacher.
 """
 
-from pathlib import Path
-
+from ... import HOME
 from .mobilenetv2 import mobile_half
 from .mv2_tinyimagenet import mobilenetv2_tinyimagenet
 from .resnet import resnet8, resnet8x4, resnet14, resnet20, resnet32, resnet32x4, resnet44, resnet56, resnet110
@@ -44,7 +43,7 @@ _STUDENTS = {
     "ShuffleV1": ShuffleV1,
     "ShuffleV2": ShuffleV2,
 }
-_CHECKPOINTS = Path(__file__).resolve().parents[4] / "download_ckpts"
+_CHECKPOINTS = HOME / "download_ckpts"
 
 cifar_model_dict = {
     **{
