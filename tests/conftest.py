@@ -67,6 +67,14 @@ def tiny_networks(monkeypatch):
 
 
 @pytest.fixture
+def narrow_vgg(monkeypatch):
+    """The embedded host's VGGs with a 16th of their channels or so: the same layers, names and map sizes."""
+    from atsc_plugin.minidistiller.models.cifar import vgg
+
+    monkeypatch.setattr(vgg, "_WIDTHS", (8, 8, 16, 16, 16))
+
+
+@pytest.fixture
 def tiny_teacher_file(tmp_path, tiny_networks):
     """Random weights of `tiny_teacher`."""
     from tiny import TinyNet

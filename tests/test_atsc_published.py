@@ -76,6 +76,7 @@ def released_step_by_hand(student, teacher, projector, start, images, target, we
         ("resnet8", "vgg8", (1.0, 10.0, 0.0, 0.4)),
     ],
 )
+@pytest.mark.usefixtures("narrow_vgg")
 def test_published_steps_equal_the_description_also_with_ce_kd_other_widths_and_vgg(cfg, student, teacher, weights):
     cfg.merge_from_list([*RELEASED, "SOLVER.LR", 0.002])
     for key, value in zip(

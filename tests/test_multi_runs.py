@@ -176,12 +176,12 @@ def test_the_control_deploys_every_projector_and_one_classifier(cfg, tmp_path):
 
 
 @pytest.fixture
-def files(tmp_path):
-    """Checkpoints of two teachers: resnet20 (8 x 8 x 64) and vgg8 (4 x 4 x 512)."""
+def files(tmp_path, narrow_vgg):
+    """Checkpoints of two teachers: resnet14 (8 x 8 x 64) and a narrow vgg8 (4 x 4 x 16)."""
     torch.manual_seed(0)
-    for name in ("resnet20", "vgg8"):
+    for name in ("resnet14", "vgg8"):
         torch.save({"model": cifar_model_dict[name][0](num_classes=100).state_dict()}, tmp_path / f"{name}.pth")
-    return ["DISTILLER.TEACHERS", "[resnet20, vgg8]", "DISTILLER.TEACHER_CKPTS", "[resnet20.pth, vgg8.pth]"]
+    return ["DISTILLER.TEACHERS", "[resnet14, vgg8]", "DISTILLER.TEACHER_CKPTS", "[resnet14.pth, vgg8.pth]"]
 
 
 def train(method, *words):
@@ -207,7 +207,7 @@ def test_a_quickstart_method_trains_and_its_evaluation_agrees_to_the_last_digit(
     assert train(method, *files, *words) == 0
     folder = run_folder(here)
     result = json.loads((folder / "result.json").read_text())
-    assert result["teacher"] == ["resnet20", "vgg8"]
+    assert result["teacher"] == ["resnet14", "vgg8"]
     for what in (folder, folder / "latest"):
         capsys.readouterr()
         assert main(["eval", str(what), "--json"]) == 0
@@ -218,9 +218,9 @@ def test_a_quickstart_method_trains_and_its_evaluation_agrees_to_the_last_digit(
     assert len(card["heads"]) == heads
     assert sum(p.numel() for p in module.parameters()) == result["params_deployed"]
     about = json.loads((folder / "about.json").read_text())
-    assert about["teacher_from"] == ["resnet20.pth", "vgg8.pth"]
+    assert about["teacher_from"] == ["resnet14.pth", "vgg8.pth"]
     assert main(["report", "output/quickstart"]) == 0
-    assert "resnet20 + vgg8 -> resnet8" in capsys.readouterr().out
+    assert "resnet14 + vgg8 -> resnet8" in capsys.readouterr().out
 
 
 def test_missing_teachers_are_trained_under_a_seed_each_once(here, capsys):
