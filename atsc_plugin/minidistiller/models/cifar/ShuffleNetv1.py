@@ -52,5 +52,4 @@ class ShuffleNet(StagedNet):
         self.linear = nn.Linear(c_in, num_classes)
 
 
-def ShuffleV1(num_classes):
-    return ShuffleNet(num_classes)
+ShuffleV1 = ShuffleNet

@@ -75,8 +75,7 @@ class ShuffleNetV2(StagedNet):
         return self.active_pair(2, x)
 
 
-def ShuffleV2(num_classes):
-    return ShuffleNetV2(num_classes)
+ShuffleV2 = ShuffleNetV2
 
 
 def shufflev2_tinyimagenet(num_classes):

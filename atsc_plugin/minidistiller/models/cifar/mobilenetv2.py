@@ -4,6 +4,8 @@ The last "feats" map has 160 channels, the classifier's input 1280: a 1x1 convol
 "preact_feats", because the blocks end without a ReLU.
 """
 
+from functools import partial
+
 import torch.nn as nn
 
 from ._parts import active_layers, conv, global_average, init_fan_out, init_small_linear
@@ -55,5 +57,4 @@ class MobileNetV2(nn.Module):
         return self.classifier(pooled), {"feats": feats, "pooled_feat": pooled}
 
 
-def mobile_half(num_classes):
-    return MobileNetV2(0.5, num_classes)
+mobile_half = partial(MobileNetV2, 0.5)

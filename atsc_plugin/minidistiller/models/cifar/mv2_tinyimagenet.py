@@ -56,5 +56,4 @@ class MobileNetV2(nn.Module):
         return self.conv2(pooled).flatten(1), {"feats": feats, "pooled_feat": pooled}
 
 
-def mobilenetv2_tinyimagenet(num_classes):
-    return MobileNetV2(num_classes)
+mobilenetv2_tinyimagenet = MobileNetV2
