@@ -5,9 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from launching import ROOT, launch, real
 from PIL import Image
+from small_runs import QUICK
 
+from atsc_plugin.__main__ import main
+from atsc_plugin.host import tiny_imagenet_model_dict
 from atsc_plugin.methods.base import load_methods
 
 # A fork in miniature: its registries, its config, and a script that only looks and reports.
@@ -68,35 +72,71 @@ def test_the_real_script_gets_as_far_as_the_missing_cifar100(tmp_path, without_c
     assert "cs.toronto.edu" in done.stderr or "URLError" in done.stderr or "urlopen" in done.stderr
 
 
-@real
-@pytest.mark.parametrize("trainer", ["base", "plugin"])
-def test_the_real_script_trains_atsc_for_an_epoch_on_a_tiny_imagenet_tree(tmp_path, without_cuda, trainer):
-    """Its data folder and its teacher file are constants of its modules: a sitecustomize points them here."""
+@pytest.fixture
+def place(tmp_path, without_cuda):
+    """A Tiny-ImageNet of eight images and a teacher; the constants of mdistiller's modules are pointed at them."""
     draw = np.random.default_rng(0)
     for split, count in (("train", 3), ("val", 1)):
         for name in ("a", "b"):
-            folder = tmp_path / "tiny" / split / name
+            folder = tmp_path / "tiny-imagenet-200" / split / name
             folder.mkdir(parents=True)
             for i in range(count):
                 Image.fromarray(draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    torch.manual_seed(0)
+    net = tiny_imagenet_model_dict["ResNet18"][0](num_classes=200)
+    torch.save({"model": net.state_dict()}, tmp_path / "teacher.pth")
     with open(tmp_path / "site" / "sitecustomize.py", "a") as file:
         file.write(
             f"import sys; sys.path.insert(0, {os.environ['MDISTILLER_PATH']!r})\n"
             "import mdistiller.dataset.tiny_imagenet as t\n"
-            f"t.data_folder = {str(tmp_path / 'tiny')!r}\n"
+            f"t.data_folder = {str(tmp_path / 'tiny-imagenet-200')!r}\n"
             "from mdistiller.models import tiny_imagenet_model_dict as d\n"
-            "net = d['ResNet18'][0]\n"
-            f"d['ResNet18'] = (net, {str(tmp_path / 'teacher.pth')!r})\n"
-            f"torch.save({{'model': net(num_classes=200).state_dict()}}, {str(tmp_path / 'teacher.pth')!r})\n"
+            f"d['ResNet18'] = (d['ResNet18'][0], {str(tmp_path / 'teacher.pth')!r})\n"
         )
+    return tmp_path
+
+
+def run_script(place, path, config, *words):
+    script = Path(os.environ["MDISTILLER_PATH"]) / "tools" / "train.py"
+    return launch(script, "--cfg", str(config), *words, "LOG.PREFIX", str(place / "out"), cwd=place, PYTHONPATH=path)
+
+
+@real
+@pytest.mark.parametrize("trainer", ["base", "plugin"])
+def test_the_real_script_trains_atsc_for_an_epoch_on_a_tiny_imagenet_tree(place, without_cuda, trainer):
     words = ["SOLVER.EPOCHS", "1", "SOLVER.BATCH_SIZE", "2", "DATASET.NUM_WORKERS", "0", "SOLVER.TRAINER", trainer]
     if trainer == "base":  # it has one rate for all, at which the file's drift diverges
         words += ["ATSC.TEACHER.LR_SCALE", "1.0", "ATSC.DRIFT.WEIGHT", "1.0"]
-    config = ROOT / "configs/tiny_imagenet/atsc.yaml"
-    script = Path(os.environ["MDISTILLER_PATH"]) / "tools" / "train.py"
-    done = launch(script, "--cfg", str(config), *words, "LOG.PREFIX", str(tmp_path / "out"), cwd=tmp_path,
-                  PYTHONPATH=without_cuda)  # fmt: skip
+    done = run_script(place, without_cuda, ROOT / "configs/tiny_imagenet/atsc.yaml", *words)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert list((tmp_path / "out").rglob("latest"))
+    assert list((place / "out").rglob("latest"))
     if trainer == "plugin":
-        assert list((tmp_path / "out").rglob("result.json"))
+        assert list((place / "out").rglob("result.json"))
+
+
+# DIH and COTEACH are handed neither data nor a cache by that script.
+NETS = ["DATASET.TYPE", "tiny_imagenet", "DATASET.NUM_WORKERS", "0", "DISTILLER.TEACHER", "ResNet18",
+        "DISTILLER.STUDENT", "ResNet18", "SOLVER.EPOCHS", "1", "SOLVER.BATCH_SIZE", "6",
+        "DIH.STAGES", "[4]", "DIH.HEADS.EPOCHS", "1"]  # fmt: skip
+
+
+@real
+def test_coteach_trains_under_the_real_script(place, without_cuda):
+    done = run_script(place, without_cuda, QUICK / "coteach.yaml", *NETS, "SOLVER.TRAINER", "base")
+    assert done.returncode == 0, done.stderr[-2000:]
+    latest = torch.load(next((place / "out").rglob("latest")), weights_only=False)
+    assert any(name.startswith("module.scratch.") for name in latest["model"])
+
+
+@real
+def test_dih_asks_the_real_script_for_heads_and_takes_cached_ones(place, without_cuda, monkeypatch):
+    done = run_script(place, without_cuda, QUICK / "dih.yaml", *NETS, "SOLVER.TRAINER", "base")
+    assert done.returncode == 2
+    assert "python -m atsc_plugin prepare --cfg FILE" in done.stderr
+    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(place)
+    words = ["--cfg", str(QUICK / "dih.yaml"), *NETS, "DATASET.ROOT", str(place)]
+    assert main(["prepare", *words, "DISTILLER.TEACHER_CKPT", str(place / "teacher.pth")]) == 0
+    done = run_script(place, without_cuda, QUICK / "dih.yaml", *NETS, "SOLVER.TRAINER", "base")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "heads of ResNet18 from output/teachers/ResNet18-tiny_imagenet-heads-" in done.stdout
