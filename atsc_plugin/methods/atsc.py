@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atsc_plugin.contract import OUR_TRAINER, SECOND_STEP
+from atsc_plugin.contract import IDLE_PARAMETERS, OUR_TRAINER, SECOND_STEP
 from atsc_plugin.errors import ModelRefused, PluginError
 from atsc_plugin.losses import feature_loss, full, pool, scale_gradient, softened_divergence, through_frozen
 from atsc_plugin.methods.base import Key, method, networks_of
@@ -92,6 +92,13 @@ KEYS = (
     Key("ATSC.TEACHER.LR_SCALE", 1.0, "the teacher's learning rate is SOLVER.LR times this", minimum=0.0),
     Key("ATSC.TEACHER.WARMUP_EPOCHS", 0, "epochs at the start in which the teacher is frozen, as in SimKD", minimum=0),
     Key(
+        "ATSC.TEACHER.EVERY",
+        1,
+        "k: the teacher learns in steps 0, k, 2k, ... of an epoch; in the others its losses are left out (zeros in the "
+        "log's means) and it costs a forward pass (ours)",
+        minimum=1,
+    ),
+    Key(
         "ATSC.TEACHER.EMA",
         0.0,
         "EMA decay per step, e.g. 0.99: the student is matched with the moving average of a teacher that learns its "
@@ -124,6 +131,7 @@ NOT_IN_THE_RELEASED_STEP = {
     "TEACHER.LEARNS": "features",
     "TEACHER.LR_SCALE": 1.0,
     "TEACHER.WARMUP_EPOCHS": 0,
+    "TEACHER.EVERY": 1,
     "TEACHER.EMA": 0.0,
     "TEACHER.BN": "batch",
 }
@@ -174,6 +182,8 @@ class ATSC(SharedClassifier):
     student is matched with and predicts through is its average, theta_bar <- d * theta_bar + (1 - d) * theta.
     LOSS.REVERSE_KD_WEIGHT, with LEARNS "task": + REVERSE_KD * T^2 KL(sg(p_s) || p_t), p = softmax(z / T), the reverse
     of KD. It moves the trunk and the head of what learns, the teacher or its online copy, and nothing of the student.
+    TEACHER.EVERY k: in the steps between, the teacher has no gradient, hence neither decay nor momentum; its BN keeps
+    to the batch's statistics and goes on averaging them. With EMA the online copy and the average both rest.
 
     UPDATE "published" is the released step to rounding (random2314235/ATSC at 8bde1b2), two optimizer steps a batch.
     One, over student, projector and the whole teacher: FEAT * mse(P(F_s), F_t) + DRIFT * sum ||theta - theta_0||^2 +
@@ -224,6 +234,8 @@ class ATSC(SharedClassifier):
         node, needs = cfg.ATSC, {}
         if node.UPDATE == "published":
             needs[SECOND_STEP] = "ATSC.UPDATE published makes two steps a batch"
+        if node.TEACHER.EVERY > 1:
+            needs[IDLE_PARAMETERS] = f"ATSC.TEACHER.EVERY {node.TEACHER.EVERY} gives the teacher no gradient in between"
         reasons = [
             text
             for wanted, text in (
@@ -244,7 +256,7 @@ class ATSC(SharedClassifier):
         self.node, self.weights = cfg.ATSC, cfg.ATSC.LOSS
         self.published = self.node.UPDATE == "published"
         self.learns_task = self.node.TEACHER.LEARNS == "task"
-        self.warming_up, self.reverses = False, self.weights.REVERSE_KD_WEIGHT > 0
+        self.warming_up, self.resting, self.reverses = False, False, self.weights.REVERSE_KD_WEIGHT > 0
         self.online_teacher = copy.deepcopy(self.teacher) if self.node.TEACHER.EMA > 0 else None
         if self.online_teacher is not None:
             self.teacher.requires_grad_(False)
@@ -324,6 +336,9 @@ class ATSC(SharedClassifier):
         self.reverses = self.weights.REVERSE_KD_WEIGHT > 0 and epoch > self.weights.REVERSE_KD_WARMUP_EPOCHS
         self._set_teacher_mode()
 
+    def before_step(self, epoch, step):
+        self.resting = step % self.node.TEACHER.EVERY > 0  # the step's number alone decides: a resumed run agrees
+
     def train(self, mode=True):
         super().train(mode)
         self._set_teacher_mode()
@@ -356,7 +371,7 @@ class ATSC(SharedClassifier):
             terms["loss_feat"] = self.weights.FEAT_WEIGHT * feature_loss(projected, wanted)
             logits = through_frozen(branch.classifier, pool(projected))
             terms |= self.student_losses(logits, teacher_logits.detach(), target)
-            if self.reverses:
+            if self.reverses and not self.resting:
                 divergence = softened_divergence(learning_logits, logits.detach(), self.weights.KD_TEMPERATURE)
                 terms["loss_reverse_kd"] = self.weights.REVERSE_KD_WEIGHT * divergence
             losses |= {term_name(name, branch.number, count): term for name, term in terms.items()}
@@ -366,6 +381,11 @@ class ATSC(SharedClassifier):
 
     def teacher_side(self, branch, image, target):
         """(F_t and z_t that the student is matched with, z_t of what learns, its own losses by name) of one teacher."""
+        if self.resting:  # the same map as in the steps around: batch statistics go on, but for an average
+            with torch.no_grad():
+                read = self.learning_readers[branch.number] if self.online_teacher is None else branch.read
+                _, teacher_map = read(image)
+                return teacher_map, full(branch.classifier(pool(teacher_map))), None, {}
         number, terms = branch.number, {}
         learns = not self.warming_up and self.node.TEACHER.LR_SCALE > 0
         with torch.set_grad_enabled(learns):  # rate 0: no graph and no gradient, hence neither decay nor momentum
@@ -397,7 +417,7 @@ class ATSC(SharedClassifier):
         return losses
 
     def after_step(self):
-        if self.online_teacher is not None:
+        if self.online_teacher is not None and not self.resting:
             for average, online in zip(networks_of(self.teacher), self.learning, strict=True):
                 update_ema(average, online, self.node.TEACHER.EMA)
 
