@@ -56,6 +56,7 @@ ENDS = {
     "warming": ("ATSC", ["ATSC.TEACHER.WARMUP_EPOCHS", 1]),
     "settling": ("ATSC", []),
     "ema": ("ATSC", EMA),
+    "every": ("ATSC", ["ATSC.TEACHER.EVERY", 2]),
     "with_bn": ("ATSC", []),
 }
 

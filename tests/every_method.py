@@ -18,6 +18,7 @@ WAYS = {
     "published": ["ATSC.UPDATE", "published", "ATSC.DRIFT.WEIGHT", 1.0],
     "task": ["ATSC.TEACHER.LEARNS", "task"],
     "EMA": ["ATSC.TEACHER.LEARNS", "task", "ATSC.TEACHER.EMA", 0.9],
+    "reverse": ["ATSC.TEACHER.LEARNS", "task", "ATSC.LOSS.REVERSE_KD_WEIGHT", 0.5, "ATSC.TEACHER.EVERY", 2],
     "LR_SCALE": ["ATSC.TEACHER.LR_SCALE", 0.5],
     "GUARD": ["ATSC.GUARD", "stop"],
 }

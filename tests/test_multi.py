@@ -59,6 +59,7 @@ KNOBS = [
     ["ATSC.TEACHER.WARMUP_EPOCHS", 1],
     ["ATSC.TEACHER.LEARNS", "task", "ATSC.ENSEMBLE", "probs"],
     ["ATSC.TEACHER.EMA", 0.9, "ATSC.TEACHER.LEARNS", "task"],
+    ["ATSC.TEACHER.LEARNS", "task", "ATSC.LOSS.REVERSE_KD_WEIGHT", 0.5],
     ["ATSC.TEACHER.BN", "affine_frozen", "ATSC.DRIFT.PARAMS", "kernels"],
     ["ATSC.LOSS.CE_WEIGHT", 0.5, "ATSC.LOSS.KD_WEIGHT", 0.5],
 ]
@@ -143,10 +144,11 @@ def test_the_student_gets_the_mean_over_teachers_and_each_teacher_and_projector_
 @pytest.mark.parametrize("kind", [ATSCMulti, SimKDMulti])
 def test_no_teachers_loss_reaches_another_teacher_or_its_projector(cfg, kind):
     cfg.merge_from_list(["ATSC.LOSS.CE_WEIGHT", 1.0, "ATSC.LOSS.KD_WEIGHT", 1.0])
+    cfg.merge_from_list(["ATSC.TEACHER.LEARNS", "task", "ATSC.LOSS.REVERSE_KD_WEIGHT", 1.0])
     distiller = multi(kind, cfg)
     images, target = double_batch()
     parts = distiller(image=images, target=target, epoch=1)[1]
-    assert len(parts) == K * (5 if kind is ATSCMulti else 1)
+    assert len(parts) == K * (6 if kind is ATSCMulti else 1)
     for name in parts:
         distiller.zero_grad()
         distiller(image=images, target=target, epoch=1)[1][name].backward()

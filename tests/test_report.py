@@ -99,6 +99,8 @@ def test_calibration_is_shown_where_it_was_measured(suite, tmp_path):
     text = markdown_of(tmp_path / "new")
     assert "| ECE | NLL |" in text
     assert "0.0750 ± 0.0354 | 1.5000 ± 0.0000" in text  # .05 and .10
+    main(["report", str(tmp_path / "new"), "--record", str(tmp_path / "record")])
+    assert "0.0750 ± 0.0354 | 1.5000 ± 0.0000" in markdown_of(tmp_path / "record")  # by way of runs.csv
 
 
 def test_teachers_that_keep_learning_have_a_table_of_their_last_epoch(tmp_path):

@@ -58,7 +58,7 @@ def killed_at(trainer, place, resume=False):
     return False
 
 
-@pytest.mark.parametrize(("update", "keys"), [("fused", EMA), ("published", [])])
+@pytest.mark.parametrize(("update", "keys"), [("fused", EMA), ("fused", ["ATSC.TEACHER.EVERY", 2]), ("published", [])])
 def test_a_run_killed_again_and_again_ends_as_the_whole_one(cfg, tmp_path, update, keys):
     """24 images in batches of 8 are 3 steps an epoch; `latest` after every step; each life is seven actions long."""
     cfg.merge_from_list(["LOG.CHECKPOINT_STEPS", 1, *keys])

@@ -115,7 +115,8 @@ class PluginTrainer:
             result = self._result()
             if distributed.first():
                 write_json(result, self.folder / "result.json")
-        say(f"done: test top-1 {result['top1_last']:.2f} last, {result['top1_best']:.2f} best epoch; {self.folder}")
+        accuracy = f"test top-1 {result['top1_last']:.2f} last, {result['top1_best']:.2f} best epoch"
+        say(f"done: {accuracy}; ECE {result['ece']:.4f}, NLL {result['nll']:.4f}; {self.folder}")
         return result
 
     def fit(self) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atsc_plugin.contract import OUR_TRAINER, SECOND_STEP
+from atsc_plugin.contract import IDLE_PARAMETERS, OUR_TRAINER, SECOND_STEP
 from atsc_plugin.errors import ModelRefused, PluginError
 from atsc_plugin.losses import feature_loss, full, pool, scale_gradient, softened_divergence, through_frozen
 from atsc_plugin.methods.base import Key, method, networks_of
@@ -55,7 +55,19 @@ KEYS = (
         minimum=0.0,
         symbol="div (-d)",
     ),
-    Key("ATSC.LOSS.KD_TEMPERATURE", 4.0, "T of that KD", minimum=0.1, symbol="T"),
+    Key("ATSC.LOSS.KD_TEMPERATURE", 4.0, "T of KD, in both directions", minimum=0.1, symbol="T"),
+    Key(
+        "ATSC.LOSS.REVERSE_KD_WEIGHT",
+        0.0,
+        "weight of T^2 KL(p_s || p_t), which moves the teacher and not the student; needs TEACHER.LEARNS task (ours)",
+        minimum=0.0,
+    ),
+    Key(
+        "ATSC.LOSS.REVERSE_KD_WARMUP_EPOCHS",
+        0,
+        "epochs at the start without that term, while the teacher learns its task: an untrained student pulls it down",
+        minimum=0,
+    ),
     Key("ATSC.PROJECTOR.FACTOR", 2, "f: the projector's inner width is C_t / f", minimum=1, symbol="-f"),
     Key(
         "ATSC.DRIFT.WEIGHT",
@@ -79,6 +91,13 @@ KEYS = (
     ),
     Key("ATSC.TEACHER.LR_SCALE", 1.0, "the teacher's learning rate is SOLVER.LR times this", minimum=0.0),
     Key("ATSC.TEACHER.WARMUP_EPOCHS", 0, "epochs at the start in which the teacher is frozen, as in SimKD", minimum=0),
+    Key(
+        "ATSC.TEACHER.EVERY",
+        1,
+        "k: the teacher learns in steps 0, k, 2k, ... of an epoch; in the others its losses are left out (zeros in the "
+        "log's means) and it costs a forward pass (ours)",
+        minimum=1,
+    ),
     Key(
         "ATSC.TEACHER.EMA",
         0.0,
@@ -108,9 +127,11 @@ KEYS = (
 
 # Keys that the released step does not have, with the value at which they do nothing.
 NOT_IN_THE_RELEASED_STEP = {
+    "LOSS.REVERSE_KD_WEIGHT": 0.0,
     "TEACHER.LEARNS": "features",
     "TEACHER.LR_SCALE": 1.0,
     "TEACHER.WARMUP_EPOCHS": 0,
+    "TEACHER.EVERY": 1,
     "TEACHER.EMA": 0.0,
     "TEACHER.BN": "batch",
 }
@@ -129,6 +150,8 @@ ADVICE = {
     "fused": f"{HOLD}lower ATSC.TEACHER.LR_SCALE.",
     "published": f"{HOLD}take ATSC.UPDATE fused with a lower ATSC.TEACHER.LR_SCALE.",
 }
+
+LESS_OF_THE_STUDENT = "Lower ATSC.LOSS.REVERSE_KD_WEIGHT, or raise REVERSE_KD_WARMUP_EPOCHS. "
 
 
 def drift_parameters(teacher: nn.Module, which: str) -> list[str]:
@@ -157,6 +180,10 @@ class ATSC(SharedClassifier):
     Ours, off by default. TEACHER.LEARNS "task": the feature loss sees sg(F_t), and TEACHER_CE * CE(C_t(pool(F_t)), y)
     moves the whole teacher. TEACHER.EMA d: theta above belongs to an online copy of the teacher; the teacher that the
     student is matched with and predicts through is its average, theta_bar <- d * theta_bar + (1 - d) * theta.
+    LOSS.REVERSE_KD_WEIGHT, with LEARNS "task": + REVERSE_KD * T^2 KL(sg(p_s) || p_t), p = softmax(z / T), the reverse
+    of KD. It moves the trunk and the head of what learns, the teacher or its online copy, and nothing of the student.
+    TEACHER.EVERY k: in the steps between, the teacher has no gradient, hence neither decay nor momentum; its BN keeps
+    to the batch's statistics and goes on averaging them. With EMA the online copy and the average both rest.
 
     UPDATE "published" is the released step to rounding (random2314235/ATSC at 8bde1b2), two optimizer steps a batch.
     One, over student, projector and the whole teacher: FEAT * mse(P(F_s), F_t) + DRIFT * sum ||theta - theta_0||^2 +
@@ -192,7 +219,7 @@ class ATSC(SharedClassifier):
                 f"ATSC.TEACHER.WARMUP_EPOCHS is {warmup} and SOLVER.EPOCHS {cfg.SOLVER.EPOCHS}, so the teacher would "
                 "never learn. Lower WARMUP_EPOCHS; for a frozen teacher use DISTILLER.TYPE SIMKD."
             )
-        problems += _ema_problems(node.TEACHER)
+        problems += _ema_problems(node.TEACHER) + _reverse_problems(cfg)
         if node.UPDATE == "published":
             values = {key: node[key.split(".")[0]][key.split(".")[1]] for key in NOT_IN_THE_RELEASED_STEP}
             problems += [
@@ -207,6 +234,8 @@ class ATSC(SharedClassifier):
         node, needs = cfg.ATSC, {}
         if node.UPDATE == "published":
             needs[SECOND_STEP] = "ATSC.UPDATE published makes two steps a batch"
+        if node.TEACHER.EVERY > 1:
+            needs[IDLE_PARAMETERS] = f"ATSC.TEACHER.EVERY {node.TEACHER.EVERY} gives the teacher no gradient in between"
         reasons = [
             text
             for wanted, text in (
@@ -227,7 +256,7 @@ class ATSC(SharedClassifier):
         self.node, self.weights = cfg.ATSC, cfg.ATSC.LOSS
         self.published = self.node.UPDATE == "published"
         self.learns_task = self.node.TEACHER.LEARNS == "task"
-        self.warming_up = False
+        self.warming_up, self.resting, self.reverses = False, False, self.weights.REVERSE_KD_WEIGHT > 0
         self.online_teacher = copy.deepcopy(self.teacher) if self.node.TEACHER.EMA > 0 else None
         if self.online_teacher is not None:
             self.teacher.requires_grad_(False)
@@ -268,7 +297,7 @@ class ATSC(SharedClassifier):
         return TeacherMonitor(
             title,
             guard=self.node.GUARD,
-            advice=ADVICE[self.node.UPDATE],
+            advice=(LESS_OF_THE_STUDENT if weights.REVERSE_KD_WEIGHT else "") + ADVICE[self.node.UPDATE],
             watch_trend=not self.learns_task,
             kappa_scale=self.node.DRIFT.WEIGHT / weights.FEAT_WEIGHT if weights.FEAT_WEIGHT else math.inf,
         )
@@ -304,7 +333,11 @@ class ATSC(SharedClassifier):
 
     def before_epoch(self, epoch):
         self.warming_up = epoch <= self.node.TEACHER.WARMUP_EPOCHS
+        self.reverses = self.weights.REVERSE_KD_WEIGHT > 0 and epoch > self.weights.REVERSE_KD_WARMUP_EPOCHS
         self._set_teacher_mode()
+
+    def before_step(self, epoch, step):
+        self.resting = step % self.node.TEACHER.EVERY > 0  # the step's number alone decides: a resumed run agrees
 
     def train(self, mode=True):
         super().train(mode)
@@ -331,34 +364,42 @@ class ATSC(SharedClassifier):
         sides = [self.teacher_side(branch, image, target) for branch in self.branches]
         _, feature_map = self.read_student(image)
         predictions, losses, count = [], {}, len(self.branches)
-        for branch, (teacher_map, teacher_logits, terms) in zip(self.branches, sides, strict=True):
+        for branch, (teacher_map, teacher_logits, learning_logits, terms) in zip(self.branches, sides, strict=True):
             # Backwards the student gets a share from each teacher, the mean; what is behind this line gets all of it.
             projected = branch.project(scale_gradient(feature_map, 1 / count))
             wanted = branch.target(teacher_map.detach() if self.learns_task else teacher_map)
             terms["loss_feat"] = self.weights.FEAT_WEIGHT * feature_loss(projected, wanted)
             logits = through_frozen(branch.classifier, pool(projected))
             terms |= self.student_losses(logits, teacher_logits.detach(), target)
+            if self.reverses and not self.resting:
+                divergence = softened_divergence(learning_logits, logits.detach(), self.weights.KD_TEMPERATURE)
+                terms["loss_reverse_kd"] = self.weights.REVERSE_KD_WEIGHT * divergence
             losses |= {term_name(name, branch.number, count): term for name, term in terms.items()}
             predictions.append(logits)
             self.monitors[branch.number].add(teacher_logits.detach(), target)
         return ensemble_of(predictions, self.ensemble), losses
 
     def teacher_side(self, branch, image, target):
-        """(F_t, the teacher's logits, its own losses by name) of one teacher."""
+        """(F_t and z_t that the student is matched with, z_t of what learns, its own losses by name) of one teacher."""
+        if self.resting:  # the same map as in the steps around: batch statistics go on, but for an average
+            with torch.no_grad():
+                read = self.learning_readers[branch.number] if self.online_teacher is None else branch.read
+                _, teacher_map = read(image)
+                return teacher_map, full(branch.classifier(pool(teacher_map))), None, {}
         number, terms = branch.number, {}
         learns = not self.warming_up and self.node.TEACHER.LR_SCALE > 0
         with torch.set_grad_enabled(learns):  # rate 0: no graph and no gradient, hence neither decay nor momentum
             _, teacher_map = self.learning_readers[number](image)
             pooled = pool(teacher_map)
-            logits = full(classifier_of(self.learning[number])(pooled if self.learns_task else pooled.detach()))
+            learning = full(classifier_of(self.learning[number])(pooled if self.learns_task else pooled.detach()))
             if self.node.DRIFT.WEIGHT > 0:
                 terms["loss_drift"] = self.drift_loss(number)
-            terms["loss_teacher_ce"] = self.weights.TEACHER_CE_WEIGHT * F.cross_entropy(logits, target)
-        if self.online_teacher is not None:
-            with torch.no_grad():
-                _, teacher_map = branch.read(image)
-                logits = full(branch.classifier(pool(teacher_map)))
-        return teacher_map, logits, terms
+            terms["loss_teacher_ce"] = self.weights.TEACHER_CE_WEIGHT * F.cross_entropy(learning, target)
+        if self.online_teacher is None:
+            return teacher_map, learning, learning, terms
+        with torch.no_grad():
+            _, teacher_map = branch.read(image)
+            return teacher_map, full(branch.classifier(pool(teacher_map))), learning, terms
 
     def drift_loss(self, number: int = 0):
         """DRIFT * sum ||theta - theta_0||^2 over one teacher's held weights."""
@@ -376,7 +417,7 @@ class ATSC(SharedClassifier):
         return losses
 
     def after_step(self):
-        if self.online_teacher is not None:
+        if self.online_teacher is not None and not self.resting:
             for average, online in zip(networks_of(self.teacher), self.learning, strict=True):
                 update_ema(average, online, self.node.TEACHER.EMA)
 
@@ -455,5 +496,26 @@ def _ema_problems(node) -> list[str]:
         problems.append(
             f"ATSC.TEACHER.EMA is {node.EMA:g} with TEACHER.LEARNS {node.LEARNS}, but the student is matched with the "
             "average, so the feature loss cannot move what learns. Use ATSC.TEACHER.LEARNS task."
+        )
+    return problems
+
+
+def _reverse_problems(cfg) -> list[str]:
+    """What is wrong with a teacher that learns from the student; the released step refuses the term by itself."""
+    node, weights, problems = cfg.ATSC.TEACHER, cfg.ATSC.LOSS, []
+    named, warmup = f"ATSC.LOSS.REVERSE_KD_WEIGHT is {weights.REVERSE_KD_WEIGHT:g}", weights.REVERSE_KD_WARMUP_EPOCHS
+    if not weights.REVERSE_KD_WEIGHT or cfg.ATSC.UPDATE == "published":
+        return []
+    if node.LEARNS != "task":
+        problems.append(
+            f"{named} with TEACHER.LEARNS {node.LEARNS}, where nothing but the student's signals would move the "
+            "teacher's trunk: it would follow an untrained student. Use ATSC.TEACHER.LEARNS task."
+        )
+    if node.LR_SCALE == 0:
+        problems.append(f"{named} with TEACHER.LR_SCALE 0, so the teacher it should move stays. Raise LR_SCALE.")
+    if warmup and warmup >= cfg.SOLVER.EPOCHS:
+        problems.append(
+            f"ATSC.LOSS.REVERSE_KD_WARMUP_EPOCHS is {warmup} and SOLVER.EPOCHS {cfg.SOLVER.EPOCHS}, so the term would "
+            "never act. Lower REVERSE_KD_WARMUP_EPOCHS."
         )
     return problems
