@@ -121,11 +121,12 @@ NETS = ["DATASET.TYPE", "tiny_imagenet", "DATASET.NUM_WORKERS", "0", "DISTILLER.
 
 
 @real
-def test_coteach_trains_under_the_real_script(place, without_cuda):
-    done = run_script(place, without_cuda, QUICK / "coteach.yaml", *NETS, "SOLVER.TRAINER", "base")
+@pytest.mark.parametrize(("method", "beside"), [("coteach", "scratch"), ("shake", "shadow")])
+def test_it_trains_under_the_real_script(place, without_cuda, method, beside):
+    done = run_script(place, without_cuda, QUICK / f"{method}.yaml", *NETS, "SOLVER.TRAINER", "base")
     assert done.returncode == 0, done.stderr[-2000:]
     latest = torch.load(next((place / "out").rglob("latest")), weights_only=False)
-    assert any(name.startswith("module.scratch.") for name in latest["model"])
+    assert any(name.startswith(f"module.{beside}.") for name in latest["model"])
 
 
 @real

@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from atsc_plugin.collapse import collapsed
-from atsc_plugin.contract import EpochReport
+from atsc_plugin.contract import EpochReport, Network
 from atsc_plugin.data.sample import sample
 from atsc_plugin.engine.batches import place
 from atsc_plugin.engine.distributed import on_the_first, sum_of
+from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.losses import pool
 from atsc_plugin.networks.drift import relative_motion
+from atsc_plugin.networks.maps import evaluating
 
 IMAGES = 2000  # evaluation images on which a teacher is measured
 TREND_EPOCHS = 3  # falls in a row that make a trend
@@ -53,6 +55,29 @@ class Hits(nn.Module):
     def _set(self, hits, seen) -> None:
         self.hits.fill_(hits)
         self.seen.fill_(seen)
+
+
+class Extended(nn.Module):
+    """A network and a part that learns beside it, measured as one network: image -> part(network, image)."""
+
+    def __init__(self, network: nn.Module, part: nn.Module) -> None:
+        super().__init__()
+        self.network, self.part = network, part
+
+    def forward(self, image):
+        return self.part(self.network, image)
+
+
+def moving_top1(networks: list[Network], loader) -> dict[str, float]:
+    """Figures of an epoch: top-1 in percent, in eval mode, of the networks beside the student that move."""
+    figures = {}
+    for network in networks:
+        if network.moves:
+            device = next(network.module.parameters()).device
+            with evaluating(network.module):
+                scores = evaluate(in_eval_mode(network.module), loader, device, network.name)
+            figures[f"{network.name}_top1"] = scores["top1"]
+    return figures
 
 
 def feature_figures(present, start):
