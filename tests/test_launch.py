@@ -121,9 +121,10 @@ NETS = ["DATASET.TYPE", "tiny_imagenet", "DATASET.NUM_WORKERS", "0", "DISTILLER.
 
 
 @real
-@pytest.mark.parametrize(("method", "beside"), [("coteach", "scratch"), ("shake", "shadow")])
+@pytest.mark.parametrize(("method", "beside"), [("coteach", "scratch"), ("shake", "shadow"), ("adaptkd", "adapter")])
 def test_it_trains_under_the_real_script(place, without_cuda, method, beside):
-    done = run_script(place, without_cuda, QUICK / f"{method}.yaml", *NETS, "SOLVER.TRAINER", "base")
+    words = [*NETS, "SOLVER.TRAINER", "base", "ADAPTKD.TEACHER.LR_SCALE", "1.0"]
+    done = run_script(place, without_cuda, QUICK / f"{method}.yaml", *words)
     assert done.returncode == 0, done.stderr[-2000:]
     latest = torch.load(next((place / "out").rglob("latest")), weights_only=False)
     assert any(name.startswith(f"module.{beside}.") for name in latest["model"])
