@@ -48,6 +48,7 @@ setup(
             "hypothesis>=6.100",
             "setuptools>=70.1",
             "pyarrow>=15",
+            "matplotlib>=3.8",  # examples/quickstart.py
             *EXPORT,
         ],
         "export": EXPORT,

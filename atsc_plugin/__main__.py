@@ -13,38 +13,32 @@ import sys
 import traceback
 
 from atsc_plugin import __version__
-from atsc_plugin.errors import Interrupted, PluginError, RunStopped, out_of_memory
+from atsc_plugin.errors import Interrupted, PluginError, RunStopped, out_of_memory, started_as
 from atsc_plugin.untrusted import message_of, printable
 
 COMMANDS = {
-    "quickstart": "four methods, one teacher, a toy data set: a comparison in minutes",
-    "train": "train a student (and its teacher where it is missing) from a config file",
-    "teachers": "train the teachers of a config file that are missing, or several seeds of one, and keep them",
-    "eval": "accuracy of a run directory, a deployed student or a checkpoint",
-    "export": "a trained student as ONNX, torch.export or safetensors, compared before it is kept",
-    "predict": "the classes of image files, by a run, a deployed student or an ONNX file",
-    "prepare": "check config files and train the teachers they lack",
-    "leaderboard": "run every method and seed of a suite file, then write the page",
-    "report": "one table of several run directories",
-    "adapted": "the teacher as an ATSC run left it, as a checkpoint for other runs",
-    "bench": "measure a training step, the data loader, files or an epoch here, each against its alternatives",
-    "launch": "run a host's own script with our methods registered: launch PATH/TO/train.py --cfg ...",
-    "doctor": "host, versions, devices, data and teachers: what is there, what is missing and how to get it",
+    "quickstart": "compare four methods on a toy data set, in minutes",
+    "train": "train a student, and its teacher where it is missing",
+    "teachers": "train missing teachers, or several seeds of one",
+    "eval": "accuracy of a run, a deployed student or a checkpoint",
+    "export": "write a trained student as ONNX, torch.export or safetensors",
+    "predict": "classes of image files, by a run or an ONNX file",
+    "prepare": "check config files, and train the teachers they lack",
+    "leaderboard": "run every method and seed of a suite, then write the page",
+    "report": "compare finished runs in one table",
+    "adapted": "write out the teacher that an ATSC run left",
+    "bench": "measure a training step, the data loader or an epoch here",
+    "launch": "run a host's own script with our methods registered",
+    "doctor": "say what is here, what is missing and how to get it",
 }
 MODULES = {"eval": "commands.evaluate"}
 
 
 def usage():
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(
-        [
-            f"atsc_plugin {__version__}",
-            "usage: python -m atsc_plugin COMMAND ... (COMMAND --help tells more)",
-            "",
-            *lines,
-        ]
-    )
+    start, width = started_as(), max(map(len, COMMANDS))
+    examples = (f"  {start} quickstart", f"  {start} train --cfg configs/quickstart/simkd.yaml")
+    commands = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["examples:", *examples, "", "commands, each with a --help of its own:", *commands])
 
 
 def main(argv=None):
@@ -52,7 +46,7 @@ def main(argv=None):
     signal's number: ended by it."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "--version"):
-        print(usage())
+        print(f"atsc_plugin {__version__}" if argv == ["--version"] else usage())
         return 0 if argv else 2
     command, *arguments = argv
     if hasattr(sys.stdout, "reconfigure"):

@@ -1,8 +1,11 @@
-"""Errors that a person can mend.
+"""Errors that a person can mend, and how a command line of this program begins.
 
 Every message says what it got, what was expected and what to do. The commands print it and leave with exit status 2,
 without a traceback; whoever uses the package as a library catches `PluginError`.
 """
+
+import sys
+from pathlib import Path
 
 
 class PluginError(Exception):
@@ -40,3 +43,8 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def started_as() -> str:
+    """What a command line of this program begins with here."""
+    return "atsc-plugin" if Path(sys.argv[0]).stem == "atsc-plugin" else "python -m atsc_plugin"

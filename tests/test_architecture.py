@@ -1,6 +1,7 @@
 """The layers of the package: a file imports only from lower layers or its own folder, and only host.py names a host."""
 
 import ast
+import os
 import subprocess
 import sys
 from functools import cache
@@ -134,3 +135,14 @@ def test_no_test_imports_another_test():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [name for name in names if name.startswith("test_")], path.name
+
+
+def test_building_a_run_imports_no_torchvision():
+    """It takes two seconds and 200 MB, which images that lie in memory do not need."""
+    code = (
+        "import sys, atsc_plugin; atsc_plugin.register(); import atsc_plugin.build; print('torchvision' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "ATSC_HOST": "embedded"}
+    )
+    assert done.stdout == "False\n", done.stderr

@@ -1,23 +1,36 @@
-"""Every command's --help begins with examples, which name the command itself and options that it has."""
+"""Every command's --help begins with examples, which can be copied and name options that the command has."""
 
 import importlib
 import re
+import shlex
 
 import pytest
 
-COMMANDS = ("bench", "doctor", "evaluate", "export", "predict", "prepare", "quickstart", "train")
+from atsc_plugin.__main__ import COMMANDS, MODULES, usage
+from atsc_plugin.errors import started_as
+
+
+def module_of(command):
+    return importlib.import_module(f"atsc_plugin.{MODULES.get(command, f'commands.{command}')}")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_begins_with_examples_that_the_parser_takes(command, capsys):
-    module = importlib.import_module(f"atsc_plugin.commands.{command}")
-    text = module.parser().format_help()
-    after_usage = text.split("\n\n", 1)[1]
-    assert after_usage.startswith("examples:\n")
-    examples = [line.strip() for line in after_usage.split("\n\n")[0].splitlines()[1:]]
-    ours = [line for line in examples if line.split()[0] == module.parser().prog]
-    assert ours
-    for line in ours:
-        words = re.split(r"\s{3,}", line)[0].split()[1:]  # a remark stands behind several spaces
-        args = module.parse(words) if hasattr(module, "parse") else module.parser().parse_intermixed_args(words)
-        assert args
+def test_help_begins_with_examples_that_the_parser_takes_and_fits_80_columns(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = module_of(command).parser().format_help()
+    assert text.startswith("examples:\n")
+    examples = text.split("\n\n")[0].replace(" \\\n", " ").splitlines()[1:]
+    start = started_as()
+    ours = [line.strip().removeprefix(start).split()[0] for line in examples if line.strip().startswith(start)]
+    assert command in ours and set(ours) <= set(COMMANDS)
+    for line in examples:
+        if line.strip().startswith(f"{start} "):
+            name, *words = shlex.split(line.strip().removeprefix(start))
+            module = module_of(name)
+            assert module.parse(words) if hasattr(module, "parse") else module.parser().parse_intermixed_args(words)
+    too_long = [line for line in text.splitlines() if len(line) > 80 and not re.fullmatch(r" +\S+", line)]
+    assert too_long == []
+
+
+def test_the_list_of_commands_fits_80_columns():
+    assert max(map(len, usage().splitlines())) <= 80

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from runs import log_of
 from small_runs import QUICK, ROOT, SMALL, TINY, refused, run_folder, tiny, train
+from tiny import TinyNet
 
 from atsc_plugin.__main__ import main
 
@@ -61,6 +63,25 @@ def test_a_teacher_file_is_evaluated_as_a_bare_network(here, capsys, tiny_teache
     words = ["--cfg", str(QUICK / "vanilla.yaml"), "--json", "DISTILLER.STUDENT", "tiny_teacher", *SMALL]
     assert main(["eval", str(tiny_teacher_file), *words]) == 0
     assert json.loads(capsys.readouterr().out)["top1"] == before
+
+
+def test_a_teacher_is_measured_once_for_all_runs_of_a_project(here, capsys, tiny_teacher_file):
+    def before(name, seed="1"):
+        words = ["DISTILLER.TEACHER_CKPT", str(tiny_teacher_file), "EXPERIMENT.SEED", seed]
+        assert tiny("simkd", *words, name=name) == 0
+        (folder,) = (here / "output" / "quickstart").glob(f"{name}*/seed_{seed}")
+        top1 = json.loads((folder / "result.json").read_text())["teacher_top1_before"]
+        return top1, "measured by another run" in capsys.readouterr().out
+
+    top1, known = before("first")
+    assert not known
+    assert before("second", seed="2") == (top1, True)
+    (file,) = (here / "output" / "quickstart").glob("measured-*.json")
+    assert json.loads(file.read_text()) == {"top1": top1}
+    file.write_text('{"top1": "high"}')
+    assert before("damaged") == (top1, False)
+    torch.save({"model": TinyNet(num_classes=100, width=8).state_dict()}, tiny_teacher_file)
+    assert not before("another_teacher")[1]
 
 
 # ---- a run that is there already ----

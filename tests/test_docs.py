@@ -37,8 +37,17 @@ def test_every_command_that_is_named_exists(page):
     assert named <= set(COMMANDS)
 
 
-def test_the_readme_is_read_in_one_go():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name)
+def test_what_is_written_by_hand_is_read_in_one_go(page):
+    written = page.read_text(encoding="utf-8").partition("<!-- Below this line tools/pages.py writes. -->")[0]
+    assert len(written.splitlines()) <= 120
+
+
+def test_the_index_names_every_page_and_every_study():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "README.md"]
+    studies = [f"results/{page.parent.name}/README.md" for page in (ROOT / "docs/results").glob("*/README.md")]
+    assert [name for name in [*pages, *studies] if f"({name})" not in index] == []
 
 
 def test_the_pages_of_keys_and_methods_are_up_to_date():

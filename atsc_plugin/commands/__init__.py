@@ -1,14 +1,37 @@
 """One module a command: `parser()` for its options and `run(args)`, which returns the exit status."""
 
 import argparse
+import textwrap
 
+from atsc_plugin.errors import started_as
 from atsc_plugin.untrusted import expand_user
 
+WIDTH = 78  # columns of a --help, in a terminal of 80
 
-def parser_of(command: str, about: str, examples: str) -> argparse.ArgumentParser:
-    """A command's parser; its --help begins with examples, one a line, written without `python -m atsc_plugin`."""
-    text = f"examples:\n{examples.strip(chr(10))}\n\n{about}"
-    return argparse.ArgumentParser(command, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+class Parser(argparse.ArgumentParser):
+    """A command's parser, whose --help begins with examples that can be copied."""
+
+    def __init__(self, command: str, about: str, examples: str) -> None:
+        text = "\n\n".join(textwrap.fill(" ".join(part.split()), WIDTH) for part in about.split("\n\n"))
+        super().__init__(
+            f"{started_as()} {command}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        self.examples = "\n".join(line for each in examples.strip().splitlines() for line in _example(each.strip()))
+
+    def format_help(self) -> str:
+        return f"examples:\n{self.examples}\n\n{super().format_help()}"
+
+
+def _example(line: str) -> list[str]:
+    """`command arguments   remark` as lines of at most WIDTH: the whole command, and the remark above it."""
+    words, _, remark = line.partition("   ")
+    program = "" if words.startswith("torchrun ") else f"{started_as()} "
+    broken = textwrap.wrap(
+        program + words, WIDTH - 4, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+    above = [f"  # {remark.strip()}"] if remark else []
+    return [*above, *(f"  {each} \\" for each in broken[:-1]), f"  {broken[-1]}"]
 
 
 def registered_cfg(path, overrides=()):

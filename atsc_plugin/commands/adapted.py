@@ -1,21 +1,21 @@
-"""The networks that learned beside the student of a finished run, each as a checkpoint of its own."""
+"""The networks that learned beside the student of a finished run, each as a checkpoint of its own.
 
-import argparse
+A student trained from scratch on an adapted teacher tells a better teacher from teaching while it adapts.
+"""
+
 from pathlib import Path
 
+from atsc_plugin.commands import Parser
 from atsc_plugin.errors import PluginError
 
-EXAMPLE = """example:
+EXAMPLES = """
   adapted output/quickstart/atsc,res20,res8/seed_1 --out adapted.pth
   train --cfg configs/quickstart/simkd.yaml DISTILLER.TEACHER_CKPT adapted.pth EXPERIMENT.NAME after
-tells a better teacher from teaching while it adapts: a student from scratch has the first and not the second.
 """
 
 
 def parser():
-    options = argparse.ArgumentParser(
-        "adapted", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = Parser("adapted", __doc__, EXAMPLES)
     options.add_argument("run", metavar="RUN", help="directory of a finished run whose teacher learns")
     options.add_argument(
         "--out", metavar="FILE", help="where it goes; several networks: FILE_1, FILE_2, ... (default: RUN/teacher_last)"

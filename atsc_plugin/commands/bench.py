@@ -6,7 +6,7 @@ Only an idle machine gives figures: anything else that runs is in them.
 import argparse
 import sys
 
-from atsc_plugin.commands import parser_of
+from atsc_plugin.commands import Parser
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import write_json
 
@@ -18,6 +18,7 @@ EXAMPLES = """
   bench files
   bench epoch --images 6400
 """
+FORMATS = ("none", "bf16", "fp16")
 COMPILE = ("none", "default", "reduce-overhead", "max-autotune")
 UNPRINTED = ("low", "high", "pair", "batch")  # only in the JSON file
 # Images a pass, with --quick and without.
@@ -25,7 +26,7 @@ QUICK, FULL = {"loader": 5000, "files": 40, "epoch": 96}, {"loader": 50000, "fil
 
 
 def parser():
-    options = parser_of("bench", __doc__, EXAMPLES)
+    options = Parser("bench", __doc__, EXAMPLES)
     add = options.add_argument
     add("what", choices=("step", "loader", "files", "epoch"), help="what is measured")
     add("--quick", action="store_true", help="small and rough: within a minute on two cores")
@@ -35,8 +36,16 @@ def parser():
     add("--batch", type=_count, help="images a batch (default: 64; quick: 16)")
     methods = "step: registered methods, released, published, fused, ATSC_x2, ATSC_x3; epoch: one of them"
     add("--methods", nargs="+", metavar="NAME", help=methods)
-    add("--amp", nargs="+", default=["none"], choices=("none", "bf16", "fp16"), help="number formats")
-    add("--compile", nargs="+", default=["none"], choices=COMPILE, help="modes of torch.compile")
+    add(
+        "--amp",
+        nargs="+",
+        default=["none"],
+        choices=FORMATS,
+        metavar="AMP",
+        help=f"number formats: {', '.join(FORMATS)}",
+    )
+    modes = f"modes of torch.compile: {', '.join(COMPILE)}"
+    add("--compile", nargs="+", default=["none"], choices=COMPILE, metavar="MODE", help=modes)
     add("--rounds", type=_count, help="turns of each arm (default: 7; quick: 3)")
     add("--images", type=_count, help=f"images a pass (default: {FULL}; quick: {QUICK})")
     add("--profile", action="store_true", help="step: also where the first arm's time goes")

@@ -5,7 +5,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-from atsc_plugin.commands import parser_of, registered_cfg
+from atsc_plugin.commands import Parser, registered_cfg
 from atsc_plugin.errors import PluginError
 
 PACKAGES = ("torch", "torchvision", "yacs", "tensorboardX", "numpy", "scipy", "scikit-learn", "safetensors", "tqdm")
@@ -16,7 +16,7 @@ EXAMPLES = """
 
 
 def parser():
-    options = parser_of("doctor", __doc__, EXAMPLES)
+    options = Parser("doctor", __doc__, EXAMPLES)
     options.add_argument("--cfg", metavar="FILE", help="also check that this configuration could start training")
     options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override")
     return options

@@ -2,7 +2,7 @@
 
 import json
 
-from atsc_plugin.commands import add_student_options, cfg_of_student, parser_of
+from atsc_plugin.commands import Parser, add_student_options, cfg_of_student
 from atsc_plugin.errors import PluginError
 
 EXAMPLES = """
@@ -14,7 +14,7 @@ EXAMPLES = """
 
 
 def parser():
-    options = parser_of("eval", __doc__, EXAMPLES)
+    options = Parser("eval", __doc__, EXAMPLES)
     options.add_argument(
         "--split", choices=("test", "val"), default="test", help="images to evaluate on (default: test)"
     )

@@ -6,21 +6,21 @@ says; with it uint8 N x H x W x 3, RGB 0..255, as image libraries have it. The c
 
 from pathlib import Path
 
-from atsc_plugin.commands import add_student_options, cfg_of_student, parser_of
+from atsc_plugin.commands import Parser, add_student_options, cfg_of_student
 from atsc_plugin.errors import PluginError
 from atsc_plugin.untrusted import printable
 
 EXAMPLES = """
-  export output/quickstart/simkd,res20,res8/seed_1 --format onnx                    -> deploy_last.onnx in the run
+  export output/quickstart/simkd,res20,res8/seed_1 --format onnx                    writes deploy_last.onnx in the run
   export output/quickstart/simkd,res20,res8/seed_1 --format onnx --preprocess --output student.onnx
   export RUN/deploy_best.safetensors --format torch --images photos/
   export RUN/latest --format safetensors        deploy files of a run that a host's own trainer made
-  export RUN --format onnx --benchmark          and a table of size and latency against the teacher
+  export RUN --format onnx --benchmark          prints a table, too, of size and latency against the teacher
 """
 
 
 def parser():
-    options = parser_of("export", __doc__, EXAMPLES)
+    options = Parser("export", __doc__, EXAMPLES)
     options.add_argument("--format", required=True, choices=("onnx", "torch", "safetensors"), help="what to write")
     options.add_argument("--output", metavar="FILE", help="default: beside the source, with the ending of the format")
     options.add_argument(

@@ -6,17 +6,16 @@ import runpy
 import sys
 from pathlib import Path
 
+from atsc_plugin.commands import Parser
 from atsc_plugin.errors import HostError, PluginError
 
-EXAMPLE = """example:
+EXAMPLES = """
   launch ../mdistiller/tools/train.py --cfg configs/cifar100/atsc/res32x4_res8x4.yaml SOLVER.EPOCHS 240
 """
 
 
 def parser():
-    options = argparse.ArgumentParser(
-        "launch", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = Parser("launch", __doc__, EXAMPLES)
     options.add_argument(
         "--leave", action="append", default=[], metavar="NAME", help="leave this method name to the host, e.g. SIMKD"
     )

@@ -7,21 +7,21 @@ Imports no torch. The format of a suite file stands in leaderboard/suite.py.
 
 import sys
 
-from atsc_plugin.commands import parser_of
+from atsc_plugin.commands import Parser
 from atsc_plugin.errors import PluginError
 from atsc_plugin.leaderboard import jobs, plan
 from atsc_plugin.leaderboard.suite import read_suite
 
 EXAMPLES = """
   leaderboard --suite configs/leaderboard/quick.yaml --jobs 2
-  leaderboard --suite configs/leaderboard/quick.yaml --seeds 1 SOLVER.EPOCHS 1      # a trial, in a folder of its own
+  leaderboard --suite configs/leaderboard/quick.yaml --seeds 1 SOLVER.EPOCHS 1   a trial, in a folder of its own
   leaderboard --suite configs/leaderboard/cifar100_main.yaml --devices 0,1 --pairs res32x4_res8x4
   leaderboard --suite configs/leaderboard/cifar100_main.yaml --launcher submitit --slurm gpus_per_node=1 timeout_min=900
 """
 
 
 def parser():
-    options = parser_of("leaderboard", "Run every arm of a suite with every seed, then write the page.", EXAMPLES)
+    options = Parser("leaderboard", "Run every arm of a suite with every seed, then write the page.", EXAMPLES)
     options.add_argument(
         "--suite", required=True, metavar="FILE", help="suite file, e.g. configs/leaderboard/quick.yaml"
     )

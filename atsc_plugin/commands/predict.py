@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from atsc_plugin.commands import parser_of
+from atsc_plugin.commands import Parser
 from atsc_plugin.errors import PluginError
 from atsc_plugin.untrusted import as_plugin_error, expand_user, printable
 
@@ -21,7 +21,7 @@ EXAMPLES = """
 
 
 def parser():
-    options = parser_of("predict", __doc__, EXAMPLES)
+    options = Parser("predict", __doc__, EXAMPLES)
     options.add_argument("images", nargs="+", metavar="FILE_OR_FOLDER", help="image files, or folders of them")
     options.add_argument("--model", required=True, help="run directory, deploy_* file, or .onnx file of `export`")
     options.add_argument("--which", choices=("last", "best"), default="last", help="of a run directory (default: last)")

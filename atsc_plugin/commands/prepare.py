@@ -3,7 +3,7 @@
 import json
 from types import SimpleNamespace
 
-from atsc_plugin.commands import parser_of, registered_cfg
+from atsc_plugin.commands import Parser, registered_cfg
 from atsc_plugin.errors import ConfigError, PluginError
 
 EXAMPLES = """
@@ -13,7 +13,7 @@ EXAMPLES = """
 
 
 def parser():
-    options = parser_of("prepare", __doc__, EXAMPLES)
+    options = Parser("prepare", __doc__, EXAMPLES)
     options.add_argument("--cfg", required=True, nargs="+", metavar="FILE", help="configuration files")
     options.add_argument("--check", action="store_true", help="only check the files: nothing is built or trained")
     options.add_argument(

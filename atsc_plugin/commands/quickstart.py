@@ -10,8 +10,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from atsc_plugin.commands import parser_of, registered_cfg
-from atsc_plugin.errors import PluginError
+from atsc_plugin.commands import Parser, registered_cfg
+from atsc_plugin.errors import PluginError, started_as
 
 EXAMPLES = """
   quickstart
@@ -35,7 +35,7 @@ NEXT = (
 
 
 def parser():
-    options = parser_of("quickstart", __doc__, EXAMPLES)
+    options = Parser("quickstart", __doc__, EXAMPLES)
     options.add_argument("--fresh", action="store_true", help="delete the runs of an earlier call and run them again")
     options.add_argument(
         "--train-teacher", action="store_true", help="train the teacher here instead of taking the one that ships"
@@ -98,6 +98,8 @@ def _forget(runs):
     for one in runs:
         run_dir.clear(one.folder)
         Path(f"{one.folder}.log").unlink(missing_ok=True)
+    for file in runs[0].folder.parents[1].glob("measured-*.json"):
+        file.unlink(missing_ok=True)
 
 
 def _cores():
@@ -180,8 +182,9 @@ def _teacher_from(keys):
 
 
 def _in_reading_order(runs):
-    """From the plain student to the method with the most parts; the suite lists the longest run first."""
-    return runs[::-1]
+    """From the plain student to the method with the most parts; the suite lists them as they are best run."""
+    order = ("vanilla", "kd", "simkd", "atsc")
+    return sorted(runs, key=lambda one: order.index(one.arm) if one.arm in order else len(order))
 
 
 def _say_result(done):
@@ -229,8 +232,7 @@ def _count(number, what):
 
 def _command(arguments):
     """A command line as this one was started."""
-    start = "atsc-plugin" if Path(sys.argv[0]).stem == "atsc-plugin" else "python -m atsc_plugin"
-    return f"{start} {arguments}"
+    return f"{started_as()} {arguments}"
 
 
 def _bold(text):

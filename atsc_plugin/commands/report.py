@@ -1,28 +1,23 @@
 """`report`: finished runs side by side in the terminal; as a page, a README's table, or a record to commit."""
 
-import argparse
 import json
 from pathlib import Path
 
+from atsc_plugin.commands import Parser
 from atsc_plugin.errors import PluginError
 
-EXAMPLES = """examples:
+EXAMPLES = """
   report output/quickstart
   report output/leaderboard_quick --out output/page
-  report output/leaderboard_quick --record docs/results/quick       # runs.csv, curves.csv and a page, to commit
-  report --record docs/results/quick                                # the page again, from those files
+  report output/leaderboard_quick --record docs/results/quick   runs.csv, curves.csv and a page, to commit
+  report --record docs/results/quick   the page again, from those files
   report docs/results/cifar10_small docs/results/quick --readme README.md
   report docs/results/multi_quick --against simkd_1_teacher atsc_1_teacher
 """
 
 
 def parser():
-    options = argparse.ArgumentParser(
-        "report",
-        description="Compare finished runs.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    options = Parser("report", "Compare finished runs.", EXAMPLES)
     add = options.add_argument
     add("folders", nargs="*", metavar="RUNS", help="run directories, recorded suites, or folders that hold some")
     add("--out", metavar="DIR", help="also write leaderboard.html, .md, .csv and plots there")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from atsc_plugin.commands import parser_of, registered_cfg
+from atsc_plugin.commands import Parser, registered_cfg
 from atsc_plugin.errors import PluginError
 
 EXAMPLES = """
@@ -13,7 +13,7 @@ EXAMPLES = """
 
 
 def parser():
-    options = parser_of("teachers", __doc__, EXAMPLES)
+    options = Parser("teachers", __doc__, EXAMPLES)
     options.add_argument(
         "--cfg", required=True, metavar="FILE", help="YAML configuration; its TEACHER node is the recipe"
     )

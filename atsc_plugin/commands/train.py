@@ -1,6 +1,6 @@
 """Train a student from a config file; everything is checked and built before anything is written."""
 
-from atsc_plugin.commands import parser_of, registered_cfg
+from atsc_plugin.commands import Parser, registered_cfg
 from atsc_plugin.engine import run_dir
 
 EXAMPLES = """
@@ -12,7 +12,7 @@ EXAMPLES = """
 
 
 def parser():
-    options = parser_of("train", __doc__, EXAMPLES)
+    options = Parser("train", __doc__, EXAMPLES)
     options.add_argument("--cfg", required=True, metavar="FILE", help="YAML configuration")
     again = options.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue an unfinished run exactly where it was left")

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from atsc_plugin import __version__, contract, host
+from atsc_plugin import __version__, contract, host, untrusted
 from atsc_plugin.engine import checkpoint, distributed, precision, run_dir
 from atsc_plugin.engine.batches import batches_from, inputs_of, place_module, progress, set_epoch
 from atsc_plugin.engine.evaluate import LogitsFile, evaluate, in_eval_mode
@@ -28,7 +28,7 @@ from atsc_plugin.engine.resume import Checkpoints, random_states, restore, seed_
 from atsc_plugin.engine.signals import StopAsked, StopSignals, launcher_argv, resuming_argv
 from atsc_plugin.engine.step import Step, all_finite, gradients
 from atsc_plugin.errors import Interrupted, PluginError, RunStopped
-from atsc_plugin.files import write_json
+from atsc_plugin.files import key_of, write_json
 from atsc_plugin.networks.deployed import deployed_of, tensors_of
 from atsc_plugin.seeds import stream
 
@@ -47,6 +47,16 @@ def parameter_count(parameters) -> int:
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+
+
+def _measured(file: Path) -> float | None:
+    """The accuracy in a file of `_measured_file`; None where it is absent or damaged."""
+    try:
+        content = untrusted.read_json(file, "an accuracy measured by a run")
+    except (OSError, PluginError):
+        return None
+    top1 = content.get("top1") if isinstance(content, dict) else None
+    return top1 if isinstance(top1, float) else None
 
 
 def say(text: str, **where: Any) -> None:
@@ -110,7 +120,7 @@ class PluginTrainer:
         """Run all steps that are missing; returns the content of result.json."""
         with self._run_directory(resume) as inside:
             if self.progress.epoch == 0 and not inside:
-                self.progress.top1_before = self._networks_top1(self.method.networks())
+                self.progress.top1_before = self._top1_before()
             self._epochs(inside)
             result = self._result()
             if distributed.first():
@@ -257,6 +267,31 @@ class PluginTrainer:
         watched = self.signals.watched(loader)
         with self.step.uncompiled():
             return evaluate(lambda image: self.distiller(image=image), watched, self.device, label, keep)
+
+    def _top1_before(self) -> dict[str, float]:
+        """`_networks_top1` of all networks; a teacher is measured once for all runs of a project folder.
+
+        The folder keeps a file for these weights on these images, measured by this torch on this kind of device.
+        """
+        found = {}
+        for network in self.method.networks():
+            file = self._measured_file(network)
+            known = distributed.from_first(lambda file=file: _measured(file)) if file else None
+            if known is not None:
+                say(f"{network.title}: top-1 {known:.2f}, measured by another run of {file.parent}")
+            found |= self._networks_top1([network]) if known is None else {network.name: known}
+            if known is None and file and distributed.first():
+                write_json({"top1": found[network.name]}, file)
+        return found
+
+    def _measured_file(self, network) -> Path | None:
+        """None where a network is no teacher, or the images are known by name only."""
+        images = {name: self.facts.get(name) for name in ("test_data", "mean", "std")}
+        if not network.name.startswith("teacher") or images["test_data"] is None:
+            return None
+        by = {"torch": torch.__version__, "device": device_name(self.device), "plugin": __version__}
+        key = key_of({"weights": checkpoint.digest(network.module.state_dict()), **images, **by})
+        return self.folder.parent.parent / f"measured-{key}.json"
 
     def _networks_top1(self, networks) -> dict[str, float]:
         """Top-1 of the networks beside the student, by their names."""

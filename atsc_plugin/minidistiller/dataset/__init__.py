@@ -1,13 +1,13 @@
 """get_dataset(cfg): the loaders DATASET.TYPE names, with their sizes. Called once per run, before the networks."""
 
-from .cifar100 import get_cifar100_dataloaders
-from .imagenet import get_imagenet_dataloaders
-from .tiny_imagenet import get_tinyimagenet_dataloader
+from importlib import import_module
 
+# By DATASET.TYPE: the module beside this one, imported when it is asked for (torchvision takes two seconds); its
+# function; the classes.
 _SUPPORTED = {
-    "cifar100": (get_cifar100_dataloaders, 100),
-    "tiny_imagenet": (get_tinyimagenet_dataloader, 200),
-    "imagenet": (get_imagenet_dataloaders, 1000),
+    "cifar100": ("get_cifar100_dataloaders", 100),
+    "tiny_imagenet": ("get_tinyimagenet_dataloader", 200),
+    "imagenet": ("get_imagenet_dataloaders", 1000),
 }
 
 
@@ -18,7 +18,8 @@ def get_dataset(cfg):
             f"DATASET.TYPE is {cfg.DATASET.TYPE!r}; the embedded host has {', '.join(map(repr, _SUPPORTED))}: "
             "set one of these, or install mdistiller for the others"
         )
-    make, classes = _SUPPORTED[cfg.DATASET.TYPE]
+    function, classes = _SUPPORTED[cfg.DATASET.TYPE]
+    make = getattr(import_module(f".{cfg.DATASET.TYPE}", __package__), function)
     # DOWNLOAD is not one of mdistiller's keys: absent unless a plugin adds it. Only CIFAR-100 can be fetched.
     own = {"download": cfg.DATASET.get("DOWNLOAD", False)} if cfg.DATASET.TYPE == "cifar100" else {}
     loaders = make(
