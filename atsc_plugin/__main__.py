@@ -28,10 +28,11 @@ COMMANDS = {
     "report": "one table of several run directories",
     "adapted": "the teacher as an ATSC run left it, as a checkpoint for other runs",
     "bench": "measure a training step, the data loader, files or an epoch here, each against its alternatives",
+    "gpu-check": "one command that checks and times all GPU paths here, in minutes: one JSON, one page",
     "launch": "run a host's own script with our methods registered: launch PATH/TO/train.py --cfg ...",
     "doctor": "host, versions, devices, data and teachers: what is there, what is missing and how to get it",
 }
-MODULES = {"eval": "commands.evaluate"}
+MODULES = {"eval": "commands.evaluate", "gpu-check": "commands.gpu_check"}
 
 
 def usage():
