@@ -58,7 +58,7 @@ class Check:
     """What a part works with, and the rows it leaves in `file`."""
 
     device: torch.device
-    folder: Path  # for runs and caches; thrown away by nobody, so that a failure can be looked at
+    folder: Path  # for runs and caches; they stay, so that a failure can be looked at
     file: Path
     until: float  # time.time() at which the part's share ends
     small: bool
@@ -384,16 +384,28 @@ def two_processes(check: Check) -> None:
             command += ["atsc_plugin.bench.two_ranks", backend, check.device.type]
             places = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
             settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
-            left = max(1.0, check.until - time.time())
-            ended = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=left)
-            print(ended.stdout, ended.stderr)
-            lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
-            if ended.returncode or not lines:
-                last = (ended.stderr.strip().splitlines() or ["nothing said"])[-1]
-                raise PluginError(f"torchrun ended with status {ended.returncode}: {last}")
+            status, said, wrong = _ended_in_time(command, settings, check.until)
+            print(said, wrong)
+            lines = [line for line in said.splitlines() if line.startswith("{")]
+            if status or not lines:
+                last = (wrong.strip().splitlines() or ["nothing said"])[-1]
+                raise PluginError(f"torchrun ended with status {status}: {last}")
             found |= json.loads(lines[-1])
             found["passed"] = found["difference"] == 0 and found["moved"] > 0
             found["text"] = f"weights of the two differ by {found['difference']:g} after 3 steps"
+
+
+def _ended_in_time(command, settings, until):
+    """(exit status, stdout, stderr) of torchrun, which on SIGTERM ends its ranks too; KILL would leave them behind."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=settings, **pipes) as process:
+        try:
+            said, wrong = process.communicate(timeout=max(1.0, until - time.time()))
+            return process.returncode, said, wrong
+        except subprocess.TimeoutExpired:
+            raise OutOfTime("the end of the two processes") from None
+        finally:
+            process.terminate()
 
 
 PARTS = {
