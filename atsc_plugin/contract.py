@@ -192,9 +192,6 @@ class HostMethod(Contract):
     def needs(cls, cfg: Any) -> dict[str, str]:
         return {HOST_READ: f"what {cfg.DISTILLER.TYPE} does in a step is not known"}
 
-    def phase(self, epoch: int) -> Any:
-        return epoch
-
     def networks(self) -> list[Network]:
         teacher = dict(self.distiller.named_children()).get("teacher")
         if teacher is None:

@@ -146,6 +146,14 @@ def test_a_weight_that_grows_by_epochs_has_a_recording_for_each_until_it_stands(
     assert len(set(phases)) == 3 and phases[2] == phases[3] == phases[4]
 
 
+def test_a_run_that_goes_on_with_an_epochs_last_smaller_batch_is_recorded_in_the_next_epoch(tmp_path, tape):
+    loader = tiny_loader(seed=5, count=44)
+    whole, sizes = graph.RecordedStep(ready(config_of("KD", tmp_path)), loader), []
+    for drawn in [*loader.draws_from(5), *loader.draws_from(0)]:
+        sizes.append(len(whole(drawn, 1)[0]))
+    assert sizes == [4, 8, 8, 8, 8, 8, 4] and Tape.replayed == 5 - graph.WARM_UP
+
+
 # ---- when ----
 
 

@@ -9,7 +9,7 @@ a step is recorded, how it runs, and what records it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.engine import distributed, optim, precision
 from atsc_plugin.engine.batches import inputs_of
 from atsc_plugin.engine.step import Step, all_finite, gradients
+from atsc_plugin.untrusted import first_line
 
 LARGEST = 512 * 32 * 32  # pixels of a batch: above it kernels are long, and launching them costs nothing beside
 WARM_UP = 3  # steps of a phase before it is recorded: libraries choose algorithms and take their memory in them
@@ -77,29 +78,25 @@ class RecordedStep:
         self.inputs: tuple[Tensor, ...] = ()  # what was drawn for the batch, where the graph reads it
         self.replay: Callable[[], Outputs] | None = None
 
-    def draws_from(self, first: int) -> Iterator[tuple[Tensor, ...]]:
-        """What the loader drew for each batch behind the first `first`."""
-        return self.loader.draws_from(first)
-
     def __call__(self, drawn: tuple[Tensor, ...], epoch: int) -> Outputs:
         """The outcome of one step, valid until the next one; nothing waits for the device."""
         phase = self.step.method.phase(epoch)
-        if phase != self.phase or not self.inputs:
+        if phase != self.phase:
             self.phase, self.warmed, self.replay = phase, 0, None
-            self.inputs = tuple(torch.empty_like(each) for each in drawn)
         if self.failure or len(drawn[0]) < self.loader.batch_size:
             return self.eager(drawn, epoch)
         if self.warmed < WARM_UP:
             self.warmed += 1
             return self.recorder.warm_up(lambda: self.eager(drawn, epoch))
-        torch._foreach_copy_(self.inputs, drawn)
         if self.replay is None:
+            self.inputs = tuple(each.clone() for each in drawn)
             try:
                 self.replay = self.recorder.record(lambda: self.eager(self.inputs, epoch))
             except RuntimeError as error:
-                self.failure = str(error).splitlines()[0]
+                self.failure = first_line(error)
                 print(f"note: no CUDA graph, recording failed ({self.failure}); steps run one by one", flush=True)
                 return self.eager(drawn, epoch)
+        torch._foreach_copy_(self.inputs, drawn)
         return self.replay()
 
     def eager(self, drawn: tuple[Tensor, ...], epoch: int) -> Outputs:

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -390,8 +389,8 @@ class TrainingPass:
         trainer, meters, total = self.trainer, self.meters, len(self.trainer.train_loader)
         trainer.distiller.train()
         before, started = self.seconds, time.perf_counter()
-        source = trainer.recorded.draws_from if trainer.recorded else partial(batches_from, trainer.train_loader)
-        batches = source(meters.steps)
+        loader, done = trainer.train_loader, meters.steps
+        batches = loader.draws_from(done) if trainer.recorded else batches_from(loader, done)
         bar = progress(batches, f"epoch {self.epoch}/{trainer.cfg.SOLVER.EPOCHS}", total, meters.steps)
         self._restore_random_states()
         waiting = time.perf_counter()

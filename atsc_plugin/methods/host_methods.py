@@ -74,9 +74,6 @@ class TensorStep(HostMethod):
     def needs(cls, cfg):
         return {}
 
-    def phase(self, epoch):
-        return None
-
 
 @host_method("NONE", "vanilla")
 class Vanilla(TensorStep):
