@@ -28,10 +28,11 @@ COMMANDS = {
     "report": "compare finished runs in one table",
     "adapted": "write out the teacher that an ATSC run left",
     "bench": "measure a training step, the data loader or an epoch here",
+    "gpu-check": "check and time all GPU paths here, in minutes",
     "launch": "run a host's own script with our methods registered",
     "doctor": "say what is here, what is missing and how to get it",
 }
-MODULES = {"eval": "commands.evaluate"}
+MODULES = {"eval": "commands.evaluate", "gpu-check": "commands.gpu_check"}
 
 
 def usage():

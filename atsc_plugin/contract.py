@@ -21,6 +21,7 @@ NONE, ONE, SEVERAL = "none", "one", "several"  # how many teachers a method lear
 SECOND_STEP = "second_step"  # a second optimizer step a batch: fp32, one rank, no accumulation, no compilation
 OUR_TRAINER = "our_trainer"  # hooks or parameter groups that a host's trainer does not know
 IDLE_PARAMETERS = "idle_parameters"  # some parameters get no gradient in later epochs: DDP has to look for them
+HOST_READ = "host_read"  # a step reads the device, or changes what is no tensor: it is not recorded as a CUDA graph
 
 WEAK, STRONG = "image_weak", "image_strong"  # names under which some forks hand over two views of each image
 
@@ -138,8 +139,15 @@ class Contract:
     def before_epoch(self, epoch: int) -> None:
         """Modes and schedules."""
 
+    def phase(self, epoch: int) -> Any:
+        """What a step depends on beside tensors: epochs with equal phases make the same step, recorded once."""
+        return None
+
     def before_step(self, epoch: int, step: int) -> None:
-        """Random draws, which follow (seed, name, epoch, step), so that resuming and several ranks need no more."""
+        """Random draws, which follow (seed, name, epoch, step), so that resuming and several ranks need no more.
+
+        A recorded step sees what is written into tensors that it has seen before; what else is drawn is a HOST_READ.
+        """
 
     def after_step(self) -> None:
         """Averages of weights. Not called for a step that was left out."""
@@ -179,6 +187,10 @@ class HostMethod(Contract):
     def __init__(self, distiller: Any, cfg: Any) -> None:
         self.distiller, self.cfg = distiller, cfg
         self.student = distiller.student
+
+    @classmethod
+    def needs(cls, cfg: Any) -> dict[str, str]:
+        return {HOST_READ: f"what {cfg.DISTILLER.TYPE} does in a step is not known"}
 
     def networks(self) -> list[Network]:
         teacher = dict(self.distiller.named_children()).get("teacher")

@@ -133,6 +133,13 @@ ENGINE_KEYS = (
         choices=("none", "default", "reduce-overhead", "max-autotune"),
     ),
     Key(
+        "SOLVER.GRAPH",
+        "auto",
+        "auto: on one GPU with small batches the whole step, loader and optimizer included, is recorded as one CUDA "
+        "graph; about.json has the reason where it is not. none: every step launches its kernels one by one",
+        choices=("auto", "none"),
+    ),
+    Key(
         "SOLVER.ACCUMULATE",
         1,
         "micro-batches a batch is split into; their gradients are added. Less memory, the same step, except that BN "

@@ -65,10 +65,10 @@ class Before:
     def __init__(self, step, act):
         self.step, self.act, self.number = step, act, 0
 
-    def __call__(self, inputs):
+    def __call__(self, *inputs):
         self.number += 1
         self.act(self.number)
-        return self.step(inputs)
+        return self.step(*inputs)
 
     def __getattr__(self, name):
         return getattr(self.step, name)

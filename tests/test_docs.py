@@ -33,7 +33,7 @@ def test_every_configuration_file_and_tool_that_is_named_exists(page):
 @pytest.mark.parametrize("page", TODAY, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_that_is_named_exists(page):
     text = page.read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:python3? -m atsc_plugin|atsc-plugin) ([a-z]\w*)", text))
+    named = set(re.findall(r"(?:python3? -m atsc_plugin|atsc-plugin) ([a-z][\w-]*)", text))
     assert named <= set(COMMANDS)
 
 

@@ -95,7 +95,7 @@ def bench_epoch(arm: Arm, count: int, device: torch.device, rounds: int):
     bare, bares, lines = PreparedStep(arm, device), [], []
     for _ in range(rounds):
         bares.append(milliseconds(bare, device, steps) * steps)
-        lines.append(_trained_epoch(arm, count, device))
+        lines.append(trained_epoch(arm, count, device))
     epochs = sorted(1000 * line["seconds"] for line in lines)
     rows = [row(f"trainer, {arm.name}", epochs, count), row("bare step", sorted(bares), count)]
     waits = sorted(line["data_seconds"] / line["seconds"] for line in lines)
@@ -103,7 +103,7 @@ def bench_epoch(arm: Arm, count: int, device: torch.device, rounds: int):
     return rows, {**shares, "seconds for 50,000 images": rows[0]["ms"] / 1000 * 50000 / count}
 
 
-def _trained_epoch(arm, count, device):
+def trained_epoch(arm, count, device):
     """The log's line of one epoch by our trainer, built with the five arguments of mdistiller's contract."""
     with tempfile.TemporaryDirectory() as folder:
         cfg = configuration(arm, "SOLVER.EPOCHS", 1, "LOG.PREFIX", folder, "ATSC.GUARD", "none")

@@ -4,7 +4,7 @@ An arm is a method of the registry, or a name of ARMS, with settings of the engi
 `configuration` or `PreparedStep` reads.
 """
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from types import SimpleNamespace
@@ -14,7 +14,9 @@ import torch
 from atsc_plugin import build, host
 from atsc_plugin.bench.roofline import CountedOperations, measured_peak
 from atsc_plugin.bench.timing import interleaved, row
+from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.engine.batches import layout_of
+from atsc_plugin.engine.graph import WARM_UP, RecordedStep, refusal
 from atsc_plugin.engine.step import Step
 from atsc_plugin.errors import PluginError, out_of_memory
 
@@ -43,10 +45,11 @@ class Arm:
     amp: str = "none"
     compile: str = "none"
     layout: str = "auto"
+    graph: bool = False  # the step recorded whole (SOLVER.GRAPH), the loader's work on the batch included
 
     @property
     def name(self) -> str:
-        settings = [self.amp, f"compiled {self.compile}", self.layout]
+        settings = [self.amp, f"compiled {self.compile}", self.layout, "graph" if self.graph else "none"]
         return " ".join([self.method, *(text for text in settings if text not in ("none", "compiled none", "auto"))])
 
 
@@ -59,6 +62,7 @@ def configuration(arm: Arm, *overrides):
     keys, teachers = ARMS.get(arm.method, (["DISTILLER.TYPE", arm.method], 0))
     names = ["DISTILLER.TEACHER", arm.teacher, "DISTILLER.STUDENT", arm.student]
     solver = ["SOLVER.BATCH_SIZE", arm.batch, "SOLVER.AMP", arm.amp, "SOLVER.COMPILE", arm.compile]
+    solver += ["SOLVER.GRAPH", "auto" if arm.graph else "none"]
     cfg = host.CFG.clone()
     cfg.defrost()
     cfg.merge_from_list([*CIFAR100, *keys, *names, *solver, *overrides])
@@ -108,7 +112,9 @@ class PreparedStep:
             self.method.before_epoch(1)
             if arm.method == "released":
                 add_released_cost(self.method)
-            self()
+            self.recorded = self._recorded(cfg, image, target) if arm.graph else None
+            for _ in range(WARM_UP + 2 if arm.graph else 1):
+                self()
         except (TypeError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
             if out_of_memory(error):
                 raise
@@ -117,13 +123,29 @@ class PreparedStep:
                 f"expected a method that needs nothing else, e.g. {', '.join(ARMS)}."
             ) from error
 
+    def _recorded(self, cfg, image, target):
+        """The recorded step, on a loader of as many images as the batch has."""
+        images = (image * 64 + 128).clamp(0, 255).byte().contiguous()
+        loader = DeviceLoader(images, target, len(target), [0.5] * 3, [0.25] * 3, self.device, 0, padding=4, flip=True)
+        if reason := refusal(self.step, loader, cfg):
+            raise PluginError(f"{self.arm.name}: the step is not recorded, since {reason}.")
+        self.drawn = next(loader.draws_from(0))
+        return RecordedStep(self.step, loader)
+
     def __call__(self):
         self.method.before_step(1, 1)
-        self.step(self.inputs)
+        if self.recorded:
+            self.recorded(self.drawn, 1)
+        else:
+            self.step(self.inputs)
 
+    @contextmanager
     def eager(self):
-        """A context in which compiled networks run as they were written, so that every operation is seen."""
-        return nullcontext() if self.arm.compile == "none" else torch.compiler.set_stance("force_eager")
+        """A block in which the step runs as it is written, so that every operation is seen."""
+        recorded, self.recorded = self.recorded, None
+        with nullcontext() if self.arm.compile == "none" else torch.compiler.set_stance("force_eager"):
+            yield
+        self.recorded = recorded
 
     def operations(self) -> CountedOperations:
         """The operations of one step."""
@@ -172,14 +194,14 @@ def bench_step(arms: list[Arm], device: torch.device, rounds: int, calls: int = 
     steps = {arm.name: PreparedStep(arm, device) for arm in arms}
     times = interleaved(steps, device, rounds, calls, warm_up=calls)
     peaks = {amp: measured_peak(device, DTYPES[amp]) for amp in {arm.amp for arm in arms}}
-    rows = {name: _row(step, times[name], peaks[step.arm.amp]) for name, step in steps.items()}
+    rows = {name: row_of(step, times[name], peaks[step.arm.amp]) for name, step in steps.items()}
     for key, name in (("times_released", "released contiguous"), ("times_kd", "KD")):
         for own in rows.values() if name in rows else ():
             own[key] = own["ms"] / rows[name]["ms"]
     return list(rows.values()), _gain(*map(rows.get, ("released contiguous", "fused contiguous", "fused")))
 
 
-def _row(step, times, peak):
+def row_of(step, times, peak):
     arm, counted = step.arm, step.operations()
     own = row(arm.name, times, arm.batch)
     return own | {

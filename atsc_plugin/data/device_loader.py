@@ -100,14 +100,25 @@ class DeviceLoader:
         if self.seed is None:
             yield from self.in_order(torch.arange(len(self.labels))[first * self.batch_size :])
             return
+        for drawn in self.draws_from(first):
+            yield self.batch(*drawn)
+
+    def draws_from(self, first: int) -> Iterator[tuple[torch.Tensor, ...]]:
+        """What was drawn for each batch behind the first `first`: image numbers, tops, lefts, flips."""
         epoch, self.epoch = self.epoch, self.epoch + 1
         order, (tops, lefts), flips = self._drawn(epoch)
         for number in range(first, len(self)):
             mine = share(number, len(order), self.batch_size, self.rank, self.world)
-            images = crop(self.pixels, order[mine], tops[mine], lefts[mine], self.size)
-            if self.flip:
-                images = mirror(images, flips[mine])
-            yield self._normalised(images), self.labels[order[mine]], order[mine]
+            yield order[mine], tops[mine], lefts[mine], flips[mine]
+
+    def batch(
+        self, index: torch.Tensor, tops: torch.Tensor, lefts: torch.Tensor, flips: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(images, labels, index) of a training batch, made on the device from what was drawn for it."""
+        images = crop(self.pixels, index, tops, lefts, self.size)
+        if self.flip:
+            images = mirror(images, flips)
+        return self._normalised(images), self.labels[index], index
 
     def in_order(self, index: torch.Tensor) -> Iterator:
         """Evaluation batches of the images `index`, as they are."""

@@ -37,12 +37,27 @@ def complete_momentum(optimizer):
 
 
 def load_optimizer(optimizer, state):
-    """Load a checkpoint's state; whether kernels are fused is this device's, not the checkpoint's."""
-    fused = [group["fused"] for group in optimizer.param_groups]
+    """Load a checkpoint's state; whether kernels are fused, and where the rates lie, is this run's."""
+    own = [{name: group[name] for name in ("fused", "lr")} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group, own in zip(optimizer.param_groups, fused, strict=True):
-        group["fused"] = own
+    for group, mine in zip(optimizer.param_groups, own, strict=True):
+        loaded = float(group["lr"])
+        group |= mine
+        _set_rate(group, loaded)
     complete_momentum(optimizer)
+
+
+def rates_on_device(optimizer, device):
+    """Every group's rate as a tensor, whose number a recorded step reads anew each time it runs."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
+
+
+def _set_rate(group, rate):
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def learning_rate(cfg, epoch):
@@ -53,4 +68,4 @@ def learning_rate(cfg, epoch):
 def set_learning_rate(optimizer, rate):
     """The epoch's rate; a group's `lr_scale` multiplies it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("lr_scale", 1.0)
+        _set_rate(group, rate * group.get("lr_scale", 1.0))

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from atsc_plugin import __version__, contract, host, untrusted
-from atsc_plugin.engine import checkpoint, distributed, precision, run_dir
+from atsc_plugin.engine import checkpoint, distributed, graph, precision, run_dir
 from atsc_plugin.engine.batches import batches_from, inputs_of, place_module, progress, set_epoch
 from atsc_plugin.engine.evaluate import LogitsFile, evaluate, in_eval_mode
 from atsc_plugin.engine.meters import Meters, NotFinite, peak_memory_mb
@@ -79,6 +79,8 @@ class PluginTrainer:
         self.step = Step(self.distiller, cfg)
         self.method = self.step.method
         self.method.driven = True
+        self.no_graph = graph.refusal(self.step, train_loader, cfg)
+        self.recorded = None if self.no_graph else graph.RecordedStep(self.step, train_loader)
         self.facts = {**self._own_facts(), **(facts or {})}
         self.folder = Path(folder or run_dir.run_directory(cfg, Path(experiment_name).name))
         self.checkpoints = Checkpoints(self.folder, cfg, self.distiller, self.method, self.step, self.facts)
@@ -198,6 +200,7 @@ class PluginTrainer:
             "world_size": distributed.world(),
             "loader": type(self.train_loader).__name__,
             "precision": self.step.precision.name,
+            "graph": f"none: {self.no_graph}" if self.no_graph else "the whole step",
             "seed": self.cfg.EXPERIMENT.SEED,
             "command": " ".join(sys.argv),
             "commit": run_dir.commit(),
@@ -421,15 +424,17 @@ class TrainingPass:
         trainer, meters, total = self.trainer, self.meters, len(self.trainer.train_loader)
         trainer.distiller.train()
         before, started = self.seconds, time.perf_counter()
-        batches = batches_from(trainer.train_loader, meters.steps)
+        loader, done = trainer.train_loader, meters.steps
+        batches = loader.draws_from(done) if trainer.recorded else batches_from(loader, done)
         bar = progress(batches, f"epoch {self.epoch}/{trainer.cfg.SOLVER.EPOCHS}", total, meters.steps)
         self._restore_random_states()
         waiting = time.perf_counter()
         for batch in bar:
-            inputs = {**inputs_of(batch, trainer.device), "epoch": self.epoch}
+            if not trainer.recorded:
+                batch = {**inputs_of(batch, trainer.device), "epoch": self.epoch}
             meters.data_seconds += time.perf_counter() - waiting
             trainer.method.before_step(self.epoch, meters.steps)
-            self._step(inputs)
+            self._step(batch)
             if meters.steps % READ_EVERY == 0 or meters.steps == total:
                 bar.set_postfix(self._read(meters.postfix), refresh=False)
             self.seconds = before + time.perf_counter() - started
@@ -450,17 +455,22 @@ class TrainingPass:
         elif self.random:
             restore(self.random, self.trainer.device)
 
-    def _step(self, inputs):
+    def _step(self, batch):
+        """One step: `batch` is what the loader drew where the step is recorded, else the inputs by name."""
         step, facts = self.trainer.step, self.trainer.facts
-        logits, losses = step(inputs)
+        if self.trainer.recorded:
+            logits, losses, target, finite = self.trainer.recorded(batch, self.epoch)
+        else:
+            target = batch["target"]
+            logits, losses = step(batch)
+            # A loss scaler tries infinite gradients and halves its scale; `overflows_always` watches that.
+            finite = None if step.precision.scaler or losses is None else all_finite(gradients(step.parameters()))
         facts.setdefault("classes", logits.shape[1])
         if losses is None:
             self.meters.skip()
             say(f"epoch {self.epoch}: step {self.meters.steps} left out, {step.skipped.reason}")
             return
-        # A loss scaler tries infinite gradients and halves its scale; `overflows_always` watches that.
-        finite = None if step.precision.scaler else all_finite(gradients(step.parameters()))
-        self.meters.add(losses, logits.detach(), inputs["target"], finite)
+        self.meters.add(losses, logits.detach(), target, finite)
 
     def _checkpoint_if_due(self):
         """A state inside the epoch when it is due, the end of the run when a signal asked for it."""

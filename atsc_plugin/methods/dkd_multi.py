@@ -23,6 +23,9 @@ class DKDMulti(FrozenTeachers):
         super().__init__(student, teacher, cfg)
         self.node = cfg.DKD
 
+    def phase(self, epoch):
+        return min(epoch, self.node.WARMUP)
+
     def forward_train(self, image, target, epoch, **kwargs):
         logits, _ = self.student(image)
         node = self.node

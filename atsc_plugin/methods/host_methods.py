@@ -67,18 +67,26 @@ def review_maps(teacher: str, student: str) -> dict[str, list[int]]:
     }
 
 
+class TensorStep(HostMethod):
+    """A host's method whose step is made of tensors alone, the same in every epoch."""
+
+    @classmethod
+    def needs(cls, cfg):
+        return {}
+
+
 @host_method("NONE", "vanilla")
-class Vanilla(HostMethod):
+class Vanilla(TensorStep):
     TEACHERS = NONE
 
 
 @host_method("KD", "KD")
-class KD(HostMethod):
+class KD(TensorStep):
     MULTI = "AVERKD"
 
 
 @host_method("DKD", "DKD")
-class DKD(HostMethod):
+class DKD(TensorStep):
     MULTI = "DKD_MULTI"
     HYPER = {pair: {"DKD.BETA": beta} for pair, (beta, _) in PUBLISHED.items()}
 
@@ -88,9 +96,12 @@ class DKD(HostMethod):
         warmup = cfg.DKD.WARMUP
         return [] if warmup >= 1 else [f"DKD.WARMUP: got {warmup}, expected at least 1."]
 
+    def phase(self, epoch):
+        return min(epoch, self.cfg.DKD.WARMUP)
+
 
 @host_method("REVIEWKD", "ReviewKD")
-class ReviewKD(HostMethod):
+class ReviewKD(TensorStep):
     """Its maps are free of ReLU: preact_feats from the second on, then the pooled features as a map of one pixel.
 
     OUT_SHAPES lists the sides of the teacher's maps deepest first, OUT_CHANNELS their channels shallowest first.
@@ -106,6 +117,9 @@ class ReviewKD(HostMethod):
         """It divides the epoch by WARMUP_EPOCHS."""
         warmup = cfg.REVIEWKD.WARMUP_EPOCHS
         return [] if warmup >= 1 else [f"REVIEWKD.WARMUP_EPOCHS: got {warmup}, expected at least 1."]
+
+    def phase(self, epoch):
+        return min(epoch, self.cfg.REVIEWKD.WARMUP_EPOCHS)
 
     def misfits(self, image_size):
         teacher, name, node = self.distiller.teacher, self.cfg.DISTILLER.TEACHER, self.cfg.REVIEWKD

@@ -15,31 +15,36 @@ def html(
     sections: list[Section], leftovers: list[str], folder: Path, plots: list[list[tuple[str, str]]], hint: str
 ) -> str:
     """The whole page; `plots` has (title, SVG) of each section, `hint` says why there are none."""
-    style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     body = ["<h1>Results</h1>", "<p class=soft>A click on a column's head sorts by it.</p>"]
     body += [f"<p class=warn>{escape(hint)}</p>"] if hint else []
     for number, section in enumerate(sections):
-        body += [f"<h2>{escape(section.heading)}</h2>", _list(section.warnings, "warn")]
-        body += [_grid(section.results, folder, f'<a href="#s{number}r{{}}">{{}}</a>'), _list(section.notes)]
+        body += [f"<h2>{escape(section.heading)}</h2>", listed(section.warnings, "warn")]
+        body += [table_of(section.results, folder, f'<a href="#s{number}r{{}}">{{}}</a>'), listed(section.notes)]
         figures = [f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>" for title, svg in plots[number]]
         body += [f'<h3>Plots</h3><div class="plots">{"".join(figures)}</div>'] if figures else []
         for grid in section.more:
             name = f'<span id="s{number}r{{}}">{{}}</span>' if grid is section.more[-1] else "{1}"  # the sources
-            body += [f"<h3>{escape(grid.title)}</h3>", _grid(grid, folder, name), _list(list(grid.notes))]
-    body += ["<h2>Not in the tables</h2>", _list(leftovers)] if leftovers else []
+            body += [f"<h3>{escape(grid.title)}</h3>", table_of(grid, folder, name), listed(list(grid.notes))]
+    body += ["<h2>Not in the tables</h2>", listed(leftovers)] if leftovers else []
+    return document("Results", body)
+
+
+def document(title: str, body: list[str]) -> str:
+    """A whole page around its body's elements, with our style and the tables' sorting."""
+    style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Results</title>\n'
-        f"<style>\n{style}</style>\n</head>\n<body>\n{chr(10).join(body)}\n<script>\n{script}</script>\n</body>\n</html>\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{chr(10).join(body)}\n<script>\n{script}</script>\n</body>\n</html>\n"
     )
 
 
-def _list(lines, kind="notes"):
+def listed(lines: list[str], kind: str = "notes") -> str:
     return f'<ul class="{kind}">' + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
 
 
-def _grid(grid: Grid, folder: Path, name: str) -> str:
+def table_of(grid: Grid, folder: Path, name: str) -> str:
     """A table; `name` is how its first column is written, from the row's number and the escaped name."""
     columns = grid.columns
     kinds = {column: "" if number else ' class="text"' for column, number in columns.items()}
