@@ -101,8 +101,8 @@ def test_a_second_rate_is_a_group_of_its_own_and_needs_our_trainer(config, metho
 
 def test_means_are_over_images_and_read_once():
     means = Means("a", "b")
-    means.add(torch.tensor([1.0, 2.0]), torch.tensor([True, False]))
-    means.add(torch.tensor([6.0]), torch.tensor([True]))
+    means.add(2, torch.tensor([1.0, 2.0]), torch.tensor([True, False]))
+    means.add(1, torch.tensor([6.0]), torch.tensor([True]))
     kept = means.state()
     assert means.read() == {"a": 3.0, "b": pytest.approx(2 / 3)}
     assert means.read() == {}

@@ -37,11 +37,9 @@ class Means(nn.Module):
         self.register_buffer("sums", torch.zeros(len(names) + 1, dtype=torch.float64), persistent=False)
 
     @torch.no_grad()
-    def add(self, *columns: Tensor) -> None:
+    def add(self, images: int, *columns: Tensor) -> None:
         """One column of values, one an image, for each name."""
-        self.sums += torch.stack(
-            [*(column.double().sum() for column in columns), self.sums.new_tensor(len(columns[0]))]
-        )
+        self.sums += torch.stack([*(column.double().sum() for column in columns), self.sums.new_tensor(images)])
 
     def read(self) -> dict[str, float]:
         """The means over all ranks since the last call; empty where nothing was added."""
@@ -75,7 +73,7 @@ class CoTrained(Method):
 
     def count(self, target: Tensor, logits: list[Tensor], *figures: Tensor) -> None:
         """Add a batch to the means: the logits of each network of `beside` in order, then FIGURES, one an image."""
-        self.means.add(*(100 * (each.argmax(1) == target) for each in logits), *figures)
+        self.means.add(len(target), *(100 * (each.argmax(1) == target) for each in logits), *figures)
 
     def train(self, mode=True):
         super().train(mode)  # the host's, which puts its teacher into eval mode
