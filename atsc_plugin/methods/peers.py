@@ -88,7 +88,7 @@ class Peers(LearningTeacher):
         if node.DEPLOY == "best" and cfg.EXPERIMENT.SELECT_ON != "val":
             problems.append(
                 "PEERS.DEPLOY best chooses on validation images, and EXPERIMENT.SELECT_ON is "
-                f"{cfg.EXPERIMENT.SELECT_ON}. Set EXPERIMENT.SELECT_ON val (and DATASET.VAL_SPLIT where data have none)."
+                f"{cfg.EXPERIMENT.SELECT_ON}. Set SELECT_ON val, and DATASET.VAL_SPLIT where data have none."
             )
         return problems
 
