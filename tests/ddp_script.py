@@ -57,6 +57,7 @@ ENDS = {
     "settling": ("ATSC", []),
     "ema": ("ATSC", EMA),
     "every": ("ATSC", ["ATSC.TEACHER.EVERY", 2]),
+    "pausing": ("SWITOKD", ["SWITOKD.TEACHER.INIT", "pretrained"]),
     "with_bn": ("ATSC", []),
 }
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from co_trained import reached
 from recorded import fill, image, load_contract
 from runs import tiny_loader
 from small_coteach import coteach_config, losses_of, tiny_coteach
@@ -23,13 +24,6 @@ CONFIG = QUICK / "coteach.yaml"
 @pytest.fixture
 def cfg(tmp_path, monkeypatch):
     return coteach_config(tmp_path, monkeypatch)
-
-
-def reached(distiller, loss):
-    """Which of the three networks a loss gives a gradient to."""
-    distiller.zero_grad(set_to_none=True)
-    loss.backward(retain_graph=True)
-    return {name.partition(".")[0] for name, p in distiller.named_parameters() if p.grad is not None}
 
 
 # ---- the formulas ----

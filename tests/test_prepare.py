@@ -20,14 +20,15 @@ def facts_of(capsys, *names):
 
 
 def test_configurations_come_to_their_keys_and_the_teachers_they_need(here, capsys):
-    defaults, (several, one, none) = facts_of(capsys, "atsc_multi", "kd", "vanilla")
+    defaults, (several, one, scratch, none) = facts_of(capsys, "atsc_multi", "kd", "dml", "vanilla")
     assert [(teacher["name"], teacher["seed"]) for teacher in several["teachers"]] == [
         ("resnet20", k) for k in (1, 2, 3)
     ]
     assert one["teachers"] == several["teachers"][:1]  # the same recipe: trained once for both
     assert len({teacher["recipe"] for teacher in several["teachers"]}) == 3
     assert none["teachers"] == none["teacher_names"] == []
-    assert [facts["leaves_teacher"] for facts in (several, one, none)] == [True, False, False]
+    assert (scratch["teachers"], scratch["teacher_names"]) == ([], ["resnet20"])
+    assert [facts["leaves_teacher"] for facts in (several, one, scratch, none)] == [True, False, True, False]
     assert (defaults["DISTILLER.TYPE"], one["keys"]["DISTILLER.TYPE"]) == ("NONE", "KD")
     assert list(here.iterdir()) == []
 

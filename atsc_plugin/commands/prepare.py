@@ -68,17 +68,18 @@ def _facts(checked):
     configs = {}
     for path, cfg in checked.items():
         data = SimpleNamespace(identity=flatten(cfg.DATASET))  # the images are not read here: their keys name them
-        each = teachers.configs_by_teacher(cfg)
+        each, kind = teachers.configs_by_teacher(cfg), class_of(cfg.DISTILLER.TYPE)
+        trained = kind.teacher_weights(cfg) == "trained"
         wanted = [
             {"number": number, "name": own.DISTILLER.TEACHER, "seed": own.TEACHER.SEED,
              "recipe": key_of({**teachers.recipe(own, data), "cache": own.TEACHER.CACHE})}
-            for number, own in enumerate(each, 1) if not own.DISTILLER.TEACHER_CKPT
+            for number, own in enumerate(each, 1) if trained and not own.DISTILLER.TEACHER_CKPT
         ]  # fmt: skip
         configs[path] = {
             "keys": flatten(cfg),
             "teachers": wanted,
             "teacher_names": [own.DISTILLER.TEACHER for own in each],
-            "leaves_teacher": class_of(cfg.DISTILLER.TYPE).LEAVES_NETWORKS,
+            "leaves_teacher": kind.LEAVES_NETWORKS,
         }
     return {"defaults": flatten(CFG), "configs": configs}
 

@@ -5,28 +5,19 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.errors import ModelRefused
-from atsc_plugin.host import image_size, models_for, new_network
+from atsc_plugin.host import image_size, models_for
 from atsc_plugin.keys import unknown_name
 from atsc_plugin.losses import full
-from atsc_plugin.methods.base import EpochReport, Key, Method, Network, method
-from atsc_plugin.methods.monitor import Hits
+from atsc_plugin.methods.base import Key, method
+from atsc_plugin.methods.co_training import CoTrained, fresh_network
 from atsc_plugin.networks.maps import check_classes, evaluating, probe_image
 from atsc_plugin.networks.stages import attention_distance, check_stages, stage_facts
-from atsc_plugin.seeds import stream
 
 
 def logits_distance(logits, wanted):
     """sum over images and classes of (z_s - z)^2, divided by the number of images"""
     return (logits - wanted).pow(2).sum() / len(logits)
-
-
-def scratch_network(cfg, name, classes):
-    """A network from a random stream of its own, which leaves every other draw of the run where it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(cfg.EXPERIMENT.SEED, "initialise", "SCRATCH_TEACHER"))
-        return new_network(cfg.DATASET.TYPE, name, classes)
 
 
 def stem_modules(network, side, name):
@@ -81,7 +72,7 @@ def stage_pairs(wanted, student, expert, student_name, expert_name):
 
 
 @method("COTEACH")
-class COTEACH(Method):
+class COTEACH(CoTrained):
     """Highlight Every Step: Knowledge Distillation via Collaborative Teaching (Zhao et al., 2019, arXiv 1907.09643).
 
     loss = CE(z_c, y) + CE(z_s, y) + LOGITS * ||sg(z_c) - z_s||^2 / batch + ATTENTION * sum over stages of
@@ -93,7 +84,6 @@ class COTEACH(Method):
     student, and so do we. The two weights are inferred from the code it builds on. Attention is mdistiller's AT.
     """
 
-    LEAVES_NETWORKS = True
     KEYS = (
         Key("COTEACH.SCRATCH_TEACHER", "", "network that learns beside the student; empty: DISTILLER.TEACHER's"),
         Key(
@@ -140,30 +130,18 @@ class COTEACH(Method):
         super().__init__(student, teacher, cfg)
         teacher, side = self.teacher, image_size(cfg.DATASET)
         self.node = cfg.COTEACH
-        self.scratch_title = self.node.SCRATCH_TEACHER or cfg.DISTILLER.TEACHER
+        scratch = self.node.SCRATCH_TEACHER or cfg.DISTILLER.TEACHER
         names = f"student {cfg.DISTILLER.STUDENT}", f"expert {cfg.DISTILLER.TEACHER}"
         facts = stage_facts(student, side, names[0]), stage_facts(teacher, side, names[1])
         check_classes(*facts, *names)
         self.stages = stage_pairs(self.node.STAGES, *facts, *names)
-        self.scratch = scratch_network(cfg, self.scratch_title, facts[0].classes)
-        title = f"scratch teacher {self.scratch_title}"
+        self.scratch = fresh_network(cfg, scratch, facts[0].classes, "SCRATCH_TEACHER")
+        title = f"scratch teacher {scratch}"
         check_classes(facts[0], stage_facts(self.scratch, side, title), names[0], title)
         if self.node.SHARE_STEM:
             share_stem(student, self.scratch, side, (names[0], title))
         teacher.requires_grad_(False)
-        self.hits = Hits()
-
-    def get_learnable_parameters(self):
-        own = {id(p) for p in self.student.parameters()}
-        return [*self.student.parameters(), *(p for p in self.scratch.parameters() if id(p) not in own)]
-
-    def get_extra_parameters(self):
-        """mdistiller's own: how many parameters the method adds."""
-        learnable = sum(p.numel() for p in self.get_learnable_parameters())
-        return learnable - sum(p.numel() for p in self.student.parameters())
-
-    def networks(self):
-        return [*super().networks(), Network("scratch", self.scratch_title, self.scratch, True)]
+        self.learn_beside({"scratch": scratch})
 
     def forward_train(self, image, target, **kwargs):
         logits, feats = self.student(image)
@@ -171,7 +149,7 @@ class COTEACH(Method):
         with torch.no_grad():
             expert_feats = self.teacher(image)[1]["feats"]
         guidance = sum(attention_distance(feats["feats"][s], expert_feats[e]) for e, s in self.stages)
-        self.hits.add(scratch_logits.detach(), target)
+        self.count(target, [scratch_logits])
         weights = self.node.LOSS
         return logits, {
             "loss_ce": F.cross_entropy(logits, target),
@@ -179,22 +157,6 @@ class COTEACH(Method):
             "loss_logits": weights.LOGITS_WEIGHT * logits_distance(logits, scratch_logits.detach()),
             "loss_attention": weights.ATTENTION_WEIGHT * guidance,
         }
-
-    def after_epoch(self, epoch, loader):
-        """The scratch teacher's figures for the log."""
-        figures = {}
-        if (top1 := self.hits.top1()) is not None:
-            figures["scratch_train_top1"] = top1
-        device = next(self.scratch.parameters()).device
-        with evaluating(self.scratch):
-            figures["scratch_top1"] = evaluate(in_eval_mode(self.scratch), loader, device, "scratch")["top1"]
-        return EpochReport(figures)
-
-    def run_state(self):
-        return self.hits.state()
-
-    def load_run_state(self, state):
-        self.hits.load_state(state)
 
 
 def _is_pair(pair) -> bool:

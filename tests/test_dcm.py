@@ -1,0 +1,136 @@
+"""DCM: its smoothed divergence, which heads learn from which, who is moved, and what makes it DML."""
+
+import pytest
+import torch
+from co_trained import (
+    assert_same_losses,
+    assert_same_run,
+    co_trained_config,
+    distiller_of,
+    losses_of,
+    network,
+    reached,
+    trainer_of,
+)
+from tiny import TinyNet, batch
+
+from atsc_plugin.errors import ModelRefused
+from atsc_plugin.losses import softened_divergence
+from atsc_plugin.methods import dcm
+from atsc_plugin.methods.dcm import _outputs, links, smoothed_divergence
+from atsc_plugin.networks.deployed import deployed_of
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Two networks of three stages: two hidden ones each."""
+    return lambda *pairs: co_trained_config(
+        tmp_path, monkeypatch, "DCM", "DISTILLER.STUDENT", "deep", "DISTILLER.TEACHER", "deep",
+        "DCM.TEACHER.INIT", "pretrained", *pairs,
+    )  # fmt: skip
+
+
+def divergence(p, q, smooth):
+    """KL(p || q) of two distributions."""
+    logits, wanted = (torch.tensor([each], dtype=torch.double).log() for each in (q, p))
+    return smoothed_divergence(logits, wanted, 1.0, smooth).item()
+
+
+def test_smoothing_is_a_cap_and_no_noise():
+    p, q = (0.7, 0.2, 0.1), (0.2, 0.5, 0.3)
+    assert divergence(p, q, 0.0) == pytest.approx(0.583815, abs=1e-6)
+    assert abs(divergence(p, q, 1e-8) - divergence(p, q, 0.0)) == pytest.approx(3.7e-8, rel=0.02)
+    p, q = (0.5, 0.5), (1 - 1e-9, 1e-9)
+    assert divergence(p, q, 0.0) == pytest.approx(9.668, abs=1e-3)
+    assert divergence(p, q, 1e-8) == pytest.approx(8.470, abs=1e-3)
+
+
+def test_under_bf16_the_smoothing_is_in_fp32():
+    half = torch.tensor([[30.0, -30.0]], dtype=torch.bfloat16)
+    value = smoothed_divergence(half, -half, 1.0, 1e-8)
+    assert value.dtype == torch.float32 and value.item() == pytest.approx(18.42, abs=0.01)  # log(1e8)
+
+
+@pytest.mark.parametrize(("rule", "kl", "ce"), [("dense", 18, 6), ("same", 6, 6), ("final", 2, 6)])
+def test_so_many_terms(config, monkeypatch, rule, kl, ce):
+    distiller = distiller_of(config("DCM.LINKS", rule))
+    calls = {"kl": 0, "ce": 0}
+
+    def counted(name, function):
+        def call(*args, **keywords):
+            calls[name] += 1
+            return function(*args, **keywords)
+
+        return call
+
+    monkeypatch.setattr(dcm, "smoothed_divergence", counted("kl", smoothed_divergence))
+    monkeypatch.setattr(dcm.F, "cross_entropy", counted("ce", dcm.F.cross_entropy))
+    losses_of(distiller)
+    assert calls == {"kl": kl, "ce": ce}
+    assert len(links(rule, 3, 3)) == kl / 2
+
+
+def test_every_loss_moves_its_own_network_and_heads_and_no_source(config):
+    distiller = distiller_of(config())
+    moved = {name: reached(distiller, loss) for name, loss in losses_of(distiller).items()}
+    own, other = {"student", "student_heads"}, {"teacher", "teacher_heads"}
+    assert moved == {"loss_ce": own, "loss_kd": own, "loss_teacher_ce": other, "loss_teacher_kd": other}
+
+
+def test_dense_links_into_a_head_are_three_times_kd_to_the_mean_probability(config):
+    distiller = distiller_of(config("DCM.SMOOTH", 0.0))
+    draw = torch.Generator().manual_seed(0)
+    ours, theirs = [[torch.randn(4, 5, generator=draw, dtype=torch.double) for _ in range(3)] for _ in range(2)]
+    head = ours[0].requires_grad_()
+    (gradient,) = torch.autograd.grad(distiller.divergence(ours, theirs, [(0, j) for j in range(3)]), head)
+    mean = torch.stack([z.softmax(1) for z in theirs]).mean(0).log()
+    (wanted,) = torch.autograd.grad(3 * softened_divergence(head, mean, 1.0), head)
+    torch.testing.assert_close(gradient, wanted)
+    assert distiller.divergence([theirs[0]] * 3, [theirs[0]] * 3, distiller.pairs).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_final_links_without_heads_are_dml_to_the_bit(config, tmp_path):
+    cfg = config("DCM.HEADS", "none", "DCM.LINKS", "final", "DCM.SMOOTH", 0.0)
+    dml = cfg.clone()
+    dml.DISTILLER.TYPE, dml.DML.TEACHER.INIT = "DML", "pretrained"
+    assert_same_losses(losses_of(distiller_of(cfg)), losses_of(distiller_of(dml)))
+    assert_same_run(trainer_of(cfg, tmp_path / "dcm"), trainer_of(dml, tmp_path / "dml"))
+
+
+def test_swapping_the_networks_and_their_heads_swaps_the_losses(config):
+    one = distiller_of(config())
+    other = distiller_of(config(), student=network("deep", 2), teacher=network("deep", 1))
+    other.student_heads.load_state_dict(one.teacher_heads.state_dict())
+    other.teacher_heads.load_state_dict(one.student_heads.state_dict())
+    first, second = losses_of(one), losses_of(other)
+    assert second["loss_kd"].item() == pytest.approx(first["loss_teacher_kd"].item(), rel=1e-5)
+    assert second["loss_teacher_ce"].item() == first["loss_ce"].item()
+
+
+def test_heads_run_in_training_alone_and_leave_nothing_in_the_student(config):
+    distiller = distiller_of(config())
+    ran = []
+    for heads in (distiller.student_heads, distiller.teacher_heads):
+        for head in heads.values():
+            head.register_forward_hook(lambda *_: ran.append(1))
+    losses_of(distiller)
+    assert len(ran) == 4
+    images, _ = batch()
+    with torch.no_grad():
+        predicted = distiller.eval()(image=images)
+        assert len(ran) == 4
+        assert torch.equal(predicted, distiller.student(images)[0])
+        assert torch.equal(predicted, deployed_of(distiller)(images))
+    assert distiller.student.state_dict().keys() == network("deep", 1).state_dict().keys()
+    assert [z.shape for z in _outputs(distiller.student, distiller.student_heads, images)] == [(6, 10)] * 3
+
+
+def test_networks_whose_stages_do_not_fit_are_refused_by_name(config):
+    cfg = config("DISTILLER.STUDENT", "small", "DCM.LINKS", "same")
+    with pytest.raises(ModelRefused, match="student small has 2 heads and teacher deep 3.*DCM.LINKS dense"):
+        distiller_of(cfg)
+    cfg.DCM.LINKS = "dense"
+    assert len(distiller_of(cfg).pairs) == 6
+
+    with pytest.raises(ModelRefused, match="student small has no hidden stage.*DCM.HEADS none"):
+        distiller_of(cfg, student=TinyNet())
