@@ -21,7 +21,8 @@ from atsc_plugin.engine import checkpoint, run_dir
 from atsc_plugin.errors import PluginError
 from atsc_plugin.networks.deployed import DeployedStudent, Head, deployed_of, drop_modules, name_of
 from atsc_plugin.networks.maps import MapSource
-from atsc_plugin.networks.projector import Projector
+from atsc_plugin.networks.projector import KINDS, shapes_of
+from atsc_plugin.networks.tail import Tail
 from atsc_plugin.untrusted import as_plugin_error, expand_user, open_regular
 
 # ---- finding ----
@@ -222,12 +223,10 @@ def _check_sizes(card, stem):
     for number, entry in enumerate(card["heads"]):
         before, inner, after = entry["channels_in"], entry["channels_inner"], entry["channels_out"]
         projector, classifier = name_of("projector", number), name_of("classifier", entry["classifier"])
-        wanted |= {
-            f"{projector}.0.weight": (inner, before, 1, 1),
-            f"{projector}.3.weight": (inner, inner, 3, 3),
-            f"{projector}.6.weight": (after, inner, 1, 1),
-            f"{classifier}.weight": (card["classes"], after),
-        }
+        weights = shapes_of(entry.get("projector", "bottleneck"), before, inner, after)
+        wanted |= {f"{projector}.{name}": shape for name, shape in weights.items()}
+        if "tail" not in entry:
+            wanted[f"{classifier}.weight"] = (card["classes"], after)
     wrong = [
         f"{name} is {shapes.get(name, 'absent')}, expected {shape}"
         for name, shape in wanted.items()
@@ -243,7 +242,8 @@ def _empty(card):
     """The module that a card describes, its weights not yet filled."""
     backbone = host.models_for(card["dataset"])[card["student"]][0](num_classes=card["classes"])
     modules = dict(backbone.named_modules())
-    inside = [head["map_place"] for head in card["heads"] if head["map_place"] not in ("feats", "preact")]
+    sources = [MapSource(h["map_place"], h["map_relu"], h.get("map_layout", "nchw")) for h in card["heads"]]
+    inside = [source.place for source in sources if source.place not in ("feats", "preact")]
     if unknown := [name for name in (*card["unused"], *inside) if not name or name not in modules]:
         raise ValueError(f"a {card['student']} has no module {unknown[0]!r}")
     drop_modules(backbone, card["unused"])
@@ -251,14 +251,24 @@ def _empty(card):
     for number, entry in enumerate(card["heads"]):
         owner = entry["classifier"]  # the head whose classifier this one shares; its own number where it has its own
         if owner == number:
-            classifiers[number] = nn.Linear(entry["channels_out"], card["classes"])
-        projector = Projector(entry["channels_in"], entry["channels_inner"], entry["channels_out"])
+            classifiers[number] = _tail(entry, card)
+        sizes = entry["channels_in"], entry["channels_inner"], entry["channels_out"]
+        projector = KINDS[entry.get("projector", "bottleneck")](*sizes)
         heads.append(Head(entry["map_size"], projector, classifiers[owner]))
     if not heads:
         return DeployedStudent(backbone)
-    first = card["heads"][0]
-    source = MapSource(first["map_place"], first["map_relu"])
-    return DeployedStudent(backbone, source, heads, card["ensemble"], unused=card["unused"])
+    return DeployedStudent(backbone, sources[0], heads, card["ensemble"], unused=card["unused"])
+
+
+def _tail(entry, card):
+    """The classifier of a head: a linear layer, or the layers that a network has there, the rest of it let go."""
+    if "tail" not in entry:
+        return nn.Linear(entry["channels_out"], card["classes"])
+    made = entry["tail"]
+    network = host.new_network(card["dataset"], made["network"], card["classes"])
+    tail = Tail.of(network, made["steps"])
+    tail.origin = {key: made[key] for key in ("network", "image_size")}
+    return tail
 
 
 @torch.no_grad()
