@@ -48,9 +48,11 @@ setup(
             "hypothesis>=6.100",
             "setuptools>=70.1",
             "pyarrow>=15",
+            "timm>=1.0",
             *EXPORT,
         ],
         "export": EXPORT,
+        "timm": ["timm>=1.0"],  # networks "timm/NAME"
         "plots": ["matplotlib>=3.8"],  # the curves of `report --out`
         "parquet": ["pyarrow>=15"],  # CIFAR-100 as Hugging Face has it
         "slurm": ["submitit>=1.5"],  # `leaderboard --launcher submitit`

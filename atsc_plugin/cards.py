@@ -62,6 +62,7 @@ TAIL = {
 }
 CARD = {
     "student": NAME,
+    "student_args": list_of(NAME, 64),
     "dataset": NAME,
     "method": one_of(NAME, NULL),
     "classes": whole(1, LARGEST_CLASSES),

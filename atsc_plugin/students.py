@@ -6,7 +6,7 @@ executed. `atsc_plugin.load_student` is `load_student` here; it needs no teacher
 draws nothing from the process's random generator.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from atsc_plugin import cards, contract, host
 from atsc_plugin.cards import stem_of
 from atsc_plugin.engine import checkpoint, run_dir
 from atsc_plugin.errors import PluginError
+from atsc_plugin.networks import named
 from atsc_plugin.networks.deployed import DeployedStudent, Head, deployed_of, drop_modules, name_of
 from atsc_plugin.networks.maps import MapSource
 from atsc_plugin.networks.projector import KINDS, shapes_of
@@ -87,13 +88,14 @@ class Opened:
     source: str
 
 
-def load_student(path, which: str = "last") -> nn.Module:
+def load_student(path, which: str = "last", allow: Sequence[str] = ()) -> nn.Module:
     """The student of a run directory or deploy file as a module in eval mode: forward(image) gives logits.
 
     `which` chooses the "last" or the "best" epoch of a run directory. The module's `card` says how it was made, what it
     scored, and how its images are normalised.
     """
-    module, module.card = load(path, which)
+    with named.letting_in(allow):
+        module, module.card = load(path, which)
     return module
 
 
@@ -101,8 +103,10 @@ def load(path, which: str = "last") -> tuple[DeployedStudent, dict]:
     """(module in eval mode, complete card) of a run directory or deploy pair."""
     stem = locate(path, which)
     card = complete(cards.read(f"{stem}.json"), stem)
-    if card["student"] not in host.models_for(card["dataset"]):
-        raise PluginError(f"{stem}.json says student {card['student']}, which this host has not ({host.NAME}).")
+    networks = [card["student"], *(head["tail"]["network"] for head in card["heads"] if "tail" in head)]
+    for name in networks:
+        if wrong := named.problems("student", card["dataset"], name):
+            raise PluginError(f"{stem}.json cannot be rebuilt here (host {host.NAME}): {wrong[0]}")
     _check_sizes(card, stem)
     with (
         torch.random.fork_rng(devices=[]),  # building the empty network draws weights that the file replaces
@@ -190,7 +194,7 @@ def _same_prediction(distiller, module, side):
 def _new_card(module, path, cfg, data):
     """The card of a student that came without one."""
     made = {"host": host.NAME, "host_version": host.VERSION, "method": cfg.DISTILLER.TYPE}
-    facts = {"student": cfg.DISTILLER.STUDENT, **data.facts(), **module.facts()}
+    facts = {**named.card_facts(cfg.DISTILLER), **data.facts(), **module.facts()}
     return complete(made | facts, path)
 
 
@@ -240,7 +244,9 @@ def _check_sizes(card, stem):
 
 def _empty(card):
     """The module that a card describes, its weights not yet filled."""
-    backbone = host.models_for(card["dataset"])[card["student"]][0](num_classes=card["classes"])
+    backbone = named.new_network(
+        card["dataset"], card["student"], card["classes"], card["image_size"], card.get("student_args", ())
+    )
     modules = dict(backbone.named_modules())
     sources = [MapSource(h["map_place"], h["map_relu"], h.get("map_layout", "nchw")) for h in card["heads"]]
     inside = [source.place for source in sources if source.place not in ("feats", "preact")]
@@ -265,7 +271,7 @@ def _tail(entry, card):
     if "tail" not in entry:
         return nn.Linear(entry["channels_out"], card["classes"])
     made = entry["tail"]
-    network = host.new_network(card["dataset"], made["network"], card["classes"])
+    network = named.new_network(card["dataset"], made["network"], card["classes"], made["image_size"])
     tail = Tail.of(network, made["steps"])
     tail.origin = {key: made[key] for key in ("network", "image_size")}
     return tail

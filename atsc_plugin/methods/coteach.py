@@ -7,11 +7,11 @@ import torch.nn.functional as F
 
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.errors import ModelRefused
-from atsc_plugin.host import image_size, models_for, new_network
-from atsc_plugin.keys import unknown_name
+from atsc_plugin.host import image_size
 from atsc_plugin.losses import full
 from atsc_plugin.methods.base import EpochReport, Key, Method, Network, method
 from atsc_plugin.methods.monitor import Hits
+from atsc_plugin.networks import named
 from atsc_plugin.networks.maps import check_classes, evaluating, probe_image
 from atsc_plugin.networks.stages import attention_distance, check_stages, stage_facts
 from atsc_plugin.seeds import stream
@@ -26,7 +26,7 @@ def scratch_network(cfg, name, classes):
     """A network from a random stream of its own, which leaves every other draw of the run where it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(cfg.EXPERIMENT.SEED, "initialise", "SCRATCH_TEACHER"))
-        return new_network(cfg.DATASET.TYPE, name, classes)
+        return named.new_network(cfg.DATASET.TYPE, name, classes, image_size(cfg.DATASET))
 
 
 def stem_modules(network, side, name):
@@ -132,9 +132,7 @@ class COTEACH(Method):
                 f"COTEACH.STAGES: got {stages}, expected pairs [expert, student] of indices, e.g. [[1, 1], [2, 3]], or "
                 "[]."
             )
-        if name and name not in models_for(cfg.DATASET.TYPE):
-            problems.append(unknown_name("COTEACH.SCRATCH_TEACHER", name, models_for(cfg.DATASET.TYPE)))
-        return problems
+        return problems + (named.problems("COTEACH.SCRATCH_TEACHER", cfg.DATASET.TYPE, name) if name else [])
 
     def __init__(self, student, teacher, cfg):
         super().__init__(student, teacher, cfg)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from atsc_plugin.errors import ModelRefused
 from atsc_plugin.losses import pool
-from atsc_plugin.networks.tail import Step, Tail, tail_steps, vector_of, without_zero_weights
+from atsc_plugin.networks.tail import Step, Tail, tail_steps, vector_of, without_zeros
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def teacher_map(model: nn.Module, image_size: int, name: str) -> MapFacts:
     if isinstance(getattr(model, "without_classifier", None), str):
         raise ModelRefused(f"{name} {model.without_classifier}")
     image = probe_image(model, image_size)
-    with evaluating(model), torch.no_grad(), without_zero_weights(model):
+    with evaluating(model), torch.no_grad(), without_zeros(model):
         logits, feats = outputs_of(model, image, name)
         target = find_target(model, image, logits, feats)
         if target is None:
@@ -181,7 +181,13 @@ def teacher_map(model: nn.Module, image_size: int, name: str) -> MapFacts:
 def find_target(
     model: nn.Module, image: Tensor, logits: Tensor, feats: dict, prefixes: Sequence[int] = range(3)
 ) -> tuple[MapSource, tuple[Step, ...]] | None:
-    """(target, steps of the tail) of a network in eval mode; None where no module leads from a vector to the logits."""
+    """(target, steps of the tail) of a network in eval mode; None where no module leads from a vector to the logits.
+
+    A network that has looked for them itself (adapter.py) says so by its attribute `target`.
+    """
+    known = getattr(model, "target", None)
+    if known is not None:
+        return known
     steps, vectors = tail_steps(model, image, logits)
     if not steps:
         return None
@@ -204,7 +210,7 @@ def student_map(model: nn.Module, image_size: int, name: str, vector: bool = Fal
     projected, a student whose own target is a vector (a ViT's CLS token) gives that.
     """
     image = probe_image(model, image_size)
-    with evaluating(model), torch.no_grad(), without_zero_weights(model):
+    with evaluating(model), torch.no_grad(), without_zeros(model):
         logits, feats = outputs_of(model, image, name)
         source, _ = find_target(model, image, logits, feats) or (FEATS, ())
         usable = source in (FEATS, PREACT) or (vector and source.layout == "vector")
@@ -267,10 +273,10 @@ def _search_modules(model, image, vectors, prefixes):
 
     def matches(output):  # compared at once: a later in-place ReLU would change the output
         for layout in layouts_of(output, prefixes):
-            for relu in (False, True):
-                source = MapSource("", relu, layout)
-                for number, vector in enumerate(vectors):
-                    if _averages_to(source.shaped(output), vector):
+            feature_map = as_map(output, layout)
+            for number, vector in enumerate(vectors):
+                for relu in (False, True) if feature_map.shape[1] == vector.shape[1] else ():
+                    if _averages_to(F.relu(feature_map) if relu else feature_map, vector):
                         return relu, layout, number
         return None
 

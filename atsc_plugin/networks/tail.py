@@ -83,24 +83,30 @@ def tail_steps(model: nn.Module, image: Tensor, logits: Tensor) -> tuple[tuple[S
     wanted = logits
     for path, rank, entered, left in reversed(calls):  # a container comes before what it holds, which is passed over
         inside = any(path.startswith(f"{taken}.") for taken, _ in steps)
-        if not inside and left.shape == wanted.shape and torch.equal(left, wanted):
+        if inside or left.shape != wanted.shape or not torch.equal(left, wanted):
+            continue
+        wanted = entered
+        module = model.get_submodule(path)
+        if not isinstance(module, (nn.Identity, nn.Flatten)) and getattr(module, "p", 1) != 0:  # nor Dropout(0)
             steps.insert(0, (path, rank))
             vectors.insert(0, entered)
-            wanted = entered
     return tuple(steps), vectors
 
 
 @contextmanager
-def without_zero_weights(model: nn.Module) -> Iterator[None]:
-    """Noise in place of weights that are all zero, as some heads begin: their logits would equal anything."""
-    zeros = [p for p in model.parameters() if p.dim() > 1 and not p.any()]
+def without_zeros(model: nn.Module) -> Iterator[None]:
+    """Noise in place of parameters that are zero or nearly so, as heads, last norms and layer scales often begin.
+
+    With them a block equals its input and any vector the logits, and a target is found where there is none.
+    """
+    small = [(p, p.detach().clone()) for p in model.parameters() if p.numel() and p.detach().abs().max() < 1e-3]
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in zeros:
-            parameter.copy_(0.02 * torch.randn(parameter.shape, generator=draw))
+        for parameter, _ in small:
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
     try:
         yield
     finally:
         with torch.no_grad():
-            for parameter in zeros:
-                parameter.zero_()
+            for parameter, value in small:
+                parameter.copy_(value)
