@@ -51,13 +51,14 @@ HEAD_EXTRAS = {
     ),
     "projector": Rule(lambda v: v in ("bottleneck", "signed", "mlp"), "bottleneck, signed or mlp"),
     "tail": Rule(
-        lambda v: isinstance(v, dict) and not problems(v, TAIL, tuple(TAIL)),
+        lambda v: isinstance(v, dict) and not problems(v, TAIL, ("network", "image_size", "steps")),
         "the network, image_size and steps of a tail",
     ),
 }
 TAIL = {
     "network": NAME,
     "image_size": whole(1, LARGEST_SIDE),
+    "args": list_of(NAME, 64),
     "steps": Rule(lambda v: isinstance(v, list) and 0 < len(v) <= 64 and all(map(STEP.test, v)), "1 to 64 steps"),
 }
 CARD = {

@@ -271,9 +271,9 @@ def _tail(entry, card):
     if "tail" not in entry:
         return nn.Linear(entry["channels_out"], card["classes"])
     made = entry["tail"]
-    network = named.new_network(card["dataset"], made["network"], card["classes"], made["image_size"])
-    tail = Tail.of(network, made["steps"])
-    tail.origin = {key: made[key] for key in ("network", "image_size")}
+    origin = made["network"], card["classes"], made["image_size"], made.get("args", ())
+    tail = Tail.of(named.new_network(card["dataset"], *origin), made["steps"])
+    tail.origin = {key: value for key, value in made.items() if key != "steps"}
     return tail
 
 

@@ -97,8 +97,17 @@ def test_no_package_of_others_is_imported_unless_it_is_let_in(their_package, cap
 
 def test_a_card_imports_a_package_only_if_the_caller_lets_it_in(their_package):
     with named.letting_in(["their_nets"]):
-        module = deployed_of(contract.of(host.distiller_dict["NONE"](network("their_nets:Small")), CFG))
-    card = {"student": "their_nets:Small", "dataset": "npz", "classes": 10, "image_size": 32, **module.facts()}
+        module = deployed_of(
+            contract.of(host.distiller_dict["NONE"](network("their_nets:Small", args=["width=6"])), CFG)
+        )
+    card = {
+        "student": "their_nets:Small",
+        "student_args": ["width=6"],
+        "dataset": "npz",
+        "classes": 10,
+        "image_size": 32,
+        **module.facts(),
+    }
     checkpoint.save_tensors(tensors_of(module), their_package / "deploy_last", card)
     sys.modules.pop("their_nets"), (their_package / "ran").unlink()
     with pytest.raises(PluginError, match="say --allow their_nets"):
@@ -266,3 +275,10 @@ def test_a_teacher_of_other_classes_is_refused_by_a_method_that_uses_its_logits(
     words = ["train", "--cfg", str(QUICK / "kd.yaml"), *SMALL, "DISTILLER.TEACHER", NAME, "LOG.PREFIX", str(tmp_path)]
     assert main([*words, "DISTILLER.TEACHER_PRETRAINED", "True"]) == 2
     assert f"{NAME} tells 1000 classes apart, the data 100, and KD uses its logits." in capsys.readouterr().err
+
+
+def test_reviewkd_takes_such_a_teacher_and_the_plan_says_how_it_sees_the_images(tmp_path, capsys):
+    words = ["train", "--cfg", str(QUICK / "reviewkd.yaml"), *SMALL, "--dry-run", "LOG.PREFIX", str(tmp_path)]
+    words += ["DISTILLER.TEACHER", NAME, "DISTILLER.STUDENT", NAME, "DISTILLER.TEACHER_PRETRAINED", "True"]
+    assert main(words) == 0
+    assert "ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1, seen at 224 px with mean [0.485" in capsys.readouterr().out

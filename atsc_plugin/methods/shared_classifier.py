@@ -17,6 +17,7 @@ from atsc_plugin.host import image_size
 from atsc_plugin.losses import align
 from atsc_plugin.methods.base import SEVERAL, Method, networks_of
 from atsc_plugin.networks import maps
+from atsc_plugin.networks.adapter import Adapted
 from atsc_plugin.networks.deployed import DeployedStudent, Head, modules_of
 from atsc_plugin.networks.projector import check_factor, kind_of, projector
 from atsc_plugin.networks.tail import Tail
@@ -100,7 +101,8 @@ class SharedClassifier(Method):
         """C_t of the teacher of this number in a network of its architecture."""
         tail = self.maps[number].tail_of(network)
         if isinstance(tail, Tail) and not tail.origin:
-            tail.origin = {"network": self.teacher_titles[number], "image_size": self.image_size}
+            named_here = {"network": self.teacher_titles[number], "image_size": self.image_size}
+            tail.origin = network.origin if isinstance(network, Adapted) and network.origin else named_here
         return tail
 
     def _teacher_maps(self, cfg, factor: int, key: str) -> list[maps.MapFacts]:

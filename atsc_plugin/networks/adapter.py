@@ -56,6 +56,7 @@ class Adapted(nn.Module):
     def __init__(self, network: nn.Module, image_size: int, view: View | None = None) -> None:
         super().__init__()
         self.network, self.view = network, view or nn.Identity()
+        self.origin: dict[str, Any] = {}  # how named.py made it, for the card of a student behind its tail
         self.sources, target, tail = read_places(network, image_size)
         self.vector = MapSource(tail[0][0], layout="vector") if tail else None
         self.target: tuple[MapSource, tuple[Step, ...]] | None = None

@@ -18,7 +18,7 @@ from torch import nn
 from atsc_plugin import host
 from atsc_plugin.errors import ModelRefused, PluginError
 from atsc_plugin.keys import unknown_name
-from atsc_plugin.networks.adapter import View, bare, dress
+from atsc_plugin.networks.adapter import Adapted, View, bare, dress
 
 ALLOW = "ATSC_ALLOW"
 # What fetches or reads files in timm and torchvision: a card of somebody else must not ask for it.
@@ -57,7 +57,7 @@ def is_foreign(name: str) -> bool:
     return "/" in name or ":" in name
 
 
-def problems(key: str, dataset: str, name: str, args: Iterable[str] = ()) -> list[str]:
+def problems(key: str, dataset: str, name: str, args: Sequence[str] = ()) -> list[str]:
     """What is wrong with a network's name and arguments; nothing is built."""
     if not is_foreign(name):
         if name not in host.models_for(dataset):
@@ -72,14 +72,14 @@ def problems(key: str, dataset: str, name: str, args: Iterable[str] = ()) -> lis
 
 
 def new_network(
-    dataset: str, name: str, classes: int, image_size: int, args: Iterable[str] = (), view: View | None = None
+    dataset: str, name: str, classes: int, image_size: int, args: Sequence[str] = (), view: View | None = None
 ) -> nn.Module:
     """A freshly initialised network in the host's clothes, drawn from torch's global stream."""
     if not is_foreign(name):
         return host.new_network(dataset, name, classes)
     size = view.size if view else image_size
     try:
-        return dress(_maker(name)(classes, size, _keywords(args)), size, view)
+        network = dress(_maker(name)(classes, size, _keywords(args)), size, view)
     except PluginError:
         raise
     except Exception as error:  # whatever somebody else's code throws
@@ -88,6 +88,9 @@ def new_network(
             f"{f' with {list(args)}' if args else ''}: {type(error).__name__}: {str(error).splitlines()[0][:200]}. "
             "Choose another network, arguments or DATASET.IMAGE_SIZE."
         ) from error
+    if isinstance(network, Adapted):
+        network.origin = {"network": name, "image_size": size, **({"args": list(args)} if args else {})}
+    return network
 
 
 def _keywords(args: Iterable[str]) -> dict[str, Any]:
