@@ -185,9 +185,8 @@ def find_target(
 
     A network that has looked for them itself (adapter.py) says so by its attribute `target`.
     """
-    known = getattr(model, "target", None)
-    if known is not None:
-        return known
+    if "target" in vars(model):
+        return vars(model)["target"]
     steps, vectors = tail_steps(model, image, logits)
     if not steps:
         return None
