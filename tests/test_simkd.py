@@ -80,6 +80,17 @@ def test_the_teacher_map_averages_to_the_classifier_input(name):
     torch.testing.assert_close(through_the_classifier, logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["MobileNetV2", "ShuffleV2", "wrn_16_2"])
+def test_the_map_found_on_an_untrained_teacher_is_the_trained_ones_too(name):
+    """A new BN is almost the identity: what stands before it must not be taken for what stands behind."""
+    model, (images, _) = net(name), batch(4, seed=5)
+    facts = teacher_map(model, 32, name)  # found when a run is built, before the weights are filled
+    with torch.no_grad():
+        model.train()(images)  # as a training would, this moves the running statistics
+        logits, feature_map = facts.source(model.eval(), images)
+        torch.testing.assert_close(facts.tail_of(model)(pool(feature_map)), logits, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "channels", "size"),
     [("ShuffleV2", 464, 4), ("MobileNetV2", 160, 2), ("ShuffleV1", 960, 4), ("vgg8", 512, 4), ("resnet8x4", 256, 8)],

@@ -66,13 +66,13 @@ def row(name, side, onnx):
         stem = Path(folder) / "deploy_last"
         checkpoint.save_tensors(tensors_of(module), stem, card)
         wanted, rebuilt = module(image), students.load(stem)[0](image)
-        differences = [f"{(rebuilt - wanted).abs().max() / wanted.abs().max():.0e}", ""]
+        differences = [f"{(rebuilt - wanted).abs().max() / wanted.abs().max().clamp_min(1e-9):.0e}", ""]
         if onnx:
             drop_modules(module.backbone, module.unused)
             with verified.quiet():
                 verified.FORMATS["onnx"].write(module, card, f"{stem}.onnx", False, None)
             found = torch.from_numpy(verified.FORMATS["onnx"].read(f"{stem}.onnx")(image.numpy()))
-            differences[1] = f"{(found - wanted).abs().max() / wanted.abs().max():.0e}"
+            differences[1] = f"{(found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-9):.0e}"
     tail = ", ".join(path.removeprefix("network.") for path, _ in facts.tail)
     return [name, side, "vector" if facts.vector else "map", facts.size, facts.channels, tail, *differences]
 
