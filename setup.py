@@ -49,9 +49,11 @@ setup(
             "setuptools>=70.1",
             "pyarrow>=15",
             "matplotlib>=3.8",  # examples/quickstart.py
+            "timm>=1.0",
             *EXPORT,
         ],
         "export": EXPORT,
+        "timm": ["timm>=1.0"],  # networks "timm/NAME"
         "plots": ["matplotlib>=3.8"],  # the curves of `report --out`
         "parquet": ["pyarrow>=15"],  # CIFAR-100 as Hugging Face has it
         "slurm": ["submitit>=1.5"],  # `leaderboard --launcher submitit`

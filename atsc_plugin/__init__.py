@@ -24,11 +24,12 @@ def unregister():
     registration.unregister()
 
 
-def load_student(path, which="last"):
+def load_student(path, which="last", allow=()):
     """The deployed student of a run directory or deploy file: a module in eval mode whose forward gives logits.
 
-    `which` is the "last" or "best" epoch of a run directory; `module.card` tells how it was made.
+    `which` is the "last" or "best" epoch of a run directory; `module.card` tells how it was made. A student of your own
+    package (package.module:Name) is built only if `allow` names the package.
     """
     from atsc_plugin import students
 
-    return students.load_student(path, which)
+    return students.load_student(path, which, allow)

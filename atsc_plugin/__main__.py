@@ -8,6 +8,7 @@ import os
 # Spinning OpenMP threads cost a 66 ms step 1.4 s beside one busy process on two cores; read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import argparse
 import importlib
 import sys
 import traceback
@@ -39,7 +40,8 @@ def usage():
     start, width = started_as(), max(map(len, COMMANDS))
     examples = (f"  {start} quickstart", f"  {start} train --cfg configs/quickstart/simkd.yaml")
     commands = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(["examples:", *examples, "", "commands, each with a --help of its own:", *commands])
+    last = "--allow PACKAGE: networks called package.module:Name may run that package's code"
+    return "\n".join(["examples:", *examples, "", "commands, each with a --help of its own:", *commands, "", last])
 
 
 def main(argv=None):
@@ -49,7 +51,7 @@ def main(argv=None):
     if not argv or argv[0] in ("-h", "--help", "--version"):
         print(f"atsc_plugin {__version__}" if argv == ["--version"] else usage())
         return 0 if argv else 2
-    command, *arguments = argv
+    command, *arguments = _allowed(argv)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8, nor the terminal
     if command not in COMMANDS:
@@ -63,6 +65,21 @@ def main(argv=None):
 
         distributed.leave(status)
     return status
+
+
+def _allowed(argv):
+    """The arguments without `--allow PACKAGE`, which goes into the environment, where child processes find it too.
+
+    What `launch` passes on is the script's own: there it is ATSC_ALLOW alone.
+    """
+    if argv[0] == "launch":
+        return argv
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--allow", action="append", default=[])
+    given, rest = options.parse_known_args(argv)
+    if given.allow:
+        os.environ["ATSC_ALLOW"] = ",".join([*os.environ.get("ATSC_ALLOW", "").split(","), *given.allow])
+    return rest
 
 
 def _run(module, args):

@@ -25,6 +25,7 @@ from atsc_plugin.engine.trainer import PluginTrainer, parameter_count
 from atsc_plugin.errors import PluginError
 from atsc_plugin.keys import flatten
 from atsc_plugin.methods.base import class_of
+from atsc_plugin.networks import named
 from atsc_plugin.networks.maps import evaluating
 from atsc_plugin.seeds import stream
 
@@ -75,7 +76,19 @@ class Loaders:
 def student_of(cfg, classes):
     """The student, freshly initialised from its own random stream."""
     torch.manual_seed(stream(cfg.EXPERIMENT.SEED, "initialise", "STUDENT"))
-    return host.new_network(cfg.DATASET.TYPE, cfg.DISTILLER.STUDENT, classes)
+    node = cfg.DISTILLER
+    return named.new_network(cfg.DATASET.TYPE, node.STUDENT, classes, host.image_size(cfg.DATASET), node.STUDENT_ARGS)
+
+
+def fitted(cfg, student, networks, data):
+    """The configuration with what follows from the networks themselves."""
+    found = class_of(cfg.DISTILLER.TYPE).derived(cfg, student, networks, data.image_size)
+    if found:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.merge_from_list([entry for pair in found.items() for entry in pair])
+        cfg.freeze()
+    return cfg
 
 
 def distiller_of(cfg, student, networks, data):
@@ -116,7 +129,14 @@ def check_fit(cfg, distiller, method, data):
                 got = tuple(network(images)[0].shape)
         except RuntimeError as error:
             got = str(error).splitlines()[0]
-        if got != (2, data.classes):
+        if isinstance(got, tuple) and len(got) == 2 and got[0] == 2 and got[1] != data.classes:
+            if role == "STUDENT" or method.TEACHER_CLASSES:
+                problems.append(
+                    f"{name} tells {got[1]} classes apart, the data {data.classes}, and {cfg.DISTILLER.TYPE} uses its "
+                    f"logits. Use a DISTILLER.{role} of these data: a file of one (TEACHER_CKPT), or "
+                    "TEACHER.TRAIN_IF_MISSING True."
+                )
+        elif got != (2, data.classes):
             problems.append(
                 f"{name} cannot take {data.image_size}-pixel images: two of them gave {got}, expected "
                 f"(2, {data.classes}). Choose another DISTILLER.{role}, or resize with DATASET.IMAGE_SIZE."
@@ -134,8 +154,9 @@ def place(cfg, overrides=()):
 
 def skeleton(cfg, data):
     """The distiller with unfilled weights, for a checkpoint that brings them all."""
-    networks = [teachers.new_teacher(own, data.classes) for own in teachers.configs_by_teacher(cfg)]
-    return distiller_of(cfg, student_of(cfg, data.classes), networks, data)
+    networks = [teachers.new_teacher(own, data) for own in teachers.configs_by_teacher(cfg)]
+    student = student_of(cfg, data.classes)
+    return distiller_of(fitted(cfg, student, networks, data), student, networks, data)
 
 
 def prepare(cfg, overrides: Sequence[str] = (), dry: bool = False) -> Run:
@@ -147,8 +168,10 @@ def prepare(cfg, overrides: Sequence[str] = (), dry: bool = False) -> Run:
     validation_and_test(cfg, data)  # what cannot work is refused here, before any teacher is trained or file deleted
     kind = class_of(cfg.DISTILLER.TYPE)
     configs = teachers.configs_by_teacher(cfg)
-    networks = [teachers.new_teacher(own, data.classes) for own in configs]
-    distiller = distiller_of(cfg, student_of(cfg, data.classes), networks, data)
+    networks = [teachers.new_teacher(own, data) for own in configs]
+    student = student_of(cfg, data.classes)
+    cfg = fitted(cfg, student, networks, data)
+    distiller = distiller_of(cfg, student, networks, data)
     method = contract.of(distiller, cfg)
     check_fit(cfg, distiller, method, data)
     distiller.to(device)

@@ -6,6 +6,7 @@ built and how images are prepared, so every size in it is bounded before memory 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,8 +39,31 @@ HEAD = {
     "channels_out": whole(1, LARGEST_WIDTH),
     "classifier": whole(0, 63),
 }
+STEP = Rule(
+    lambda v: isinstance(v, list) and len(v) == 2 and NAME.test(v[0]) and v[1] in (2, 4), "a module's path and 2 or 4"
+)
+# What a head has beside these where it is not SimKD's: a map in another layout, another projector, more than one layer
+# behind it (the tail of a network, which is built to take these layers from it).
+HEAD_EXTRAS = {
+    "map_layout": Rule(
+        lambda v: isinstance(v, str) and bool(re.fullmatch(r"nchw|nhwc|vector|tokens\+\d{1,3}", v)),
+        "nchw, nhwc, vector or tokens+N",
+    ),
+    "projector": Rule(lambda v: v in ("bottleneck", "signed", "mlp"), "bottleneck, signed or mlp"),
+    "tail": Rule(
+        lambda v: isinstance(v, dict) and not problems(v, TAIL, ("network", "image_size", "steps")),
+        "the network, image_size and steps of a tail",
+    ),
+}
+TAIL = {
+    "network": NAME,
+    "image_size": whole(1, LARGEST_SIDE),
+    "args": list_of(NAME, 64),
+    "steps": Rule(lambda v: isinstance(v, list) and 0 < len(v) <= 64 and all(map(STEP.test, v)), "1 to 64 steps"),
+}
 CARD = {
     "student": NAME,
+    "student_args": list_of(NAME, 64),
     "dataset": NAME,
     "method": one_of(NAME, NULL),
     "classes": whole(1, LARGEST_CLASSES),
@@ -63,7 +87,7 @@ def checked(card: object, place: object, needed: tuple) -> dict:
     if not wrong:
         heads = card.get("heads", [])
         for place_of, head in enumerate(heads):
-            found = problems(head, HEAD, tuple(HEAD))
+            found = problems(head, HEAD | HEAD_EXTRAS, tuple(HEAD))
             if not found and not (head["classifier"] <= place_of and _owns(heads, head["classifier"])):
                 found = [f"classifier is {head['classifier']}, expected {place_of} or an earlier head with its own"]
             wrong += [f"head {place_of}: {problem}" for problem in found]

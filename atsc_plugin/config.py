@@ -17,9 +17,10 @@ from atsc_plugin.cards import CARD, name_deployed
 from atsc_plugin.contract import NONE, SECOND_STEP, SEVERAL
 from atsc_plugin.engine.run_dir import read_tree
 from atsc_plugin.errors import ConfigError
-from atsc_plugin.host import CFG, distiller_dict, host_datasets, models_for, trainer_dict
+from atsc_plugin.host import CFG, distiller_dict, host_datasets, trainer_dict
 from atsc_plugin.keys import find, flatten, unknown_name
 from atsc_plugin.methods.base import METHODS, class_of, constructor_problems, teacher_names
+from atsc_plugin.networks import named
 from atsc_plugin.registration import all_keys
 from atsc_plugin.shipped import config_file
 from atsc_plugin.untrusted import printable, short_repr
@@ -221,7 +222,23 @@ def _name_problems(cfg):
     several = class_of(method).TEACHERS == SEVERAL and cfg.DISTILLER.TEACHERS
     role = "DISTILLER.TEACHERS" if several else "DISTILLER.TEACHER"
     names += [(role, name) for name in teacher_names(cfg) if isinstance(name, str)]
-    return problems + [unknown_name(key, name, models_for(data)) for key, name in names if name not in models_for(data)]
+    arguments = {"DISTILLER.STUDENT": cfg.DISTILLER.STUDENT_ARGS}
+    for key, name in names:
+        problems += named.problems(key, data, name, arguments.get(key, ()))
+    if cfg.DISTILLER.TEACHER_PRETRAINED:
+        problems += [
+            f"DISTILLER.TEACHER_PRETRAINED is True, but {key} {name} is none of timm/ or torchvision/. Use "
+            "DISTILLER.TEACHER_CKPT."
+            for key, name in names[1:]
+            if not name.startswith(("timm/", "torchvision/"))
+        ]
+    foreign = [name for _, name in names if named.is_foreign(name)]
+    if foreign and cfg.SOLVER.COMPILE != "none":
+        problems.append(
+            f"SOLVER.COMPILE is {cfg.SOLVER.COMPILE}, but the maps of {foreign[0]} are read by hooks, which a compiled "
+            "network does not call. Use none."
+        )
+    return problems
 
 
 def _method_problems(cfg, kind):

@@ -55,6 +55,7 @@ class Contract:
     HYPER: dict[tuple[str, str], dict[str, Any]] = {}  # published hyper-parameters by (teacher, student): {key: value}
     PER_IMAGE = True  # losses are means over images; False refuses ACCUMULATE, and two ranks need not equal one
     HARD_LABELS = False  # True refuses mixed and smoothed labels
+    TEACHER_CLASSES = True  # False: a teacher that tells other classes apart serves too, since its logits are not used
     LEAVES_NETWORKS = False  # True: a run changes networks beside the student, which `adapted` gives out
     GIVES_WAY = True  # where a host has this name already, the host's stays
 
@@ -86,6 +87,11 @@ class Contract:
     def misfits(self, image_size: int) -> list[str]:
         """What is wrong between the configuration and these networks, beside what the constructor refuses."""
         return []
+
+    @classmethod
+    def derived(cls, cfg: Any, student: nn.Module, teachers: list[nn.Module], image_size: int) -> dict[str, Any]:
+        """{key: value} that follows from the networks where no pair of names says it."""
+        return {}
 
     # ---- the networks ----
 

@@ -159,6 +159,17 @@ ENGINE_KEYS = (
 
 TEACHER_KEYS = (
     Key("DISTILLER.TEACHER_CKPT", "", "file with the teacher's weights; empty: the host's checkpoint folder"),
+    Key(
+        "DISTILLER.STUDENT_ARGS",
+        [],
+        "arguments of a student from timm, torchvision or a package, e.g. [drop_rate=0.1]",
+    ),
+    Key(
+        "DISTILLER.TEACHER_PRETRAINED",
+        False,
+        "timm's or torchvision's weights, from their caches, for a teacher of theirs; it sees the images in its own "
+        "size and normalisation",
+    ),
     Key("TEACHER.TRAIN_IF_MISSING", False, "train the teacher here when no checkpoint is found, and keep it"),
     Key("TEACHER.CACHE", "./output/teachers", "folder of teachers trained here, one file a recipe"),
     Key("TEACHER.SEED", 1, "seed of a teacher trained here", minimum=0, maximum=2**63),

@@ -33,10 +33,10 @@ def feature_loss(projected: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(projected, target)
 
 
-def through_frozen(classifier: nn.Linear, pooled: Tensor) -> Tensor:
-    """C(pooled) without a gradient for C: what a student's own losses see of a shared classifier."""
-    held = [None if tensor is None else tensor.detach() for tensor in (classifier.weight, classifier.bias)]
-    return full(F.linear(pooled, *held))
+def through_frozen(classifier: nn.Module, pooled: Tensor) -> Tensor:
+    """C(pooled) without a gradient for C: what a student's own losses see of a shared classifier or tail."""
+    held = {name: parameter.detach() for name, parameter in classifier.named_parameters()}
+    return full(torch.func.functional_call(classifier, held, (pooled,)))
 
 
 class _ScaledGradient(torch.autograd.Function):

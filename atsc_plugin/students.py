@@ -6,7 +6,7 @@ executed. `atsc_plugin.load_student` is `load_student` here; it needs no teacher
 draws nothing from the process's random generator.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,11 @@ from atsc_plugin import cards, contract, host
 from atsc_plugin.cards import stem_of
 from atsc_plugin.engine import checkpoint, run_dir
 from atsc_plugin.errors import PluginError
+from atsc_plugin.networks import named
 from atsc_plugin.networks.deployed import DeployedStudent, Head, deployed_of, drop_modules, name_of
 from atsc_plugin.networks.maps import MapSource
-from atsc_plugin.networks.projector import Projector
+from atsc_plugin.networks.projector import KINDS, shapes_of
+from atsc_plugin.networks.tail import Tail
 from atsc_plugin.untrusted import as_plugin_error, expand_user, open_regular
 
 # ---- finding ----
@@ -86,13 +88,14 @@ class Opened:
     source: str
 
 
-def load_student(path, which: str = "last") -> nn.Module:
+def load_student(path, which: str = "last", allow: Sequence[str] = ()) -> nn.Module:
     """The student of a run directory or deploy file as a module in eval mode: forward(image) gives logits.
 
     `which` chooses the "last" or the "best" epoch of a run directory. The module's `card` says how it was made, what it
     scored, and how its images are normalised.
     """
-    module, module.card = load(path, which)
+    with named.letting_in(allow):
+        module, module.card = load(path, which)
     return module
 
 
@@ -100,8 +103,10 @@ def load(path, which: str = "last") -> tuple[DeployedStudent, dict]:
     """(module in eval mode, complete card) of a run directory or deploy pair."""
     stem = locate(path, which)
     card = complete(cards.read(f"{stem}.json"), stem)
-    if card["student"] not in host.models_for(card["dataset"]):
-        raise PluginError(f"{stem}.json says student {card['student']}, which this host has not ({host.NAME}).")
+    networks = [card["student"], *(head["tail"]["network"] for head in card["heads"] if "tail" in head)]
+    for name in networks:
+        if wrong := named.problems("student", card["dataset"], name):
+            raise PluginError(f"{stem}.json cannot be rebuilt here (host {host.NAME}): {wrong[0]}")
     _check_sizes(card, stem)
     with (
         torch.random.fork_rng(devices=[]),  # building the empty network draws weights that the file replaces
@@ -189,7 +194,7 @@ def _same_prediction(distiller, module, side):
 def _new_card(module, path, cfg, data):
     """The card of a student that came without one."""
     made = {"host": host.NAME, "host_version": host.VERSION, "method": cfg.DISTILLER.TYPE}
-    facts = {"student": cfg.DISTILLER.STUDENT, **data.facts(), **module.facts()}
+    facts = {**named.card_facts(cfg.DISTILLER), **data.facts(), **module.facts()}
     return complete(made | facts, path)
 
 
@@ -222,12 +227,10 @@ def _check_sizes(card, stem):
     for number, entry in enumerate(card["heads"]):
         before, inner, after = entry["channels_in"], entry["channels_inner"], entry["channels_out"]
         projector, classifier = name_of("projector", number), name_of("classifier", entry["classifier"])
-        wanted |= {
-            f"{projector}.0.weight": (inner, before, 1, 1),
-            f"{projector}.3.weight": (inner, inner, 3, 3),
-            f"{projector}.6.weight": (after, inner, 1, 1),
-            f"{classifier}.weight": (card["classes"], after),
-        }
+        weights = shapes_of(entry.get("projector", "bottleneck"), before, inner, after)
+        wanted |= {f"{projector}.{name}": shape for name, shape in weights.items()}
+        if "tail" not in entry:
+            wanted[f"{classifier}.weight"] = (card["classes"], after)
     wrong = [
         f"{name} is {shapes.get(name, 'absent')}, expected {shape}"
         for name, shape in wanted.items()
@@ -241,9 +244,12 @@ def _check_sizes(card, stem):
 
 def _empty(card):
     """The module that a card describes, its weights not yet filled."""
-    backbone = host.models_for(card["dataset"])[card["student"]][0](num_classes=card["classes"])
+    backbone = named.new_network(
+        card["dataset"], card["student"], card["classes"], card["image_size"], card.get("student_args", ())
+    )
     modules = dict(backbone.named_modules())
-    inside = [head["map_place"] for head in card["heads"] if head["map_place"] not in ("feats", "preact")]
+    sources = [MapSource(h["map_place"], h["map_relu"], h.get("map_layout", "nchw")) for h in card["heads"]]
+    inside = [source.place for source in sources if source.place not in ("feats", "preact")]
     if unknown := [name for name in (*card["unused"], *inside) if not name or name not in modules]:
         raise ValueError(f"a {card['student']} has no module {unknown[0]!r}")
     drop_modules(backbone, card["unused"])
@@ -251,14 +257,24 @@ def _empty(card):
     for number, entry in enumerate(card["heads"]):
         owner = entry["classifier"]  # the head whose classifier this one shares; its own number where it has its own
         if owner == number:
-            classifiers[number] = nn.Linear(entry["channels_out"], card["classes"])
-        projector = Projector(entry["channels_in"], entry["channels_inner"], entry["channels_out"])
+            classifiers[number] = _tail(entry, card)
+        sizes = entry["channels_in"], entry["channels_inner"], entry["channels_out"]
+        projector = KINDS[entry.get("projector", "bottleneck")](*sizes)
         heads.append(Head(entry["map_size"], projector, classifiers[owner]))
     if not heads:
         return DeployedStudent(backbone)
-    first = card["heads"][0]
-    source = MapSource(first["map_place"], first["map_relu"])
-    return DeployedStudent(backbone, source, heads, card["ensemble"], unused=card["unused"])
+    return DeployedStudent(backbone, sources[0], heads, card["ensemble"], unused=card["unused"])
+
+
+def _tail(entry, card):
+    """The classifier of a head: a linear layer, or the layers that a network has there, the rest of it let go."""
+    if "tail" not in entry:
+        return nn.Linear(entry["channels_out"], card["classes"])
+    made = entry["tail"]
+    origin = made["network"], card["classes"], made["image_size"], made.get("args", ())
+    tail = Tail.of(named.new_network(card["dataset"], *origin), made["steps"])
+    tail.origin = {key: value for key, value in made.items() if key != "steps"}
+    return tail
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ one-epoch trial never passes for a teacher. It is written whole, under a lock, a
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from atsc_plugin.errors import PluginError
 from atsc_plugin.files import key_of, only_writer
 from atsc_plugin.keys import DEFAULTS
 from atsc_plugin.methods.base import teacher_names
+from atsc_plugin.networks import named
+from atsc_plugin.networks.adapter import View
 from atsc_plugin.networks.deployed_teacher import as_teacher
 from atsc_plugin.seeds import stream
 from atsc_plugin.untrusted import expand_user
@@ -85,7 +88,8 @@ def recipe(cfg, data):
 
 def cached_file(cfg, data):
     """The file of the teacher with this recipe, there or not."""
-    name = f"{cfg.DISTILLER.TEACHER}-{data.name}-{cfg.TEACHER.EPOCHS}ep-{key_of(recipe(cfg, data))}.pth"
+    network = re.sub(r"[/:]", "_", cfg.DISTILLER.TEACHER)
+    name = f"{network}-{data.name}-{cfg.TEACHER.EPOCHS}ep-{key_of(recipe(cfg, data))}.pth"
     return Path(cfg.TEACHER.CACHE) / name
 
 
@@ -141,9 +145,13 @@ def find(cfg, data, taken=()):
         if not path.is_file():
             raise PluginError(f"DISTILLER.TEACHER_CKPT names {path}, which is not there. Name an existing file.")
         return Source(path, False, str(path))
-    if data.name == "imagenet":
+    if _pretrained_elsewhere(cfg):
+        weights = named.weights_of(name)
+        view = f"seen at {weights.size} px with mean {list(weights.mean)} and std {list(weights.std)}"
+        return Source(None, False, f"{weights.text}, {view}")
+    if data.name == "imagenet" and not named.is_foreign(name):
         return _pretrained(name, taken)
-    stock = host.models_for(data.name)[name][1] if data.name in host.host_datasets() else None
+    stock = host.models_for(data.name).get(name, (None, None))[1] if data.name in host.host_datasets() else None
     if stock and Path(stock).is_file() and Path(stock) not in [source.path for source in taken]:
         return Source(Path(stock), False, str(stock))
     cached = cached_file(cfg, data)
@@ -178,18 +186,31 @@ def _pretrained(name, taken):
     return source
 
 
-def new_teacher(cfg, classes):
+def new_teacher(cfg, data):
     """The network of a teacher, freshly initialised from its own random stream; a deployed student comes filled."""
     if stem := cards.deployed_stem(cfg.DISTILLER.TEACHER_CKPT):
-        return deployed(stem, classes)  # its card and its tensors belong together
+        return deployed(stem, data.classes)  # its card and its tensors belong together
     torch.manual_seed(stream(cfg.TEACHER.SEED, "initialise", "TEACHER"))
-    return host.new_network(cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER, classes)
+    classes, view = data.classes, None
+    if _pretrained_elsewhere(cfg):
+        weights = named.weights_of(cfg.DISTILLER.TEACHER)
+        classes, view = weights.classes, View(weights.size, (data.mean, data.std), (weights.mean, weights.std))
+    return named.new_network(cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER, classes, data.image_size, view=view)
+
+
+def _pretrained_elsewhere(cfg):
+    """Whether the teacher's weights are timm's or torchvision's; a file that is named comes first."""
+    return cfg.DISTILLER.TEACHER_PRETRAINED and not cfg.DISTILLER.TEACHER_CKPT
 
 
 def load(source, cfg, teacher, data, loaders):
     """Fill `teacher` in place with the source's weights, which are trained first where need be."""
     if source.ready:
         print(f"teacher {cfg.DISTILLER.TEACHER} from {source.path}", flush=True)
+        return
+    if _pretrained_elsewhere(cfg):
+        print(f"teacher {cfg.DISTILLER.TEACHER}: {source.text}", flush=True)
+        named.load_weights(teacher, cfg.DISTILLER.TEACHER)
         return
     if source.path is None:
         teacher.load_state_dict(host.imagenet_model_dict[cfg.DISTILLER.TEACHER](pretrained=True).state_dict())
@@ -212,24 +233,26 @@ def _train(path, cfg, data, loaders):
         )
         scratch = path.with_name(f".teacher-{path.stem}")  # a training that was killed is resumed from there
         with distributed.alone():  # the other ranks wait for the lock, and find it done
-            teacher = _run(cfg, data.classes, loaders, scratch)
+            teacher = _run(cfg, loaders, scratch)
         state = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
         checkpoint.save({"model": state, "recipe": recipe(cfg, data)}, path)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _run(cfg, classes, loaders, folder):
+def _run(cfg, loaders, folder):
     """Cross-entropy training by our own trainer, on the recipe of the TEACHER node; the last epoch is the teacher."""
     own = cfg.clone()
     own.defrost()
     own.DISTILLER.TYPE, own.DISTILLER.STUDENT = "NONE", cfg.DISTILLER.TEACHER
+    own.DISTILLER.STUDENT_ARGS = []
     own.EXPERIMENT.SEED = cfg.TEACHER.SEED
     for key in ("EPOCHS", "BATCH_SIZE", "LR", "LR_DECAY_STAGES", "LR_DECAY_RATE", "WEIGHT_DECAY"):
         own.SOLVER[key] = cfg.TEACHER[key]
     for key, plain in {"AMP": "auto", "COMPILE": "none", "ACCUMULATE": 1, "CLIP_NORM": 0.0}.items():
         own.SOLVER[key] = plain  # the engine's keys are the student's: a cached teacher must not depend on them
     own.freeze()
-    data, teacher = loaders(own), new_teacher(cfg, classes).to(device_of(cfg))
+    data = loaders(own)
+    teacher = new_teacher(cfg, data).to(device_of(cfg))
     distiller = host.distiller_dict["NONE"](teacher)
     PluginTrainer("teacher", distiller, data.train, data.val or data.test, own, folder=folder).fit()
     return teacher

@@ -13,7 +13,7 @@ from atsc_plugin.__main__ import main
 from atsc_plugin.config import load_cfg
 from atsc_plugin.errors import ConfigError, ModelRefused, PluginError
 from atsc_plugin.networks.deployed_teacher import as_teacher
-from atsc_plugin.networks.maps import classifier_of, teacher_map
+from atsc_plugin.networks.maps import teacher_map
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ROOT / "configs" / "quickstart"
@@ -54,8 +54,8 @@ def test_a_student_with_one_head_teaches_with_its_logits_its_projected_map_and_t
     assert torch.equal(maps["pooled_feat"], maps["feats"][-1].mean(dim=(2, 3)))
     assert torch.equal(maps["preact_feats"][-1].relu(), maps["feats"][-1])
     assert (maps["preact_feats"][-1] < 0).any()  # no ReLU in place has overwritten it
-    assert classifier_of(teacher) is head.classifier
     facts = teacher_map(teacher, 32, "a deployed resnet8")
+    assert facts.tail_of(teacher) is head.classifier
     assert (facts.source.place, facts.channels, facts.size, facts.classes) == ("feats", 24, 8, 10)
     assert len(maps["feats"]) == len(deployed.backbone(image)[1]["feats"])
     assert list(teacher.parameters())[-1] is head.classifier.bias  # the one that ATSC's published update moves

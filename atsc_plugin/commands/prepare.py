@@ -94,4 +94,4 @@ def _find_or_train(cfg, number):
     device = build.device_of(cfg)
     data = build.data_of(cfg, device)
     own, source = configs[number - 1], teachers.find_all(configs, data)[number - 1]
-    teachers.load(source, own, teachers.new_teacher(own, data.classes), data, build.Loaders(cfg, device, data).of)
+    teachers.load(source, own, teachers.new_teacher(own, data), data, build.Loaders(cfg, device, data).of)

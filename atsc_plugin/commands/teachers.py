@@ -39,7 +39,7 @@ def run(args):
         for own, source in zip(configs, sources, strict=True):
             print(f"{own.DISTILLER.TEACHER}, seed {own.TEACHER.SEED}: {source.text}")
         return 0
-    networks = [teachers.new_teacher(own, data.classes).to(device) for own in configs]
+    networks = [teachers.new_teacher(own, data).to(device) for own in configs]
     teachers.load_all(configs, sources, networks, data, build.Loaders(cfg, device, data).of)
     print(f"top-1 on {data.name} test:")
     for own, source, network in zip(configs, sources, networks, strict=True):

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from atsc_plugin.engine.layouts import PLAIN_CLASSES, network_named_in, state_of_network
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import NUMPY_NUMBERS, whole_file, write_json
+from atsc_plugin.networks.adapter import bare
 from atsc_plugin.untrusted import as_plugin_error, first_line, memory_limit, open_regular, printable
 
 CHECKSUM = "checksum"
@@ -170,7 +171,8 @@ def load_network(network, path, name, classes):
     """Fill `network` from a checkpoint file, strictly; an error names keys, shapes and class counts."""
     content = load(path)
     state = state_of_network(content, path)
-    own = network.state_dict()
+    inner = bare(network)
+    own = inner.state_dict()
     missing = [key for key in own if key not in state]
     extra = [key for key in state if key not in own]
     shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
@@ -197,5 +199,5 @@ def load_network(network, path, name, classes):
             f"{path} does not fit a {name}: {'; '.join(misfits)}.{hint} Name the network the file was made with."
         )
     with as_plugin_error(f"{path} does not fit a {name} ({{}}). Name the network the file was made with."):
-        network.load_state_dict(state)  # sparse, quantised or complex tensors of the right shape
+        inner.load_state_dict(state)  # sparse, quantised or complex tensors of the right shape
     return network

@@ -48,8 +48,10 @@ def state_of_network(checkpoint, path):
     for prefix in PREFIXES:
         inside = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         tensors = inside or tensors
-    whole = all(name.startswith("backbone.") for name in tensors)
-    return {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()} if whole else tensors
+    for prefix in ("backbone.", "network."):  # of a deployed student, of a foreign network in the host's clothes
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _tensors(checkpoint):

@@ -29,6 +29,7 @@ from atsc_plugin.engine.signals import StopAsked, StopSignals, launcher_argv, re
 from atsc_plugin.engine.step import Step, all_finite, gradients
 from atsc_plugin.errors import Interrupted, PluginError, RunStopped
 from atsc_plugin.files import key_of, write_json
+from atsc_plugin.networks import named
 from atsc_plugin.networks.deployed import deployed_of, tensors_of
 from atsc_plugin.seeds import stream
 
@@ -95,7 +96,7 @@ class PluginTrainer:
             "host_version": host.VERSION,
             "method": cfg.DISTILLER.TYPE,
             "method_name": self.method.TITLE or cfg.DISTILLER.TYPE,
-            "student": cfg.DISTILLER.STUDENT,
+            **named.card_facts(cfg.DISTILLER),
             "dataset": cfg.DATASET.TYPE,
             "teacher": self._one_or_list(titles),
             "seed": cfg.EXPERIMENT.SEED,

@@ -18,7 +18,8 @@ from atsc_plugin.methods.shared_classifier import SharedClassifier, term_name
 from atsc_plugin.networks.deployed import ensemble_of
 from atsc_plugin.networks.drift import StartingPoint, drift_penalty
 from atsc_plugin.networks.ema import update_ema
-from atsc_plugin.networks.maps import MapReader, classifier_of
+from atsc_plugin.networks.maps import MapReader
+from atsc_plugin.networks.projector import TYPES
 
 KEYS = (
     Key(
@@ -69,6 +70,13 @@ KEYS = (
         minimum=0,
     ),
     Key("ATSC.PROJECTOR.FACTOR", 2, "f: the projector's inner width is C_t / f", minimum=1, symbol="-f"),
+    Key(
+        "ATSC.PROJECTOR.TYPE",
+        "auto",
+        "bottleneck: SimKD's, on maps; mlp: on pooled vectors; auto: mlp where the teacher's classifier is fed by a "
+        "vector that is no map's mean (CLS token, attention pooling)",
+        choices=TYPES,
+    ),
     Key(
         "ATSC.DRIFT.WEIGHT",
         10.0,
@@ -171,7 +179,8 @@ class ATSC(SharedClassifier):
     loss = FEAT * mse(P(F_s), F_t) + DRIFT * sum ||theta - theta_0||^2 + TEACHER_CE * CE(C_t(sg(pool(F_t))), y)
            [+ CE * CE(z_s, y) + KD * T^2 KL(sg(z_t) || z_s),  z_s = C_t(pool(P(F_s))) with C_t held]
     prediction = z_s. F_t is not detached: the feature loss moves the teacher's trunk too, and that is the adaptive
-    teaching. The teacher's CE moves the classifier only.
+    teaching. The teacher's CE moves the classifier only, and with it all of C_t where that is more than one layer
+    (a norm, hidden layers).
 
     UPDATE "fused" (default) is this loss in one backward and one optimizer. Deviations from the released code: CE sees
     the batch through the weights before the update, not after; the bias is in one optimizer, not two; BN statistics
@@ -265,6 +274,7 @@ class ATSC(SharedClassifier):
         self.learning_readers = [
             MapReader(network, facts.source) for network, facts in zip(self.learning, self.maps, strict=True)
         ]
+        self.learning_tails = [self.tail_of(number, network) for number, network in enumerate(self.learning)]
         self.theta_0 = nn.ModuleList(StartingPoint(network) for network in networks_of(self.teacher))
         self._freeze(cfg)
         which = "kernels" if self.published else self.node.DRIFT.PARAMS
@@ -276,15 +286,20 @@ class ATSC(SharedClassifier):
         """Take the gradient from what does not learn; the released step leaves it on everywhere."""
         if not self.published:
             self.freeze_unused()
-        if self.published and any(classifier_of(network).bias is None for network in self.learning):
+        if self.published and not self._ends_with_a_bias():
             raise ModelRefused(
-                "The teacher's classifier has no bias, and ATSC.UPDATE published trains it. Use ATSC.UPDATE fused."
+                "The teacher's last parameter is not its classifier's bias, which ATSC.UPDATE published trains. Use "
+                "ATSC.UPDATE fused."
             )
         if self.node.TEACHER.BN == "affine_frozen":
             for network in self.learning:
                 for layer in network.modules():
                     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                         layer.requires_grad_(False)
+
+    def _ends_with_a_bias(self) -> bool:
+        last, of_tail = list(self.learning[0].parameters())[-1], list(self.learning_tails[0].parameters())[-1]
+        return last is of_tail and last.dim() == 1
 
     def _held(self, network: nn.Module, which: str) -> dict[str, nn.Parameter]:
         """The weights that the drift term holds, by name; the released step's bias has an optimizer of its own."""
@@ -395,7 +410,7 @@ class ATSC(SharedClassifier):
         with torch.set_grad_enabled(learns):  # rate 0: no graph and no gradient, hence neither decay nor momentum
             _, teacher_map = self.learning_readers[number](image)
             pooled = pool(teacher_map)
-            learning = full(classifier_of(self.learning[number])(pooled if self.learns_task else pooled.detach()))
+            learning = full(self.learning_tails[number](pooled if self.learns_task else pooled.detach()))
             if self.node.DRIFT.WEIGHT > 0:
                 terms["loss_drift"] = self.drift_loss(number)
             terms["loss_teacher_ce"] = self.weights.TEACHER_CE_WEIGHT * F.cross_entropy(learning, target)

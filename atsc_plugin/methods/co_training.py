@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from atsc_plugin.contract import OUR_TRAINER, EpochReport, Network
 from atsc_plugin.engine import distributed
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
-from atsc_plugin.host import image_size, new_network
+from atsc_plugin.host import image_size
 from atsc_plugin.methods.base import Key, Method
+from atsc_plugin.networks import named
 from atsc_plugin.networks.maps import check_classes, evaluating
 from atsc_plugin.networks.stages import stage_facts
 from atsc_plugin.seeds import stream
@@ -25,7 +26,7 @@ def fresh_network(cfg: Any, name: str, classes: int, *role: Any) -> nn.Module:
     """A network from a random stream of its own, which leaves every other draw of the run where it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(cfg.EXPERIMENT.SEED, "initialise", *role))
-        return new_network(cfg.DATASET.TYPE, name, classes)
+        return named.new_network(cfg.DATASET.TYPE, name, classes, image_size(cfg.DATASET))
 
 
 class Means(nn.Module):

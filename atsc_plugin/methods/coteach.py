@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from atsc_plugin.errors import ModelRefused
-from atsc_plugin.host import image_size, models_for
-from atsc_plugin.keys import unknown_name
+from atsc_plugin.host import image_size
 from atsc_plugin.losses import full
 from atsc_plugin.methods.base import Key, method
 from atsc_plugin.methods.co_training import CoTrained, fresh_network
+from atsc_plugin.networks import named
 from atsc_plugin.networks.maps import check_classes, evaluating, probe_image
 from atsc_plugin.networks.stages import attention_distance, check_stages, stage_facts
 
@@ -122,9 +122,7 @@ class COTEACH(CoTrained):
                 f"COTEACH.STAGES: got {stages}, expected pairs [expert, student] of indices, e.g. [[1, 1], [2, 3]], or "
                 "[]."
             )
-        if name and name not in models_for(cfg.DATASET.TYPE):
-            problems.append(unknown_name("COTEACH.SCRATCH_TEACHER", name, models_for(cfg.DATASET.TYPE)))
-        return problems
+        return problems + (named.problems("COTEACH.SCRATCH_TEACHER", cfg.DATASET.TYPE, name) if name else [])
 
     def __init__(self, student, teacher, cfg):
         super().__init__(student, teacher, cfg)

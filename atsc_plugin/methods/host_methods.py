@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from atsc_plugin.contract import NONE, HostMethod
+from atsc_plugin.errors import ModelRefused
 from atsc_plugin.methods.base import host_method
-from atsc_plugin.networks.maps import evaluating
+from atsc_plugin.networks.maps import evaluating, probe_image
+from atsc_plugin.networks.named import is_foreign
 
 # DKD's BETA and ReviewKD's weight by pair, from mdistiller's configs (a08d46f) and the ReviewKD repository's script.
 # None: no weight is published for the pair, and 5.0 is ours.
@@ -107,6 +109,7 @@ class ReviewKD(TensorStep):
     OUT_SHAPES lists the sides of the teacher's maps deepest first, OUT_CHANNELS their channels shallowest first.
     """
 
+    TEACHER_CLASSES = False
     HYPER = {
         pair: {"REVIEWKD.REVIEWKD_WEIGHT": weight or 5.0, **review_maps(*pair)}
         for pair, (_, weight) in PUBLISHED.items()
@@ -120,6 +123,36 @@ class ReviewKD(TensorStep):
 
     def phase(self, epoch):
         return min(epoch, self.cfg.REVIEWKD.WARMUP_EPOCHS)
+
+    @classmethod
+    def derived(cls, cfg, student, teachers, image_size):
+        """Its four lists, read off the maps, where a network is none of the host's."""
+        names = cfg.DISTILLER.STUDENT, cfg.DISTILLER.TEACHER
+        if not any(map(is_foreign, names)):
+            return {}
+        shapes = []
+        for network, name in zip((student, *teachers), names, strict=True):
+            with evaluating(network), torch.no_grad():
+                feats = network(probe_image(network, image_size))[1]
+            maps = feats.get("preact_feats", [])[1:]
+            if not maps or any(each.dim() != 4 or each.shape[-1] != each.shape[-2] for each in maps):
+                raise ModelRefused(
+                    f"REVIEWKD compares square maps of several stages; {name} has none. Use KD or SIMKD."
+                )
+            maps = [*maps, feats["pooled_feat"][:, :, None, None]]
+            shapes.append(([each.shape[-1] for each in maps][::-1], [each.shape[1] for each in maps]))
+        (sides, channels), (out_sides, out_channels) = shapes
+        if len(sides) != len(out_sides):
+            raise ModelRefused(
+                f"REVIEWKD pairs stages in order; {names[0]} has {len(sides) - 1} behind its stem, {names[1]} "
+                f"{len(out_sides) - 1}. Use another pair, or KD or SIMKD."
+            )
+        return {
+            "REVIEWKD.SHAPES": sides,
+            "REVIEWKD.OUT_SHAPES": out_sides,
+            "REVIEWKD.IN_CHANNELS": channels,
+            "REVIEWKD.OUT_CHANNELS": out_channels,
+        }
 
     def misfits(self, image_size):
         teacher, name, node = self.distiller.teacher, self.cfg.DISTILLER.TEACHER, self.cfg.REVIEWKD

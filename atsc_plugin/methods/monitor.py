@@ -166,7 +166,8 @@ class TeacherMonitor(Hits):
         for name, weight in teacher.named_parameters():
             groups["drift"].append(name)
             groups["drift_kernels" if weight.dim() > 1 else "drift_vectors"].append(name)
-            groups.setdefault(f"drift_{name.partition('.')[0]}", []).append(name)
+            stage = name.removeprefix("network.").partition(".")[0]  # of a foreign network in the host's clothes
+            groups.setdefault(f"drift_{stage}", []).append(name)
         return relative_motion(teacher, start, {group: names for group, names in groups.items() if names})
 
     # ---- the guard ----

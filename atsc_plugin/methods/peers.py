@@ -8,11 +8,10 @@ from torch import nn
 
 from atsc_plugin.contract import OUR_TRAINER, EpochReport
 from atsc_plugin.engine.evaluate import evaluate
-from atsc_plugin.host import models_for
-from atsc_plugin.keys import unknown_name
 from atsc_plugin.losses import full, softened_divergence
 from atsc_plugin.methods.base import Key, method
 from atsc_plugin.methods.co_training import LearningTeacher, fresh_network, start_keys
+from atsc_plugin.networks import named
 from atsc_plugin.networks.deployed import DeployedStudent, ensemble_of
 from atsc_plugin.networks.maps import evaluating
 
@@ -74,8 +73,7 @@ class Peers(LearningTeacher):
     @classmethod
     def problems(cls, cfg):
         problems, names, node = super().problems(cfg), students_of(cfg), cfg.PEERS
-        known = models_for(cfg.DATASET.TYPE)
-        problems += [unknown_name("PEERS.STUDENTS", name, known) for name in names[1:] if name not in known]
+        problems += [text for name in names[1:] for text in named.problems("PEERS.STUDENTS", cfg.DATASET.TYPE, name)]
         if names[0] != cfg.DISTILLER.STUDENT:
             problems.append(
                 f"PEERS.STUDENTS begins with {names[0]}; expected DISTILLER.STUDENT, {cfg.DISTILLER.STUDENT}. Put it "

@@ -17,8 +17,10 @@ from atsc_plugin.host import image_size
 from atsc_plugin.losses import align
 from atsc_plugin.methods.base import SEVERAL, Method, networks_of
 from atsc_plugin.networks import maps
+from atsc_plugin.networks.adapter import Adapted
 from atsc_plugin.networks.deployed import DeployedStudent, Head, modules_of
-from atsc_plugin.networks.projector import check_factor, projector
+from atsc_plugin.networks.projector import check_factor, kind_of, projector
+from atsc_plugin.networks.tail import Tail
 
 SHARED = ", since the student predicts through the teacher's classifier"
 
@@ -41,7 +43,7 @@ class Branch:
     read: maps.MapReader  # image -> (the teacher's logits, F_t)
     map_size: int
     projector: nn.Module
-    classifier: nn.Linear
+    classifier: nn.Module  # the teacher's tail
 
     def project(self, feature_map):
         """P(F_s), the student's map pooled to the common size first."""
@@ -55,8 +57,10 @@ class Branch:
 class SharedClassifier(Method):
     """Maps, projectors, and the prediction C_t(pool(P(F_s))) or its ensemble. A subclass adds the loss.
 
-    `NODE` is the configuration node with ENSEMBLE and PROJECTOR.FACTOR. With `own_classifier` the student has a
-    classifier of its own behind the projector, of the shape of the teacher's.
+    C_t is the teacher's tail: all that it has between the vector that feeds it and the logits. Where that vector is no
+    map's mean (CLS token, attention pooling), F_t is the vector, a map of one pixel, and P an MLP. `NODE` is the
+    configuration node with ENSEMBLE and PROJECTOR. With `own_classifier` the student has a linear classifier of its own
+    behind the projector.
     """
 
     NODE = "SIMKD"
@@ -67,9 +71,15 @@ class SharedClassifier(Method):
         self.image_size, self.ensemble = image_size(cfg.DATASET), node.ENSEMBLE
         self.student_facts = maps.student_map(student, self.image_size, f"student {cfg.DISTILLER.STUDENT}")
         factor = node.PROJECTOR.FACTOR, f"{self.NODE}.PROJECTOR.FACTOR"
+        self.kinds: list[str] = []
         self.maps = self._teacher_maps(cfg, *factor)
+        if set(self.kinds) == {"mlp"}:
+            self.student_facts = maps.student_map(student, self.image_size, cfg.DISTILLER.STUDENT, vector=True)
         numbers = [number for number in range(len(self.maps)) for _ in range(projectors)]
-        made = [projector(self.student_facts.channels, self.maps[number].channels, *factor) for number in numbers]
+        made = [
+            projector(self.student_facts.channels, self.maps[number].channels, *factor, self.kinds[number])
+            for number in numbers
+        ]
         self.projector = nn.ModuleList(made) if self.TEACHERS == SEVERAL else made[0]
         self.head = nn.Linear(self.maps[0].channels, self.student_facts.classes) if own_classifier else None
         self.unused = maps.unused_parameters(student, self.student_facts.source, self.image_size)
@@ -78,13 +88,22 @@ class SharedClassifier(Method):
             maps.MapReader(network, facts.source)
             for network, facts in zip(networks_of(self.teacher), self.maps, strict=True)
         ]
+        self.tails = [self.tail_of(number, network) for number, network in enumerate(networks_of(self.teacher))]
         self.branches = [self._branch(number, each) for number, each in zip(numbers, made, strict=True)]
 
     def _branch(self, number: int, projector: nn.Module) -> Branch:
         teacher = networks_of(self.teacher)[number]
-        size = min(self.maps[number].size, self.student_facts.size)
-        classifier = maps.classifier_of(teacher) if self.head is None else self.head
+        size = 1 if self.kinds[number] == "mlp" else min(self.maps[number].size, self.student_facts.size)
+        classifier = self.tails[number] if self.head is None else self.head
         return Branch(number, teacher, self.readers[number], size, projector, classifier)
+
+    def tail_of(self, number: int, network: nn.Module) -> nn.Module:
+        """C_t of the teacher of this number in a network of its architecture."""
+        tail = self.maps[number].tail_of(network)
+        if isinstance(tail, Tail) and not tail.origin:
+            named_here = {"network": self.teacher_titles[number], "image_size": self.image_size}
+            tail.origin = network.origin if isinstance(network, Adapted) and network.origin else named_here
+        return tail
 
     def _teacher_maps(self, cfg, factor: int, key: str) -> list[maps.MapFacts]:
         """MapFacts of every teacher; everything that cannot serve is refused together, by name."""
@@ -94,6 +113,9 @@ class SharedClassifier(Method):
                 facts = maps.teacher_map(network, self.image_size, name)
                 found.append(facts)
                 names = f"student {cfg.DISTILLER.STUDENT}", name
+                with _collected(refusals):
+                    wanted, key_of_type = cfg[self.NODE].PROJECTOR.TYPE, f"{self.NODE}.PROJECTOR.TYPE"
+                    self.kinds.append(kind_of(wanted, facts.vector, facts.signed, key_of_type, name))
                 with _collected(refusals):
                     maps.check_classes(self.student_facts, facts, *names, because=SHARED)
                 with _collected(refusals):
@@ -110,7 +132,7 @@ class SharedClassifier(Method):
         return [f"teacher {n} ({name})" if names[1:] else f"teacher {name}" for n, name in enumerate(names, 1)]
 
     @property
-    def classifier(self) -> nn.Linear:
+    def classifier(self) -> nn.Module:
         """The classifier of the only teacher, or of the first."""
         return self.branches[0].classifier
 
@@ -156,7 +178,7 @@ class SharedClassifier(Method):
         """The student as it leaves: it shares its modules with this distiller."""
         heads = [Head(branch.map_size, branch.projector, branch.classifier) for branch in self.branches]
         return DeployedStudent(
-            self.student, self.student_facts.source, heads, self.ensemble, unused=modules_of(self.unused)
+            self.student, self.student_facts.source, heads, self.ensemble, unused=modules_of(self.unused, self.student)
         )
 
 

@@ -8,6 +8,7 @@ from atsc_plugin.losses import feature_loss, pool, scale_gradient
 from atsc_plugin.methods.base import Key, method
 from atsc_plugin.methods.shared_classifier import SharedClassifier, term_name
 from atsc_plugin.networks.deployed import ensemble_of
+from atsc_plugin.networks.projector import TYPES
 
 
 @method("SIMKD", "SimKD")
@@ -15,7 +16,8 @@ class SimKD(SharedClassifier):
     """Knowledge Distillation with the Reused Teacher Classifier (Chen et al., CVPR 2022, arXiv 2203.14001).
 
     loss = FEAT_WEIGHT * mse(P(F_s), F_t), the larger map average-pooled to the smaller one's size;
-    prediction = C_t(pool(P(F_s))). The teacher is frozen and in eval mode.
+    prediction = C_t(pool(P(F_s))). The teacher is frozen and in eval mode. Ours: networks whose C_t is more than one
+    layer or is fed by a vector, and a projector without its last ReLU where F_t has values below zero.
 
     Deviation from the released code: the student's own head, which no loss reaches, is frozen and not deployed; there
     it takes part with gradients of zero and so is changed by weight decay alone. The prediction does not differ.
@@ -24,6 +26,13 @@ class SimKD(SharedClassifier):
     KEYS = (
         Key("SIMKD.LOSS.FEAT_WEIGHT", 1.0, "weight of mse(P(F_s), F_t)", minimum=0.0, symbol="beta (-b)"),
         Key("SIMKD.PROJECTOR.FACTOR", 2, "f: the projector's inner width is C_t / f", minimum=1, symbol="-f"),
+        Key(
+            "SIMKD.PROJECTOR.TYPE",
+            "auto",
+            "bottleneck: SimKD's, on maps; mlp: on pooled vectors; auto: mlp where the teacher's classifier is fed by "
+            "a vector that is no map's mean (CLS token, attention pooling)",
+            choices=TYPES,
+        ),
         Key(
             "SIMKD.PROJECTOR.COUNT",
             1,

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from atsc_plugin.contract import Contract
 from atsc_plugin.losses import align, pool
 from atsc_plugin.networks.maps import FEATS, MapSource
-from atsc_plugin.networks.projector import Projector
+from atsc_plugin.networks.projector import Projection
+from atsc_plugin.networks.tail import Tail
 
 
 def ensemble_of(logits: list[Tensor], rule: str) -> Tensor:
@@ -39,8 +40,8 @@ class Head:
     """One way from the backbone's map to logits: pooled to `map_size`, projected, averaged, classified."""
 
     map_size: int
-    projector: Projector
-    classifier: nn.Linear
+    projector: Projection
+    classifier: nn.Module  # the teacher's tail
 
     def __call__(self, feature_map: Tensor) -> Tensor:
         return self.classifier(pool(self.projector(align(feature_map, self.map_size))))
@@ -90,19 +91,27 @@ class DeployedStudent(nn.Module):
         return {
             "unused": self.unused,
             "ensemble": self.ensemble,
-            "heads": [
-                {
-                    "map_place": self.source.place,
-                    "map_relu": self.source.relu,
-                    "map_size": head.map_size,
-                    "channels_in": head.projector.channels[0],
-                    "channels_out": head.classifier.in_features,
-                    "channels_inner": head.projector.channels[1],
-                    "classifier": owner,
-                }
-                for head, owner in zip(self.heads(), self.owners, strict=True)
-            ],
+            "heads": [self._head_facts(*each) for each in zip(self.heads(), self.owners, strict=True)],
         }
+
+    def _head_facts(self, head: Head, owner: int) -> dict[str, Any]:
+        channels_in, inner, channels_out = head.projector.channels
+        facts = {
+            "map_place": self.source.place,
+            "map_relu": self.source.relu,
+            "map_size": head.map_size,
+            "channels_in": channels_in,
+            "channels_out": channels_out,
+            "channels_inner": inner,
+            "classifier": owner,
+        }
+        if self.source.layout != "nchw":
+            facts["map_layout"] = self.source.layout
+        if head.projector.kind != "bottleneck":
+            facts["projector"] = head.projector.kind
+        if isinstance(head.classifier, Tail):
+            facts["tail"] = {**head.classifier.origin, "steps": head.classifier.steps}
+        return facts
 
 
 def name_of(module: str, number: int) -> str:
@@ -115,9 +124,12 @@ def deployed_of(method: Contract) -> DeployedStudent:
     return method.deployed() or DeployedStudent(method.student)
 
 
-def modules_of(names: Iterable[str]) -> list[str]:
-    """The modules that own the named parameters: 'fc.weight', 'fc.bias' -> ['fc']."""
-    return sorted({name.rpartition(".")[0] for name in names})
+def modules_of(names: Iterable[str], network: nn.Module) -> list[str]:
+    """The modules that own the named parameters and no others: 'fc.weight', 'fc.bias' -> ['fc']."""
+    names = set(names)
+    others = [f"{name}." for name, _ in network.named_parameters() if name not in names]
+    owners = {name.rpartition(".")[0] for name in names}
+    return sorted(owner for owner in owners if owner and not any(name.startswith(f"{owner}.") for name in others))
 
 
 def tensors_of(deployed: DeployedStudent) -> dict[str, Tensor]:

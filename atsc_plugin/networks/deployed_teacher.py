@@ -35,9 +35,10 @@ class ProjectedNetwork(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, dict]:
         _, maps, feature_map = self.source.read(self.backbone, x)
         before = align(feature_map, self.map_size)
-        for layer in list(self.projector)[:-1]:  # its last layer is a ReLU in place, which would overwrite `before`
+        relu = isinstance(self.projector[-1], nn.ReLU)
+        for layer in list(self.projector)[: -1 if relu else None]:  # its ReLU is in place, and would overwrite `before`
             before = layer(before)
-        projected = F.relu(before)
+        projected = F.relu(before) if relu else before
         pooled = pool(projected)
         feats = {**maps, "feats": [*maps["feats"][:-1], projected], "pooled_feat": pooled}
         if maps.get("preact_feats"):

@@ -1,13 +1,16 @@
-"""What feature distillation needs to know of a network: its classifier, and its last map and where to read it.
+"""What feature distillation needs to know of a network: its target, and the tail that leads from there to the logits.
 
-Pure torch, no host: the networks only have to return (logits, {"feats": [...], "preact_feats": [...]}), as mdistiller's
-do. A network that cannot be served is refused by name when a distiller is built, never in the middle of a run.
+The target is the map whose mean feeds the tail, or the vector itself where no map's mean does (CLS token, attention
+pooling); a vector is handed on as a map of one pixel. Pure torch, no host: the networks return (logits, {"feats":
+[...], "preact_feats": [...]}), as mdistiller's do; adapter.py dresses others. tail(pool(target(x))) == network(x), else
+a network is refused by name when a distiller is built, never in the middle of a run.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,30 +21,19 @@ from torch import Tensor, nn
 
 from atsc_plugin.errors import ModelRefused
 from atsc_plugin.losses import pool
-
-
-def classifier_of(model: nn.Module, name: str = "the network") -> nn.Linear:
-    """The linear layer behind the pooled features: attribute fc, linear, classifier or classifier[0]."""
-    if isinstance(getattr(model, "without_classifier", None), str):
-        raise ModelRefused(f"{name} {model.without_classifier}")
-    for attribute in ("fc", "linear", "classifier"):
-        layer = getattr(model, attribute, None)
-        if isinstance(layer, nn.Sequential) and len(layer):
-            layer = layer[0]
-        if isinstance(layer, nn.Linear):
-            return layer
-    raise ModelRefused(
-        f"{name} has no nn.Linear called fc, linear, classifier or classifier[0]; the shared classifier is taken from "
-        "there. Use another network or give it that attribute."
-    )
+from atsc_plugin.networks.tail import Step, Tail, tail_steps, vector_of, without_zeros
 
 
 @dataclass(frozen=True)
 class MapSource:
-    """Where a network's last map is read: 'feats', 'preact', or the path of one of its modules; then a ReLU or not."""
+    """Where a network's map is read: 'feats', 'preact', or the path of one of its modules; then a ReLU or not.
+
+    `layout` is that of the module's output: nchw, nhwc, or tokens+P behind P prefix tokens; "vector" is its input.
+    """
 
     place: str
     relu: bool = False
+    layout: str = "nchw"
 
     def __call__(self, model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
         """(logits, map) of one forward pass."""
@@ -52,25 +44,61 @@ class MapSource:
         """(logits, the network's own dict of maps, map) of one forward pass."""
         if self.place in ("feats", "preact"):
             logits, feats = model(image)
-            feature_map = feats["feats" if self.place == "feats" else "preact_feats"][-1]
-        else:
-            with _recording(model.get_submodule(self.place)) as seen:
-                logits, feats = model(image)
-            feature_map = seen[-1]
-        return logits, feats, F.relu(feature_map) if self.relu else feature_map
+            return logits, feats, self.shaped(feats["feats" if self.place == "feats" else "preact_feats"][-1])
+        with recording(model, [self]) as seen:
+            logits, feats = model(image)
+        return logits, feats, seen[self]
+
+    def shaped(self, output: Tensor) -> Tensor:
+        """N x C x h x w of what the module gave or, for a vector, got."""
+        feature_map = as_map(output, self.layout)
+        return F.relu(feature_map) if self.relu else feature_map
 
 
 FEATS, PREACT = MapSource("feats"), MapSource("preact", relu=True)
 
 
+def as_map(output: Tensor, layout: str) -> Tensor:
+    """N x C x h x w of a tensor in one of MapSource's layouts; tokens lie on a square grid, row by row."""
+    if layout == "nchw":
+        return output
+    if layout == "nhwc":
+        return output.permute(0, 3, 1, 2)
+    if layout == "vector":
+        return output.flatten(1)[:, :, None, None]
+    patches = output[:, int(layout.removeprefix("tokens+")) :].transpose(1, 2)
+    return patches.unflatten(2, (math.isqrt(patches.shape[2]), -1))
+
+
+def layouts_of(output: Any, prefixes: Sequence[int] = range(3)) -> list[str]:
+    """The layouts that a tensor's shape allows, the likeliest first; `prefixes` are the numbers of prefix tokens."""
+    if not isinstance(output, Tensor) or output.dim() not in (3, 4):
+        return []
+    if output.dim() == 3:
+        counts = [(prefix, output.shape[1] - prefix) for prefix in prefixes]
+        return [f"tokens+{prefix}" for prefix, count in counts if count > 0 and math.isqrt(count) ** 2 == count]
+    _, first, second, third = output.shape
+    possible = {"nchw": second == third, "nhwc": first == second}
+    return [layout for layout, square in possible.items() if square]
+
+
 @contextmanager
-def _recording(module):
-    seen = []
-    handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+def recording(model: nn.Module, sources: Sequence[MapSource]) -> Iterator[dict[MapSource, Tensor]]:
+    """{source: map} of the last forward pass within."""
+    seen: dict[MapSource, Tensor] = {}
+
+    def listen(source):
+        module = model.get_submodule(source.place)
+        if source.layout == "vector":
+            return module.register_forward_pre_hook(lambda _m, args: seen.update({source: source.shaped(args[0])}))
+        return module.register_forward_hook(lambda _m, _i, output: seen.update({source: source.shaped(output)}))
+
+    handles = [listen(source) for source in sources]
     try:
         yield seen
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 class MapReader:
@@ -102,50 +130,90 @@ class MapReader:
 
 @dataclass(frozen=True)
 class MapFacts:
-    """A network's last map as a distiller needs it: how to read it, channels, side in pixels; and the classes."""
+    """A network's map as a distiller needs it: how to read it, channels, side in pixels; the classes; and the tail.
+
+    `vector`: the target is a vector, of which the map is the one pixel. `signed`: it has values below zero. `tail`:
+    its steps; () where none was looked for.
+    """
 
     source: MapSource
     channels: int
     size: int
     classes: int
+    vector: bool = False
+    signed: bool = False
+    tail: tuple[Step, ...] = ()
+
+    def tail_of(self, model: nn.Module) -> nn.Module:
+        """vector -> logits: the network's own modules; its nn.Linear itself where there is no other."""
+        return Tail.of(model, self.tail)
 
 
 def teacher_map(model: nn.Module, image_size: int, name: str) -> MapFacts:
-    """The map F_t whose global average is the classifier's input; refused by name where there is none.
+    """The target F_t and the tail behind it; refused by name where a network has none.
 
     Tried in this order: the last of `feats`, the ReLU of the last of `preact_feats` (WRNs take feats before their last
     BN), then every module's output (MobileNetV2 and ShuffleV2 have a convolution behind their last `feats`).
     """
+    if isinstance(getattr(model, "without_classifier", None), str):
+        raise ModelRefused(f"{name} {model.without_classifier}")
     image = probe_image(model, image_size)
-    with evaluating(model), torch.no_grad():
-        pooled, feats = _classifier_input(model, image, name)
-        for source in _sources(feats):
-            if _averages_to(source(model, image)[1], pooled):
-                return _facts(source, model, image)
-        source = _search_modules(model, image, pooled)
-        if source is not None:
-            return _facts(source, model, image)
-    raise ModelRefused(
-        f"{name} cannot be the teacher here: none of its maps averages to its classifier's {pooled.shape[1]} inputs "
-        f"(tried feats[-1], relu(preact_feats[-1]) and every module's output at {image_size} pixels), so the student "
-        "could not predict through that classifier. Use a teacher with global average pooling before the classifier."
-    )
+    with evaluating(model), torch.no_grad(), without_zeros(model):
+        logits, feats = outputs_of(model, image, name)
+        target = find_target(model, image, logits, feats)
+        if target is None:
+            raise ModelRefused(
+                f"{name} has no layers, such as an nn.Linear, between a pooled vector and its logits, so the student "
+                "could not predict through them. Use another network, or a method that learns from logits (KD)."
+            )
+        source, tail = target
+        facts = _facts(source, model, image, tail)
+        again = facts.tail_of(model)(pool(source(model, image)[1]))
+        if again.shape != logits.shape or not torch.allclose(again, logits, rtol=1e-4, atol=1e-5):
+            raise ModelRefused(
+                f"{name} cannot be the teacher here: its layers {', '.join(path for path, _ in tail)} on the mean of "
+                f"its map at {source.place} do not give its logits, so the student could not predict through them. Use "
+                "another network, or a method that learns from logits (KD)."
+            )
+        return facts
 
 
-def student_map(model: nn.Module, image_size: int, name: str) -> MapFacts:
+def find_target(
+    model: nn.Module, image: Tensor, logits: Tensor, feats: dict, prefixes: Sequence[int] = range(3)
+) -> tuple[MapSource, tuple[Step, ...]] | None:
+    """(target, steps of the tail) of a network in eval mode; None where no module leads from a vector to the logits.
+
+    A network that has looked for them itself (adapter.py) says so by its attribute `target`.
+    """
+    if "target" in vars(model):
+        return vars(model)["target"]
+    steps, vectors = tail_steps(model, image, logits)
+    if not steps:
+        return None
+    for source in _sources(feats):
+        feature_map = source.shaped(feats["feats" if source.place == "feats" else "preact_feats"][-1])
+        for number, vector in enumerate(vectors):
+            if _averages_to(feature_map, vector):
+                return source, steps[number:]
+    found = _search_modules(model, image, vectors, prefixes)
+    if found is not None:
+        source, number = found
+        return source, steps[number:]
+    return MapSource(steps[0][0], layout="vector"), steps
+
+
+def student_map(model: nn.Module, image_size: int, name: str, vector: bool = False) -> MapFacts:
     """The map F_s that is projected: the last of `feats`, or for WRNs the ReLU of the last pre-activation.
 
-    A student needs no classifier of its own: one that predicts otherwise (Tiny-ImageNet's MobileNetV2) gives `feats`.
+    A student needs no tail of its own: one that predicts otherwise gives `feats`. With `vector`, where a vector is
+    projected, a student whose own target is a vector (a ViT's CLS token) gives that.
     """
     image = probe_image(model, image_size)
-    with evaluating(model), torch.no_grad():
-        try:
-            classifier_of(model)
-        except ModelRefused:
-            return _facts(FEATS, model, image)
-        pooled, feats = _classifier_input(model, image, name)
-        matching = [source for source in _sources(feats) if _averages_to(source(model, image)[1], pooled)]
-        return _facts(matching[0] if matching else FEATS, model, image)
+    with evaluating(model), torch.no_grad(), without_zeros(model):
+        logits, feats = outputs_of(model, image, name)
+        source, _ = find_target(model, image, logits, feats) or (FEATS, ())
+        usable = source in (FEATS, PREACT) or (vector and source.layout == "vector")
+        return _facts(source if usable else FEATS, model, image)
 
 
 def check_classes(student: Any, teacher: Any, student_name: str, teacher_name: str, because: str = "") -> None:
@@ -167,18 +235,20 @@ def unused_parameters(model: nn.Module, source: MapSource, image_size: int) -> l
 
 
 def _sources(feats):
-    return [FEATS, PREACT] if feats.get("preact_feats") else [FEATS]
+    return [source for source, key in ((FEATS, "feats"), (PREACT, "preact_feats")) if feats.get(key)]
 
 
-def _facts(source, model, image):
+def _facts(source, model, image, tail=()):
     logits, feature_map = source(model, image)
-    return MapFacts(source, feature_map.shape[1], feature_map.shape[-1], logits.shape[1])
+    signed = bool((feature_map < 0).any())
+    channels, size = feature_map.shape[1], feature_map.shape[-1]
+    return MapFacts(source, channels, size, logits.shape[1], source.layout == "vector", signed, tail)
 
 
-def _averages_to(feature_map, pooled):
-    if feature_map.dim() != 4 or feature_map.shape[1] != pooled.shape[1]:
+def _averages_to(feature_map, vector):
+    if feature_map.dim() != 4 or feature_map.shape[1] != vector.shape[1]:
         return False
-    return torch.allclose(pool(feature_map), pooled, rtol=1e-4, atol=1e-6)
+    return torch.allclose(pool(feature_map), vector, rtol=1e-4, atol=1e-6)
 
 
 def outputs_of(model: nn.Module, image: Tensor, name: str) -> tuple[Tensor, dict]:
@@ -196,25 +266,24 @@ def outputs_of(model: nn.Module, image: Tensor, name: str) -> tuple[Tensor, dict
     return output
 
 
-def _classifier_input(model, image, name):
-    inputs = []
-    handle = classifier_of(model, name).register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
-    try:
-        _, feats = outputs_of(model, image, name)
-    finally:
-        handle.remove()
-    return inputs[-1], feats
-
-
-def _search_modules(model, image, pooled):
-    """The first module, in order of execution, whose output (or its ReLU) averages to the classifier's input."""
+def _search_modules(model, image, vectors, prefixes):
+    """(source, number of the vector) of the first module whose output (or its ReLU) averages to one of the vectors."""
     found = []
 
+    def matches(output):  # compared at once: a later in-place ReLU would change the output
+        for layout in layouts_of(output, prefixes):
+            feature_map = as_map(output, layout)
+            for number, vector in enumerate(vectors):
+                for relu in (False, True) if feature_map.shape[1] == vector.shape[1] else ():
+                    if _averages_to(F.relu(feature_map) if relu else feature_map, vector):
+                        return relu, layout, number
+        return None
+
     def look(path):
-        def hook(_module, _inputs, output):  # compared at once: a later in-place ReLU would change the output
-            if not found and isinstance(output, torch.Tensor):
-                relus = [relu for relu in (False, True) if _averages_to(F.relu(output) if relu else output, pooled)]
-                found.extend(MapSource(path, relu) for relu in relus[:1])
+        def hook(_module, _inputs, output):
+            if not found and vector_of(output) is None and (match := matches(output)):
+                relu, layout, number = match
+                found.append((MapSource(path, relu, layout), number))
 
         return hook
 

@@ -1,0 +1,219 @@
+"""Networks by name: the host's, "timm/NAME", "torchvision/NAME", and "package.module:Name" of a package let in.
+
+A configuration or card of a stranger imports nothing by itself: a dotted name needs its package in ATSC_ALLOW, which
+the commands' `--allow` fills (child processes inherit it). timm is imported when a name asks for it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from atsc_plugin import host
+from atsc_plugin.errors import ModelRefused, PluginError
+from atsc_plugin.keys import unknown_name
+from atsc_plugin.networks.adapter import Adapted, View, bare, dress
+
+ALLOW = "ATSC_ALLOW"
+# What fetches or reads files in timm and torchvision: a card of somebody else must not ask for it.
+NOT_FOR_ARGUMENTS = {
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"),
+    *("weights_backbone", "num_classes", "features_only", "scriptable", "exportable"),
+}
+EXAMPLE = "timm/NAME, torchvision/NAME or package.module:Name"
+
+
+class Weights(NamedTuple):
+    """What is known of timm's or torchvision's weights of a network."""
+
+    text: str
+    classes: int
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    load: Callable[[], nn.Module]
+    command: str  # what fetches them into their cache
+
+
+@contextmanager
+def letting_in(packages: Iterable[str]) -> Iterator[None]:
+    """Let the code of these packages run, beside those let in already."""
+    before = os.environ.get(ALLOW, "")
+    os.environ[ALLOW] = ",".join([*before.split(","), *packages])
+    try:
+        yield
+    finally:
+        os.environ[ALLOW] = before
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a name is none of the host's."""
+    return "/" in name or ":" in name
+
+
+def problems(key: str, dataset: str, name: str, args: Sequence[str] = ()) -> list[str]:
+    """What is wrong with a network's name and arguments; nothing is built."""
+    if not is_foreign(name):
+        if name not in host.models_for(dataset):
+            return [unknown_name(key, name, host.models_for(dataset))]
+        return [f"{key}: the host's {name} takes no arguments, got {list(args)}."] if args else []
+    try:
+        _maker(name)
+        _keywords(args)
+    except PluginError as error:
+        return [f"{key}: {error}"]
+    return []
+
+
+def new_network(
+    dataset: str, name: str, classes: int, image_size: int, args: Sequence[str] = (), view: View | None = None
+) -> nn.Module:
+    """A freshly initialised network in the host's clothes, drawn from torch's global stream."""
+    if not is_foreign(name):
+        return host.new_network(dataset, name, classes)
+    size = view.size if view else image_size
+    try:
+        network = dress(_maker(name)(classes, size, _keywords(args)), size, view)
+    except PluginError:
+        raise
+    except Exception as error:  # whatever somebody else's code throws
+        raise ModelRefused(
+            f"{name} cannot be built for {classes} classes and run on {size}-pixel images"
+            f"{f' with {list(args)}' if args else ''}: {type(error).__name__}: {str(error).splitlines()[0][:200]}. "
+            "Choose another network, arguments or DATASET.IMAGE_SIZE."
+        ) from error
+    if isinstance(network, Adapted):
+        network.origin = {"network": name, "image_size": size, **({"args": list(args)} if args else {})}
+    return network
+
+
+def _keywords(args: Iterable[str]) -> dict[str, Any]:
+    """{"drop_rate": 0.1} of ["drop_rate=0.1"]; a value that is no Python literal is text."""
+    keywords = {}
+    for entry in args:
+        name, equals, value = entry.partition("=") if isinstance(entry, str) else ("", "", "")
+        if not equals or not name.strip().isidentifier():
+            raise PluginError(f"got the argument {entry!r}, expected NAME=VALUE, e.g. [drop_rate=0.1].")
+        if name.strip() in NOT_FOR_ARGUMENTS:
+            raise PluginError(f"got the argument {entry!r}; weights, classes and files are not set by arguments.")
+        try:
+            keywords[name.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            keywords[name.strip()] = value.strip()
+    return keywords
+
+
+def card_facts(node: Any) -> dict[str, Any]:
+    """What a card says of the student; `node` is DISTILLER."""
+    return {"student": node.STUDENT, **({"student_args": list(node.STUDENT_ARGS)} if node.STUDENT_ARGS else {})}
+
+
+# ---- makers: (classes, image size, keywords) -> network ----
+
+
+def _maker(name: str) -> Callable[[int, int, dict], nn.Module]:
+    library, slash, rest = name.partition("/")
+    if slash and library == "timm":
+        return _timm_maker(rest)
+    if slash and library == "torchvision":
+        return _torchvision_maker(rest)
+    if slash or ":" not in name:
+        raise PluginError(f"got '{name}', expected one of the host's networks, {EXAMPLE}.")
+    return _dotted_maker(name)
+
+
+def _timm():
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise PluginError(f"timm networks need timm ({error}): pip install timm, or atsc_plugin[timm].") from error
+
+
+def _timm_maker(name):
+    timm = _timm()
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name}*")[:3])
+        raise PluginError(f"timm {timm.__version__} has no '{name}'{f'; it has {near}' if near else ''}.")
+    pretrained = timm.get_pretrained_cfg(name)
+
+    def make(classes, size, keywords):
+        fixed = {"img_size": size} if pretrained is not None and pretrained.fixed_input_size else {}
+        return timm.create_model(name, num_classes=classes, **{**fixed, **keywords})
+
+    return make
+
+
+def _torchvision_maker(name):
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise PluginError(unknown_name("torchvision", name, models.list_models(module=models)))
+
+    def make(classes, size, keywords):
+        fixed = {"image_size": size} if name.startswith("vit_") else {}
+        return models.get_model(name, num_classes=classes, **{**fixed, **keywords})
+
+    return make
+
+
+def _dotted_maker(name):
+    path, _, attribute = name.partition(":")
+    allowed = [entry for entry in os.environ.get(ALLOW, "").split(",") if entry]
+    if not any(path == entry or path.startswith(f"{entry}.") for entry in allowed):
+        package = path.partition(".")[0]
+        raise PluginError(f"{name} runs the code of {package}. If you trust it, say --allow {package}.")
+    try:
+        make = getattr(importlib.import_module(path), attribute)
+    except Exception as error:  # their code: anything
+        raise PluginError(f"{name} cannot be imported ({type(error).__name__}: {error}).") from error
+    return lambda classes, size, keywords: make(num_classes=classes, **keywords)
+
+
+# ---- weights ----
+
+
+def weights_of(name: str) -> Weights:
+    """timm's or torchvision's default weights of a network; PluginError where it has none."""
+    library, _, rest = name.partition("/")
+    _maker(name)
+    if library == "timm":
+        timm = _timm()
+        known = timm.get_pretrained_cfg(rest)
+        if known is None or not known.has_weights:
+            raise PluginError(f"timm has no weights for {name}. Use DISTILLER.TEACHER_CKPT, or train it here.")
+        full = f"{rest.partition('.')[0]}.{known.tag}" if known.tag else rest
+        return Weights(
+            f"timm's weights {full}", known.num_classes, known.input_size[-1], known.mean, known.std,
+            lambda: timm.create_model(rest, pretrained=True),
+            f'python -c "import timm; timm.create_model(\'{rest}\', pretrained=True)"',
+        )  # fmt: skip
+    if library == "torchvision":
+        from torchvision import models
+
+        best = models.get_model_weights(rest).DEFAULT
+        seen = best.transforms()
+        return Weights(
+            f"torchvision's weights {best}", len(best.meta["categories"]), seen.crop_size[0], seen.mean, seen.std,
+            lambda: models.get_model(rest, weights=best),
+            f'python -c "from torchvision.models import get_model; get_model(\'{rest}\', weights=\'DEFAULT\')"',
+        )  # fmt: skip
+    raise PluginError(f"{name} has no weights to fetch: DISTILLER.TEACHER_PRETRAINED is for timm/ and torchvision/.")
+
+
+def load_weights(network: nn.Module, name: str) -> None:
+    """Fill a network with them, from the library's cache or, where there is a network, by its download."""
+    weights = weights_of(name)
+    try:
+        filled = weights.load()
+    except Exception as error:  # no network, a full disk, a lost file: each library throws its own
+        raise PluginError(
+            f"{weights.text} of {name} are not in the cache and cannot be fetched ({type(error).__name__}). With "
+            f"network access run: {weights.command}"
+        ) from error
+    bare(network).load_state_dict(filled.state_dict())
