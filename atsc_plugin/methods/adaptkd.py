@@ -13,7 +13,7 @@ from atsc_plugin.losses import full, pool, softened_divergence
 from atsc_plugin.methods.base import EpochReport, Key, Method, Network, method
 from atsc_plugin.methods.monitor import Extended, moving_top1
 from atsc_plugin.networks.drift import StartingPoint
-from atsc_plugin.networks.maps import check_classes, classifier_of, teacher_map, unused_parameters
+from atsc_plugin.networks.maps import check_classes, teacher_map, unused_parameters
 from atsc_plugin.networks.stages import stage_facts
 
 
@@ -138,6 +138,7 @@ class ADAPTKD(Method):
             *(stage_facts(net, side, name) for net, name in zip((student, self.teacher), names, strict=True)), *names
         )
         self.learns = _learns(self.node)
+        self.target = None  # of the teacher, where a module needs one
         self.teacher.requires_grad_(True)
         self.adapter = self._adapter(side, names[1])
         self.teacher.requires_grad_(False)
@@ -147,13 +148,12 @@ class ADAPTKD(Method):
     def _adapter(self, side, name):
         """The module beside the teacher, None where the teacher's own weights learn or nothing does."""
         node = self.node
+        if self.learns and node.MODULE in ("logit_adapter", "fc"):
+            self.target = teacher_map(self.teacher, side, name)
         if self.learns and node.MODULE == "logit_adapter":
-            facts = teacher_map(self.teacher, side, name)
-            return LogitAdapter(facts.source, facts.channels, node.BOTTLENECK, facts.classes)
+            return LogitAdapter(self.target.source, self.target.channels, node.BOTTLENECK, self.target.classes)
         if self.learns and node.MODULE == "last_stage_lora":
             return LowRank(self.teacher, last_stage_kernels(self.teacher, side, name), node.RANK)
-        if self.learns and node.MODULE == "fc":
-            classifier_of(self.teacher, name)  # refuses a network without one
         return None
 
     def start(self, loaders=None):
@@ -167,7 +167,7 @@ class ADAPTKD(Method):
         """What learns beside the student."""
         if not self.learns:
             return []
-        learning = classifier_of(self.teacher) if self.node.MODULE == "fc" else self.adapter or self.teacher
+        learning = self.target.tail_of(self.teacher) if self.node.MODULE == "fc" else self.adapter or self.teacher
         return list(learning.parameters())
 
     def get_learnable_parameters(self):

@@ -12,7 +12,7 @@ from atsc_plugin.host import image_size
 from atsc_plugin.losses import full, pool, softened_divergence, through_frozen
 from atsc_plugin.methods.base import EpochReport, Key, Method, Network, method
 from atsc_plugin.methods.monitor import Extended, moving_top1
-from atsc_plugin.networks.maps import check_classes, classifier_of
+from atsc_plugin.networks.maps import check_classes, teacher_map
 from atsc_plugin.networks.stages import check_stages, stage_facts
 
 SCALE, EPS = 3.1415, 1e-7  # of the released code
@@ -37,9 +37,9 @@ class ShadowHead(nn.Module):
     L_k a 1x1, O a 3x3 to the width of the classifier's input; each without a bias, with BN and ReLU behind it.
     """
 
-    def __init__(self, shapes, stages, width, name):
+    def __init__(self, shapes, stages, target, name):
         super().__init__()
-        self.stages = list(stages)
+        self.stages, self.target = list(stages), target
         maps = [shapes[stage] for stage in stages]
         strides = [max(1, large[1] // small[1]) for large, small in zip(maps, maps[1:], strict=False)]
         for stage, large, small, stride in zip(stages[1:], maps, maps[1:], strides, strict=False):
@@ -54,7 +54,7 @@ class ShadowHead(nn.Module):
             for before, after, stride in zip(widths, widths[1:], strides, strict=False)
         )
         self.lateral = nn.ModuleList(Conv2dNormActivation(after, after, 1) for after in widths[1:])
-        self.out = Conv2dNormActivation(widths[-1], width, 3)
+        self.out = Conv2dNormActivation(widths[-1], target.channels, 3)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -65,7 +65,7 @@ class ShadowHead(nn.Module):
         x, *others = [feats["feats"][stage] for stage in self.stages]
         for reduce, lateral, feature_map in zip(self.reduce, self.lateral, others, strict=True):
             x = reduce(x) + lateral(feature_map)
-        return through_frozen(classifier_of(teacher), pool(self.out(x))), full(logits)
+        return through_frozen(self.target.tail_of(teacher), pool(self.out(x))), full(logits)
 
 
 @method("SHAKE")
@@ -126,7 +126,7 @@ class SHAKE(Method):
         check_classes(stage_facts(student, side, names[0]), facts, *names)
         stages = self.node.SHADOW.STAGES or facts.all_but_the_stem()
         check_stages(stages, facts, "SHAKE.SHADOW.STAGES", names[1])
-        self.shadow = ShadowHead(facts.shapes, stages, classifier_of(self.teacher, names[1]).in_features, names[1])
+        self.shadow = ShadowHead(facts.shapes, stages, teacher_map(self.teacher, side, names[1]), names[1])
         self.teacher.requires_grad_(False)
 
     def get_learnable_parameters(self):
