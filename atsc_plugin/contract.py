@@ -54,6 +54,7 @@ class Contract:
     HYPER: dict[tuple[str, str], dict[str, Any]] = {}  # published hyper-parameters by (teacher, student): {key: value}
     PER_IMAGE = True  # losses are means over images; False refuses ACCUMULATE, and two ranks need not equal one
     HARD_LABELS = False  # True refuses mixed and smoothed labels
+    HOST_READS = 0  # numbers that a training step reads back from the device; each waits for all that it was asked
     LEAVES_NETWORKS = False  # True: a run changes networks beside the student, which `adapted` gives out
     GIVES_WAY = True  # where a host has this name already, the host's stays
 
