@@ -1,5 +1,8 @@
 """Every method's epoch on a fake CUDA device: where tensors lie, what is read back, what is drawn, in which format."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from every_method import NAMES, WAYS, Loaders, config, distiller_of, network
@@ -7,15 +10,28 @@ from fake_cuda import fake_cuda, moved
 from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
+import atsc_plugin
 from atsc_plugin import contract, host
-from atsc_plugin.bench.launches import Marking
+from atsc_plugin.__main__ import main
+from atsc_plugin.bench.launches import IMAGES, PARTS, Marking, step_of
+from atsc_plugin.bench.steps import Arm
 from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.methods.base import class_of
 
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 OTHER_STEPS = ("published", "EMA")  # of ATSC's ways those whose step is another than the default's
 CASES = [(name, ()) for name in NAMES] + [("ATSC", tuple(WAYS[name])) for name in OTHER_STEPS]
-every_step = pytest.mark.parametrize(("name", "keys"), CASES, ids=[*NAMES, *OTHER_STEPS])
+IDS = [*NAMES, *OTHER_STEPS]
+# Operations of one step of these small networks under bf16: a change that adds some has to say so here.
+LAUNCHES = {
+    "NONE": 76, "KD": 122, "DKD": 162, "REVIEWKD": 308, "ATSC": 185, "ATSC_MULTI": 313, "AVERKD": 164, "COTEACH": 251,
+    "DIH": 179, "DKD_MULTI": 244, "PROJECTED_VANILLA": 108, "PROJECTED_KD": 154, "SIMKD": 123, "SIMKD_MULTI": 189,
+    "published": 234, "EMA": 211,
+}  # fmt: skip
+every_step = pytest.mark.parametrize(
+    ("name", "keys", "budget"), [(*case, LAUNCHES[i]) for case, i in zip(CASES, IDS, strict=True)], ids=IDS
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -66,8 +82,8 @@ class Watched:
 
 
 @every_step
-def test_an_epoch_stays_on_the_device_reads_and_draws_what_it_says_and_sums_in_32_bits(tmp_path, name, keys):
-    """Training, evaluation and the monitor run; the second step is looked at."""
+def test_an_epoch_stays_on_the_device_reads_and_draws_what_it_says_and_sums_in_32_bits(tmp_path, name, keys, budget):
+    """Training, evaluation and the monitor run; the second step is looked at. Its launches are within the budget."""
     watched = Watched(name, tmp_path, *keys)
     assert watched.before == {"drawn by a generator of its own": 3, "sent": 3}  # order, windows and flips, on the CPU
     assert watched.step == ({"reads": class_of(name).HOST_READS} if class_of(name).HOST_READS else {})
@@ -75,6 +91,28 @@ def test_an_epoch_stays_on_the_device_reads_and_draws_what_it_says_and_sums_in_3
     assert set(watched.losses.values()) == watched.gradients == watched.statistics == {torch.float32}
     assert watched.maps == {torch.float32 if "published" in keys else torch.bfloat16}
     assert ("loss_drift" in watched.losses) == (name == "ATSC")
+    assert watched.launches.total() <= budget, dict(watched.launches)
+
+
+def test_launches_of_the_engine_counted_on_a_cpu_are_those_of_the_fake_device(tmp_path, capsys):
+    fake = Watched("ATSC", tmp_path, "SOLVER.AMP", "none").launches
+    small = ["--teacher", "tiny", "--student", "tiny", "--methods", "ATSC", "--json", str(tmp_path / "counts.json")]
+    assert main(["bench", "launches", "--device", "cpu", *small]) == 0
+    assert "drift  backward  optimizer  meters  all" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "counts.json").read_text())["rows"]
+    same = ("loader", "drift", "optimizer", "meters")  # memory layouts, and a graph walked in Python, change the others
+    assert {part: row[part] for part in same} == {part: fake[part] for part in same}
+    assert row["all"] == sum(row[part] for part in PARTS)
+
+
+def test_the_table_of_launches_in_the_docs_is_what_is_counted():
+    """resnet32x4 -> resnet8x4, one row of the table; the others come from the same command."""
+    atsc_plugin.register()
+    counted = step_of(Arm("SIMKD", "resnet32x4", "resnet8x4", IMAGES), torch.device("cpu"))
+    (line,) = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| SimKD | 8 |")]
+    assert [int(cell.replace(",", "")) for cell in line.strip("| ").split("|")[1:]] == [
+        *(counted[part] for part in PARTS), counted.total()
+    ]  # fmt: skip
 
 
 def added_to_the_loss(make):

@@ -32,6 +32,9 @@ ASKERS = {
     "atsc_plugin.methods.monitor": "meters",
 }
 NO_KERNEL = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+METHODS = (
+    "NONE", "KD", "DKD", "REVIEWKD", "SIMKD", "DIH", "AVERKD", "PROJECTED_KD", "ATSC", "COTEACH", "published", "ATSC_x2"
+)  # fmt: skip
 BATCHES, IMAGES = 3, 2  # the second of three steps is counted: it makes no state, and the meters are not read
 
 

@@ -1,6 +1,6 @@
 """Measure here a training step, the data loader, reading image files or an epoch, each against its alternatives.
 
-Only an idle machine gives figures: anything else that runs is in them.
+Only an idle machine gives figures: anything else that runs is in them. `launches` counts, and needs no idle machine.
 """
 
 import argparse
@@ -17,6 +17,7 @@ EXAMPLES = """
   bench loader --rounds 5
   bench files
   bench epoch --images 6400
+  bench launches --methods KD SIMKD ATSC
 """
 COMPILE = ("none", "default", "reduce-overhead", "max-autotune")
 UNPRINTED = ("low", "high", "pair", "batch")  # only in the JSON file
@@ -27,13 +28,13 @@ QUICK, FULL = {"loader": 5000, "files": 40, "epoch": 96}, {"loader": 50000, "fil
 def parser():
     options = parser_of("bench", __doc__, EXAMPLES)
     add = options.add_argument
-    add("what", choices=("step", "loader", "files", "epoch"), help="what is measured")
+    add("what", choices=("step", "loader", "files", "epoch", "launches"), help="what is measured")
     add("--quick", action="store_true", help="small and rough: within a minute on two cores")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--teacher", default="resnet32x4", help="network of cifar100's table (default: %(default)s)")
     add("--student", default="resnet8x4", help="network of cifar100's table (default: %(default)s)")
     add("--batch", type=_count, help="images a batch (default: 64; quick: 16)")
-    methods = "step: registered methods, released, published, fused, ATSC_x2, ATSC_x3; epoch: one of them"
+    methods = "step, launches: registered methods, released, published, fused, ATSC_x2, ATSC_x3; epoch: one of them"
     add("--methods", nargs="+", metavar="NAME", help=methods)
     add("--amp", nargs="+", default=["none"], choices=("none", "bf16", "fp16"), help="number formats")
     add("--compile", nargs="+", default=["none"], choices=COMPILE, help="modes of torch.compile")
@@ -73,7 +74,7 @@ def run(args):
     for name, value in ratios.items():
         print(f"{name}: {value:.4g}")
     print(f"{before['device']}; torch {before['torch']}; load before: {before['load']} of {before['cores']} cores")
-    if (before["load"] or 0) > 0.5:
+    if (before["load"] or 0) > 0.5 and args.what != "launches":
         print("WARNING the machine was busy when this began: the figures are not to be quoted", file=sys.stderr)
     if args.json:
         write_json({"what": args.what, "environment": before, "rows": rows, "ratios": ratios}, args.json)
@@ -82,7 +83,7 @@ def run(args):
 
 def measured(args, device):
     """(rows, ratios) of what is asked for."""
-    from atsc_plugin.bench import loading, steps
+    from atsc_plugin.bench import launches, loading, steps
 
     batch, rounds = args.batch or (16 if args.quick else 64), args.rounds or (3 if args.quick else 7)
     images = args.images or (QUICK if args.quick else FULL).get(args.what)
@@ -90,6 +91,12 @@ def measured(args, device):
         return loading.bench_loader(images, batch, device, rounds)
     if args.what == "files":
         return loading.bench_files(images, device, rounds)
+    if args.what == "launches":
+        names = args.methods or launches.METHODS
+        own = [
+            steps.Arm(name, args.teacher, args.student, args.batch or launches.IMAGES, args.amp[0]) for name in names
+        ]
+        return launches.bench_launches(own, device), {}
     methods = args.methods or (["fused"] if args.what == "epoch" else ["released", "fused", "SIMKD", "KD"])
     arms = steps.arms_of(methods, args.teacher, args.student, batch, args.amp, args.compile)
     if args.what == "epoch":
