@@ -169,4 +169,7 @@ def fake_cuda():
         enter(mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         enter(mock.patch.object(torch.autograd, "_engine_run_backward", recorded.run_backward))
         enter(mock.patch.object(nn.Module, "_apply", _apply))
+        block.callback(
+            setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark
+        )  # the trainer sets it
         yield fake, recorded

@@ -14,6 +14,7 @@ EXAMPLES = """
   bench step --quick
   bench step --batch 64 --rounds 9 --json step.json
   bench step --methods fused KD --amp none bf16 --compile none default
+  bench step --methods KD fused --amp none bf16 --layout contiguous channels_last
   bench loader --rounds 5
   bench files
   bench epoch --images 6400
@@ -38,6 +39,8 @@ def parser():
     add("--methods", nargs="+", metavar="NAME", help=methods)
     add("--amp", nargs="+", default=["none"], choices=("none", "bf16", "fp16"), help="number formats")
     add("--compile", nargs="+", default=["none"], choices=COMPILE, help="modes of torch.compile")
+    layouts = ("auto", "contiguous", "channels_last")
+    add("--layout", nargs="+", default=["auto"], choices=layouts, help="memory layouts; auto is the engine's own")
     add("--rounds", type=_count, help="turns of each arm (default: 7; quick: 3)")
     add("--images", type=_count, help=f"images a pass (default: {FULL}; quick: {QUICK})")
     add("--profile", action="store_true", help="step: also where the first arm's time goes")
@@ -98,7 +101,7 @@ def measured(args, device):
         ]
         return launches.bench_launches(own, device), {}
     methods = args.methods or (["fused"] if args.what == "epoch" else ["released", "fused", "SIMKD", "KD"])
-    arms = steps.arms_of(methods, args.teacher, args.student, batch, args.amp, args.compile)
+    arms = steps.arms_of(methods, args.teacher, args.student, batch, args.amp, args.compile, args.layout)
     if args.what == "epoch":
         return loading.bench_epoch(arms[0], images, device, rounds)
     if args.profile:

@@ -69,6 +69,7 @@ class PluginTrainer:
         self.step = Step(self.distiller, cfg)
         self.method = self.step.method
         self.method.driven = True
+        self.settings = precision.chosen(self.step.precision)
         self.facts = {**self._own_facts(), **(facts or {})}
         self.folder = Path(folder or run_dir.run_directory(cfg, Path(experiment_name).name))
         self.checkpoints = Checkpoints(self.folder, cfg, self.distiller, self.method, self.step, self.facts)
@@ -187,6 +188,7 @@ class PluginTrainer:
             "world_size": distributed.world(),
             "loader": type(self.train_loader).__name__,
             "precision": self.step.precision.name,
+            "settings": self.settings,
             "seed": self.cfg.EXPERIMENT.SEED,
             "command": " ".join(sys.argv),
             "commit": run_dir.commit(),
@@ -297,6 +299,7 @@ class PluginTrainer:
             "batch_size": cfg.SOLVER.BATCH_SIZE,  # of all ranks together
             "world_size": distributed.world(),
             "precision": self.step.precision.name,
+            "settings": self.settings,
             "top1_last": last["top1"],
             "top1_best": self._best(last["top1"]),
             "top5_last": last["top5"],
