@@ -133,11 +133,12 @@ def test_two_ranks_end_where_one_process_with_the_same_global_batch_ends_without
 @pytest.mark.parametrize("case", EACH)
 def test_gradients_of_two_ranks_are_those_of_one_process_without_bn(two, tmp_path, case):
     alone = gradients_of(stepped(tmp_path, case, without_bn))
-    assert any(gradient.abs().max() > 1e-4 for gradient in alone.values())
+    largest = max(gradient.abs().max().item() for gradient in alone.values())
+    assert largest > 1e-5
     for end in ends(two, "gradients"):
         assert end[case].keys() == alone.keys()
         for name, gradient in alone.items():
-            assert torch.allclose(end[case][name], gradient, rtol=1e-4, atol=1e-6), name
+            assert torch.allclose(end[case][name], gradient, rtol=1e-4, atol=1e-4 * largest), name
 
 
 @pytest.mark.parametrize("case", LEARNING)
