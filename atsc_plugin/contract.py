@@ -21,7 +21,7 @@ NONE, ONE, SEVERAL = "none", "one", "several"  # how many teachers a method lear
 SECOND_STEP = "second_step"  # a second optimizer step a batch: fp32, one rank, no accumulation, no compilation
 OUR_TRAINER = "our_trainer"  # hooks or parameter groups that a host's trainer does not know
 IDLE_PARAMETERS = "idle_parameters"  # some parameters get no gradient in later epochs: DDP has to look for them
-HOST_READ = "host_read"  # a step reads the device, or changes what is no tensor: it is not recorded as a CUDA graph
+EAGER_STEP = "eager_step"  # a step reads the device, or changes what is no tensor: it is not recorded as a CUDA graph
 
 WEAK, STRONG = "image_weak", "image_strong"  # names under which some forks hand over two views of each image
 
@@ -56,6 +56,7 @@ class Contract:
     PER_IMAGE = True  # losses are means over images; False refuses ACCUMULATE, and two ranks need not equal one
     HARD_LABELS = False  # True refuses mixed and smoothed labels
     TEACHER_CLASSES = True  # False: a teacher that tells other classes apart serves too, since its logits are not used
+    HOST_READS = 0  # numbers that a training step reads back from the device; each waits for all that it was asked
     LEAVES_NETWORKS = False  # True: a run changes networks beside the student, which `adapted` gives out
     GIVES_WAY = True  # where a host has this name already, the host's stays
 
@@ -152,7 +153,7 @@ class Contract:
     def before_step(self, epoch: int, step: int) -> None:
         """Random draws, which follow (seed, name, epoch, step), so that resuming and several ranks need no more.
 
-        A recorded step sees what is written into tensors that it has seen before; what else is drawn is a HOST_READ.
+        A recorded step sees what is written into tensors that it has seen before; other draws need an EAGER_STEP.
         """
 
     def after_step(self) -> None:
@@ -196,7 +197,7 @@ class HostMethod(Contract):
 
     @classmethod
     def needs(cls, cfg: Any) -> dict[str, str]:
-        return {HOST_READ: f"what {cfg.DISTILLER.TYPE} does in a step is not known"}
+        return {EAGER_STEP: f"what {cfg.DISTILLER.TYPE} does in a step is not known"}
 
     def networks(self) -> list[Network]:
         teacher = dict(self.distiller.named_children()).get("teacher")

@@ -13,20 +13,25 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
+import every_method  # noqa: E402
 import torch  # noqa: E402
 from runs import EMA, Before, DroppingNet, config, dying, latest_of, tiny_loader, without_bn  # noqa: E402
 from tiny import TinyNet, add_tiny_networks  # noqa: E402
+from tiny import batch as toy_batch  # noqa: E402
 
 from atsc_plugin import __main__ as command_line  # noqa: E402
 from atsc_plugin.contract import IDLE_PARAMETERS  # noqa: E402
 from atsc_plugin.engine import distributed  # noqa: E402
+from atsc_plugin.engine.step import Step  # noqa: E402
 from atsc_plugin.engine.trainer import PluginTrainer  # noqa: E402
 from atsc_plugin.errors import Interrupted, PluginError  # noqa: E402
-from atsc_plugin.host import distiller_dict  # noqa: E402
+from atsc_plugin.host import cifar_model_dict, distiller_dict  # noqa: E402
 from atsc_plugin.methods.atsc import ATSC  # noqa: E402
+from atsc_plugin.methods.base import class_of  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["SOLVER.EPOCHS", 2, "SOLVER.LR", 0.02, "SOLVER.BATCH_SIZE", 8]
@@ -80,6 +85,47 @@ def end_of(where, case):
     start = dict(distiller.theta_0[0].items()) if isinstance(distiller, ATSC) else {}
     looks = getattr(trainer.step.called, "find_unused_parameters", None)
     return {"state": distiller.state_dict(), "start": start, "result": result, "looks_for_unused": looks}
+
+
+# ---- one step of every method ----
+
+EACH = {name: (name, []) for name in every_method.NAMES if class_of(name).PER_IMAGE}
+EACH["EMA"] = ("ATSC", every_method.WAYS["EMA"])
+LEARNING = [case for case, (name, _) in EACH.items() if class_of(name).LEAVES_NETWORKS]
+
+
+def stepped(where, case, divides):
+    """A distiller after one step on this rank's share of 8 images; heads that are trained first stay as they are."""
+    name, keys = EACH[case]
+    with patch.dict(cifar_model_dict, tiny=(every_method.network, None)):
+        cfg = every_method.config(name, Path(where), *keys, "SOLVER.WEIGHT_DECAY", 0.0)
+        distiller = divides(every_method.distiller_of(cfg)).train()
+    step = Step(distiller, cfg)
+    step.method.driven = step.method.begun = True
+    step.method.before_epoch(1)
+    image, target = (each[distributed.rank() :: distributed.world()] for each in toy_batch(8))
+    step({"image": image, "target": target, "epoch": 1})
+    return distiller
+
+
+def gradients(where):
+    """{case: {parameter: gradient}} of BN-free networks."""
+    return {case: gradients_of(stepped(where, case, without_bn)) for case in EACH}
+
+
+def gradients_of(distiller):
+    return {name: p.grad for name, p in distiller.named_parameters() if p.grad is not None}
+
+
+def statistics(where):
+    """{case: (BN's running statistics of a step, and the same after they were averaged)} where a teacher learns."""
+    ends = {}
+    for case in LEARNING:
+        distiller = stepped(where, case, lambda module: module)
+        own = {name: each.clone() for name, each in distiller.state_dict().items() if "running_" in name}
+        distributed.average_bn(distiller)
+        ends[case] = own, {name: distiller.state_dict()[name] for name in own}
+    return ends
 
 
 # ---- runs that are broken off and continued ----

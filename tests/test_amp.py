@@ -12,6 +12,7 @@ from tiny import TinyNet, batch
 import atsc_plugin
 from atsc_plugin import teachers
 from atsc_plugin.engine import precision
+from atsc_plugin.engine.batches import layout_of
 from atsc_plugin.engine.optim import set_learning_rate
 from atsc_plugin.engine.precision import precision_of
 from atsc_plugin.engine.step import Step
@@ -166,7 +167,29 @@ def test_the_format_that_auto_became_stands_in_the_result_and_in_about(tmp_path,
     trainer = PluginTrainer("t", distiller, tiny_loader(seed=1), tiny_loader(), cfg)
     assert trainer.train()["precision"] == resolved
     for name in ("result.json", "about.json"):
-        assert json.loads((trainer.folder / name).read_text())["precision"] == resolved
+        written = json.loads((trainer.folder / name).read_text())
+        assert written["precision"] == resolved
+        assert written["settings"].keys() == {"layout", "precision", "cudnn_benchmark", "tf32"}
+        assert written["settings"]["precision"].startswith(f"{resolved}: ")
+        assert written["settings"]["layout"] == "channels-last: faster here for CIFAR ResNets"
+
+
+@pytest.mark.parametrize(("has_bf16", "layout"), [(True, "channels-last: 16-bit"), (False, "contiguous: no bf16")])
+def test_on_a_gpu_layout_follows_its_16_bit_kernels_and_cudnn_looks_for_the_fastest(monkeypatch, has_bf16, layout):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bf16)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    layout_of.cache_clear()
+    settings = precision.chosen(precision.Precision(torch.device("cuda")))
+    layout_of.cache_clear()
+    assert settings["layout"].startswith(layout)
+    assert settings["cudnn_benchmark"].startswith("on") and torch.backends.cudnn.benchmark
+    assert settings["tf32"].startswith("convolutions")
+
+
+def test_on_a_cpu_cudnn_stays_as_it_was():
+    before = torch.backends.cudnn.benchmark
+    assert precision.chosen(precision.Precision(CPU))["cudnn_benchmark"] == "off: no GPU"
+    assert torch.backends.cudnn.benchmark == before
 
 
 def test_a_teacher_trained_in_another_format_is_another_teacher(cfg, monkeypatch):

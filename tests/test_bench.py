@@ -95,6 +95,18 @@ def test_settings_are_named_and_the_released_step_has_fp32_and_torchs_layout_alo
     ]  # fmt: skip
 
 
+def test_layouts_and_formats_make_four_arms_of_a_method(tiny):
+    arms = arms_of(["KD"], "tiny_teacher", "tiny", 4, ["none", "bf16"], ["none"], ["contiguous", "channels_last"])
+    assert [arm.name for arm in arms] == [
+        "KD contiguous",
+        "KD channels_last",
+        "KD bf16 contiguous",
+        "KD bf16 channels_last",
+    ]
+    for arm, stride in zip(arms[:2], (1024, 1), strict=True):
+        assert PreparedStep(arm, CPU).inputs["image"].stride(1) == stride
+
+
 def test_bench_step_prints_a_table_and_ratios_that_multiply_and_writes_them(tiny, tmp_path, capsys):
     assert main(["bench", "step", *SMALL, "--json", str(tmp_path / "step.json"), "--profile"]) == 0
     printed = capsys.readouterr().out

@@ -154,7 +154,7 @@ def test_every_question_has_an_answer_of_its_kind(tmp_path, name):
     assert name == kind.NAME and kind.TITLE
     assert kind.TEACHERS in (contract.NONE, contract.ONE, contract.SEVERAL)
     assert kind.problems(cfg) == [] and method.misfits(32) == []
-    known = {contract.SECOND_STEP, contract.OUR_TRAINER, contract.IDLE_PARAMETERS, contract.HOST_READ}
+    known = {contract.SECOND_STEP, contract.OUR_TRAINER, contract.IDLE_PARAMETERS, contract.EAGER_STEP}
     assert known >= kind.needs(cfg).keys()
     assert kind.teacher_weights(cfg) in ("trained", "scratch")
     assert all(isinstance(network_, Network) for network_ in method.networks())

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from ddp_script import ENDS, end_of, trainer_of
+from ddp_script import EACH, ENDS, LEARNING, end_of, gradients_of, stepped, trainer_of
 from filelock import FileLock
-from runs import assert_same_files, latest_of, log_of, without_times
+from runs import assert_same_files, latest_of, log_of, without_bn, without_times
 from safetensors.torch import load_file
 from tiny import TinyNet, batch
 
@@ -34,7 +34,7 @@ from atsc_plugin.methods.atsc import ATSC
 HERE = Path(__file__).resolve().parent
 CPU = torch.device("cpu")
 CONTINUED = ["killed", "signalled", "evaluating", "minutes"]
-TWO = [*ENDS, "whole", *CONTINUED, "skipping", "more", "fewer", "command", "slow"]
+TWO = [*ENDS, "gradients", "statistics", "whole", *CONTINUED, "skipping", "more", "fewer", "command", "slow"]
 THREE = ["whole", "killed", "fails_alone"]
 
 
@@ -129,6 +129,28 @@ def test_two_ranks_end_where_one_process_with_the_same_global_batch_ends_without
         assert first["result"][score] == pytest.approx(alone["result"][score], rel=1e-4)
     assert first["result"]["batch_size"] == alone["result"]["batch_size"] == 8
     assert (first["result"]["world_size"], alone["result"]["world_size"]) == (2, 1)
+
+
+@pytest.mark.parametrize("case", EACH)
+def test_gradients_of_two_ranks_are_those_of_one_process_without_bn(two, tmp_path, case):
+    alone = gradients_of(stepped(tmp_path, case, without_bn))
+    largest = max(gradient.abs().max().item() for gradient in alone.values())
+    assert largest > 1e-5
+    for end in ends(two, "gradients"):
+        assert end[case].keys() == alone.keys()
+        for name, gradient in alone.items():
+            assert torch.allclose(end[case][name], gradient, rtol=1e-4, atol=1e-4 * largest), name
+
+
+@pytest.mark.parametrize("case", LEARNING)
+def test_running_statistics_of_networks_that_learn_are_averaged_over_ranks_after_an_epoch(two, case):
+    (own, after), (others, others_after) = (end[case] for end in ends(two, "statistics"))
+    for name, statistic in own.items():
+        assert torch.equal(after[name], others_after[name]), name
+        assert torch.allclose(after[name], (statistic + others[name]) / 2), name
+    apart = {name.partition(".")[0] for name, statistic in own.items() if not torch.equal(statistic, others[name])}
+    assert apart >= {"student", "scratch" if case == "COTEACH" else "teacher"}
+    assert ("online_teacher" in apart) == (case == "EMA")
 
 
 def test_two_ranks_of_a_net_with_bn_agree_and_log_the_metrics_of_all_images(two, one):

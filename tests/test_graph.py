@@ -188,7 +188,7 @@ def test_what_cannot_be_recorded_is_refused_with_its_reason(tape, monkeypatch):
 
 def test_a_method_of_the_host_that_is_not_known_runs_as_it_is_written(tmp_path):
     cfg = config(tmp_path, "DISTILLER.TYPE", "SP")
-    assert HostMethod.needs(cfg) == {contract.HOST_READ: "what SP does in a step is not known"}
+    assert HostMethod.needs(cfg) == {contract.EAGER_STEP: "what SP does in a step is not known"}
 
 
 def test_a_recording_that_fails_ends_in_a_note_and_the_steps_run_one_by_one(tmp_path, tape, capsys):

@@ -215,8 +215,8 @@ def _started(cfg, device, weights=None):
     """A step on networks of random weights, or of `weights`, whose method has begun."""
     torch.manual_seed(0)
     data = SimpleNamespace(
-        name=cfg.DATASET.TYPE, identity="random", mean=[0.5] * 3, std=[0.25] * 3, classes=CLASSES, train_images=64,
-        train=device_loader(64, 64, device), val=None,
+        name=cfg.DATASET.TYPE, identity="random", mean=[0.5] * 3, std=[0.25] * 3, classes=CLASSES, image_size=32,
+        train_images=64, train=device_loader(64, 64, device), val=None,
     )  # fmt: skip
     distiller = build.skeleton(cfg, data).to(device)
     if weights:

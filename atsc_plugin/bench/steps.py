@@ -32,11 +32,12 @@ ARMS = {
 CIFAR100 = ["DATASET.TYPE", "cifar100", "SOLVER.TRAINER", "plugin", "SOLVER.LR", 0.001, "ATSC.DRIFT.WEIGHT", 1.0]
 CLASSES = 100
 DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is timed; `layout` is the engine's own ("auto") or torch's default ("contiguous")."""
+    """What is timed; `layout` is the engine's own ("auto"), "contiguous" (NCHW) or "channels_last" (NHWC)."""
 
     method: str
     teacher: str
@@ -72,7 +73,7 @@ def configuration(arm: Arm, *overrides):
 
 def distiller_of(cfg, device: torch.device) -> torch.nn.Module:
     """The configured distiller on the device, all its networks freshly initialised."""
-    return build.skeleton(cfg, SimpleNamespace(classes=CLASSES, train_images=50000)).to(device)
+    return build.skeleton(cfg, SimpleNamespace(classes=CLASSES, image_size=32, train_images=50000)).to(device)
 
 
 def add_released_cost(method) -> None:
@@ -97,7 +98,7 @@ class PreparedStep:
 
     def __init__(self, arm: Arm, device: torch.device):
         self.arm, self.device = arm, device
-        layout = torch.contiguous_format if arm.layout == "contiguous" else layout_of(device)
+        layout = LAYOUTS.get(arm.layout) or layout_of(device)
         draw = torch.Generator().manual_seed(0)
         image = torch.randn(arm.batch, 3, 32, 32, generator=draw).to(device).contiguous(memory_format=layout)
         target = torch.randint(CLASSES, (arm.batch,), generator=draw).to(device)
@@ -176,14 +177,14 @@ class PreparedStep:
         return (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
 
 
-def arms_of(methods, teacher: str, student: str, batch: int, amps, compiles) -> list[Arm]:
+def arms_of(methods, teacher: str, student: str, batch: int, amps, compiles, layouts=("auto",)) -> list[Arm]:
     """Every combination; the released step in fp32 and torch's own layout, as it ran, and fused beside it in both."""
     arms = []
-    for method, amp, mode in product(methods, amps, compiles):
+    for method, amp, mode, layout in product(methods, amps, compiles, layouts):
         plain = (amp, mode) == ("none", "none")
         if plain or method not in ("released", "published"):
-            layout = "contiguous" if method == "released" else "auto"
-            arms.append(Arm(method, teacher, student, batch, amp, mode, layout))
+            own = "contiguous" if method == "released" else layout
+            arms.append(Arm(method, teacher, student, batch, amp, mode, own))
         if plain and method == "fused" and "released" in methods:
             arms.append(Arm(method, teacher, student, batch, layout="contiguous"))
     return list(dict.fromkeys(arms))

@@ -1,6 +1,6 @@
 """Measure here a training step, the data loader, reading image files or an epoch, each against its alternatives.
 
-Only an idle machine gives figures: anything else that runs is in them.
+Only an idle machine gives figures: anything else that runs is in them. `launches` counts, and needs no idle machine.
 """
 
 import argparse
@@ -14,9 +14,11 @@ EXAMPLES = """
   bench step --quick
   bench step --batch 64 --rounds 9 --json step.json
   bench step --methods fused KD --amp none bf16 --compile none default
+  bench step --methods KD fused --amp none bf16 --layout contiguous channels_last
   bench loader --rounds 5
   bench files
   bench epoch --images 6400
+  bench launches --methods KD SIMKD ATSC
 """
 FORMATS = ("none", "bf16", "fp16")
 COMPILE = ("none", "default", "reduce-overhead", "max-autotune")
@@ -28,13 +30,13 @@ QUICK, FULL = {"loader": 5000, "files": 40, "epoch": 96}, {"loader": 50000, "fil
 def parser():
     options = Parser("bench", __doc__, EXAMPLES)
     add = options.add_argument
-    add("what", choices=("step", "loader", "files", "epoch"), help="what is measured")
+    add("what", choices=("step", "loader", "files", "epoch", "launches"), help="what is measured")
     add("--quick", action="store_true", help="small and rough: within a minute on two cores")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--teacher", default="resnet32x4", help="network of cifar100's table (default: %(default)s)")
     add("--student", default="resnet8x4", help="network of cifar100's table (default: %(default)s)")
     add("--batch", type=_count, help="images a batch (default: 64; quick: 16)")
-    methods = "step: registered methods, released, published, fused, ATSC_x2, ATSC_x3; epoch: one of them"
+    methods = "step, launches: registered methods, released, published, fused, ATSC_x2, ATSC_x3; epoch: one of them"
     add("--methods", nargs="+", metavar="NAME", help=methods)
     add(
         "--amp",
@@ -46,6 +48,9 @@ def parser():
     )
     modes = f"modes of torch.compile: {', '.join(COMPILE)}"
     add("--compile", nargs="+", default=["none"], choices=COMPILE, metavar="MODE", help=modes)
+    layouts = ("auto", "contiguous", "channels_last")
+    say = f"memory layouts: {', '.join(layouts)}; auto is the engine's own"
+    add("--layout", nargs="+", default=["auto"], choices=layouts, metavar="LAYOUT", help=say)
     add("--rounds", type=_count, help="turns of each arm (default: 7; quick: 3)")
     add("--images", type=_count, help=f"images a pass (default: {FULL}; quick: {QUICK})")
     add("--profile", action="store_true", help="step: also where the first arm's time goes")
@@ -82,7 +87,7 @@ def run(args):
     for name, value in ratios.items():
         print(f"{name}: {value:.4g}")
     print(f"{before['device']}; torch {before['torch']}; load before: {before['load']} of {before['cores']} cores")
-    if (before["load"] or 0) > 0.5:
+    if (before["load"] or 0) > 0.5 and args.what != "launches":
         print("WARNING the machine was busy when this began: the figures are not to be quoted", file=sys.stderr)
     if args.json:
         write_json({"what": args.what, "environment": before, "rows": rows, "ratios": ratios}, args.json)
@@ -91,7 +96,7 @@ def run(args):
 
 def measured(args, device):
     """(rows, ratios) of what is asked for."""
-    from atsc_plugin.bench import loading, steps
+    from atsc_plugin.bench import launches, loading, steps
 
     batch, rounds = args.batch or (16 if args.quick else 64), args.rounds or (3 if args.quick else 7)
     images = args.images or (QUICK if args.quick else FULL).get(args.what)
@@ -99,8 +104,14 @@ def measured(args, device):
         return loading.bench_loader(images, batch, device, rounds)
     if args.what == "files":
         return loading.bench_files(images, device, rounds)
+    if args.what == "launches":
+        names = args.methods or launches.METHODS
+        own = [
+            steps.Arm(name, args.teacher, args.student, args.batch or launches.IMAGES, args.amp[0]) for name in names
+        ]
+        return launches.bench_launches(own, device), {}
     methods = args.methods or (["fused"] if args.what == "epoch" else ["released", "fused", "SIMKD", "KD"])
-    arms = steps.arms_of(methods, args.teacher, args.student, batch, args.amp, args.compile)
+    arms = steps.arms_of(methods, args.teacher, args.student, batch, args.amp, args.compile, args.layout)
     if args.what == "epoch":
         return loading.bench_epoch(arms[0], images, device, rounds)
     if args.profile:

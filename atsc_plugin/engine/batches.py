@@ -6,6 +6,7 @@ Training and evaluation place tensors by the same rule, so that they agree to th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,9 +36,14 @@ def device_of(cfg: Any) -> torch.device:
     return device
 
 
+@cache
 def layout_of(device: torch.device) -> torch.memory_format:
-    """Channels-last on a CPU, where CIFAR ResNets train faster in it; torch's default elsewhere."""
-    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
+    """Channels-last on a CPU, where CIFAR ResNets train faster in it, and on GPUs whose 16-bit kernels are made for it.
+
+    Torch's default elsewhere.
+    """
+    last = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def place_module(module: nn.Module, device: torch.device) -> nn.Module:

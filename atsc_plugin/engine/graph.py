@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from atsc_plugin.contract import HOST_READ, SECOND_STEP
+from atsc_plugin.contract import EAGER_STEP, SECOND_STEP
 from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.engine import distributed, optim, precision
 from atsc_plugin.engine.batches import inputs_of
@@ -43,7 +43,7 @@ def refusal(step: Step, loader: Any, cfg: Any) -> str:
         return f"a {device.type} launches no kernels"
     if distributed.world() > 1:
         return "several ranks add their gradients up within a step"
-    for need in (SECOND_STEP, HOST_READ):
+    for need in (SECOND_STEP, EAGER_STEP):
         if need in needs:
             return needs[need]
     if solver.NONFINITE == "skip":

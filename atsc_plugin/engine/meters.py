@@ -16,10 +16,11 @@ class NotFinite(ArithmeticError):
 
 
 class Meters:
-    """Sums over an epoch; adding costs no synchronisation with the device, reading does."""
+    """Sums over an epoch; adding costs no synchronisation with the device and few operations, reading does."""
 
     def __init__(self, device):
-        self.losses, self.bad_since = {}, {}
+        self.names, self.losses = [], torch.zeros(0, dtype=torch.float64, device=device)
+        self.bad_since = torch.full((1,), math.inf, device=device)  # the first bad step of each loss, of the gradient
         self.steps = self.skipped = 0
         self.hits = torch.zeros((), dtype=torch.int64, device=device)
         self.images, self.data_seconds = 0, 0.0
@@ -27,14 +28,25 @@ class Meters:
     def add(self, losses, logits, target, finite_gradients=None):
         count = len(target)
         self.steps += 1
-        for name, term in losses.items():
-            term = term.detach()
-            self.losses[name] = self.losses.get(name, 0) + term.double() * count
-            self._watch(name, torch.isfinite(term))
+        values = torch.stack(self._in_order(losses))
+        self.losses += values.double() * count
+        fine = values.abs() < math.inf  # NaN is not
         if finite_gradients is not None:
-            self._watch(GRADIENT, finite_gradients)
+            fine = torch.cat([fine, finite_gradients.view(1)])
+        bad = self.bad_since[: len(fine)]
+        bad.copy_(torch.where(fine, bad, bad.clamp(max=self.steps)))
         self.hits += correct(logits, target, 1)
         self.images += count
+
+    def _in_order(self, losses):
+        """The terms in the order of `names`; terms that come later are put behind, and those that go are zero."""
+        if new := [name for name in losses if name not in self.names]:
+            self.names += new
+            self.losses = torch.cat([self.losses, self.losses.new_zeros(len(new))])
+            *known, gradient = self.bad_since.split(1)
+            self.bad_since = torch.cat([*known, self.bad_since.new_full((len(new),), math.inf), gradient])
+        terms = {name: term.detach() for name, term in losses.items()}
+        return [terms[name] if name in terms else self.losses.new_zeros(()) for name in self.names]
 
     def skip(self):
         """A step that was left out: it counts as made, and in nothing else."""
@@ -45,64 +57,59 @@ class Meters:
         """Put the sums of all ranks into each of them: counts are summed, never averaged."""
         if distributed.world() == 1:
             return
-        names = list(self.losses)
-        sums = [*(self.losses[name] for name in names), self.hits.double(), self.hits.new_tensor(self.images).double()]
-        *losses, hits, images = distributed.total(torch.stack(sums)).unbind()
-        self.losses = dict(zip(names, losses, strict=True))
+        sums = torch.cat([self.losses, torch.stack([self.hits, self.hits.new_tensor(self.images)]).double()])
+        *losses, hits, images = distributed.total(sums).unbind()
+        self.losses = torch.stack(losses) if losses else self.losses
         self.hits, self.images = hits.round().to(self.hits.dtype), int(images)
-        watched = list(self.bad_since)
-        if not watched:  # every step was left out
-            return
-        since = distributed.total(torch.stack([self.bad_since[name].double() for name in watched]), least=True)
-        self.bad_since = dict(zip(watched, since.unbind(), strict=True))
-
-    def _watch(self, name, finite):
-        bad = torch.where(finite, math.inf, float(self.steps))
-        self.bad_since[name] = torch.minimum(self.bad_since.get(name, bad), bad)
+        distributed.total(self.bad_since, least=True)
 
     def state(self):
-        """All sums, on the CPU, for a checkpoint inside the epoch."""
-        return {name: _moved(value, "cpu") for name, value in vars(self).items()}
+        """All sums, on the CPU, for a checkpoint inside the epoch; by name, as every edition wrote them."""
+        own = {name: value for name, value in vars(self).items() if name != "names"}
+        own["losses"] = dict(zip(self.names, self.losses.cpu().unbind(), strict=True))
+        own["bad_since"] = dict(zip([*self.names, GRADIENT], self.bad_since.cpu().unbind(), strict=True))
+        return own | {"hits": self.hits.cpu()}
 
     def load_state(self, state):
         """Take up the sums of `state`, on this machine's device."""
         device = self.hits.device
         for name, value in state.items():
-            setattr(self, name, _moved(value, device))
+            setattr(self, name, value)
+        self.names = list(state["losses"])
+        since = [state["bad_since"].get(name, torch.tensor(math.inf)) for name in [*self.names, GRADIENT]]
+        self.losses = torch.tensor([float(value) for value in state["losses"].values()], dtype=torch.float64).to(device)
+        self.bad_since = torch.tensor([float(value) for value in since]).to(device)
+        self.hits = state["hits"].to(device)
 
     def load_more(self, state):
         """Take up another rank's sums as well."""
         more = Meters(self.hits.device)
         more.load_state(state)
-        for name, value in more.losses.items():
-            self.losses[name] = self.losses[name] + value
-        for name, since in more.bad_since.items():
-            self.bad_since[name] = torch.minimum(self.bad_since[name], since)
+        self.losses = self.losses + more.losses
+        self.bad_since = torch.minimum(self.bad_since, more.bad_since)
         self.hits, self.images = self.hits + more.hits, self.images + more.images
 
     def forget(self):
         """Count from zero what was summed so far, but for the number of steps."""
-        for sums in (self.losses, self.bad_since):
-            for name, value in sums.items():
-                sums[name] = torch.full_like(value, math.inf) if sums is self.bad_since else torch.zeros_like(value)
+        self.losses = torch.zeros_like(self.losses)
+        self.bad_since = torch.full_like(self.bad_since, math.inf)
         self.hits, self.images = torch.zeros_like(self.hits), 0
 
     def check(self):
         """NotFinite names what went bad first: soon all of it is. Waits for the device once."""
-        if not self.bad_since:
-            return
-        since = dict(zip(self.bad_since, torch.stack(list(self.bad_since.values())).tolist(), strict=True))
+        since = dict(zip([*self.names, GRADIENT], self.bad_since.tolist(), strict=True))
         name = min(since, key=since.get)
         if since[name] == math.inf:
             return
         if name == GRADIENT:
             raise NotFinite(f"the gradient is not finite since step {since[name]:.0f}, though every loss term was")
-        raise NotFinite(f"loss term '{name}' is {self.losses[name].item()} since step {since[name]:.0f}")
+        total = self.losses[self.names.index(name)].item()
+        raise NotFinite(f"loss term '{name}' is {total} since step {since[name]:.0f}")
 
     def means(self):
         """Mean of each loss term over the images so far."""
         self.check()
-        return {name: (total / self.images).item() for name, total in self.losses.items()}
+        return dict(zip(self.names, (self.losses / self.images).tolist(), strict=True))
 
     def postfix(self):
         return {name: f"{mean:.3f}" for name, mean in self.means().items()} | {"top1": f"{self._top1():.1f}"}
@@ -114,12 +121,6 @@ class Meters:
 
     def _top1(self):
         return 100 * self.hits.item() / max(self.images, 1)
-
-
-def _moved(value, device):
-    if isinstance(value, dict):
-        return {name: _moved(entry, device) for name, entry in value.items()}
-    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def peak_memory_mb(device):

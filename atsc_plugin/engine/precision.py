@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from atsc_plugin.contract import Contract
+from atsc_plugin.engine.batches import layout_of
 from atsc_plugin.errors import PluginError
 from atsc_plugin.losses import full
 
@@ -82,6 +83,29 @@ def precision_of(wanted: str, device: torch.device, second_step: str = "") -> Pr
 
 def _has_bf16() -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def chosen(precision: Precision) -> dict[str, str]:
+    """{setting: value and reason} of what no key sets, as about.json and result.json have it; set in this process too.
+
+    Convolutions in TF32 are torch's default, and products of matrices in fp32: nothing is changed there.
+    """
+    gpu = precision.device.type == "cuda"
+    last = layout_of(precision.device) == torch.channels_last
+    reason = (
+        "faster here for CIFAR ResNets" if not gpu else "16-bit kernels are made for it" if last else "no bf16 units"
+    )
+    settings = {"layout": f"{'channels-last' if last else 'contiguous'}: {reason}"}
+    formats = {"fp32": "asked for, no bf16 units, or a CPU", "bf16": "fp32's range, and no scaler", "fp16": "asked for"}
+    settings["precision"] = f"{precision.name}: {formats[precision.name]}"
+    if not gpu:
+        return settings | {"cudnn_benchmark": "off: no GPU", "tf32": "off: no GPU"}
+    torch.backends.cudnn.benchmark = True
+    tf32 = "convolutions" if torch.backends.cudnn.allow_tf32 else "off"
+    return settings | {
+        "cudnn_benchmark": "on: a run has few shapes",
+        "tf32": f"{tf32}: torch's own setting; classifiers and losses stay fp32",
+    }
 
 
 def slowdown_of_bf16() -> float:

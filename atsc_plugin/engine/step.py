@@ -163,7 +163,7 @@ def all_finite(tensors: list[Tensor]) -> Tensor:
     tensors = [tensor.detach() for tensor in tensors if tensor.numel()]
     if not tensors:
         return torch.tensor(True)
-    return torch.isfinite(torch.stack(torch._foreach_norm(tensors, math.inf))).all()
+    return torch.stack(torch._foreach_norm(tensors, math.inf)).max() < math.inf  # NaN is not
 
 
 def gradients(parameters: list[nn.Parameter]) -> list[Tensor]:

@@ -82,6 +82,7 @@ class PluginTrainer:
         self.method.driven = True
         self.no_graph = graph.refusal(self.step, train_loader, cfg)
         self.recorded = None if self.no_graph else graph.RecordedStep(self.step, train_loader)
+        self.settings = precision.chosen(self.step.precision)
         self.facts = {**self._own_facts(), **(facts or {})}
         self.folder = Path(folder or run_dir.run_directory(cfg, Path(experiment_name).name))
         self.checkpoints = Checkpoints(self.folder, cfg, self.distiller, self.method, self.step, self.facts)
@@ -202,6 +203,7 @@ class PluginTrainer:
             "loader": type(self.train_loader).__name__,
             "precision": self.step.precision.name,
             "graph": f"none: {self.no_graph}" if self.no_graph else "the whole step",
+            "settings": self.settings,
             "seed": self.cfg.EXPERIMENT.SEED,
             "command": " ".join(sys.argv),
             "commit": run_dir.commit(),
@@ -337,6 +339,7 @@ class PluginTrainer:
             "batch_size": cfg.SOLVER.BATCH_SIZE,  # of all ranks together
             "world_size": distributed.world(),
             "precision": self.step.precision.name,
+            "settings": self.settings,
             "top1_last": last["top1"],
             "top1_best": self._best(last["top1"]),
             "top5_last": last["top5"],

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atsc_plugin.contract import HOST_READ, IDLE_PARAMETERS, OUR_TRAINER, SECOND_STEP
+from atsc_plugin.contract import EAGER_STEP, IDLE_PARAMETERS, OUR_TRAINER, SECOND_STEP
 from atsc_plugin.errors import ModelRefused, PluginError
 from atsc_plugin.losses import feature_loss, full, pool, scale_gradient, softened_divergence, through_frozen
 from atsc_plugin.methods.base import Key, method, networks_of
@@ -245,7 +245,7 @@ class ATSC(SharedClassifier):
             needs[SECOND_STEP] = "ATSC.UPDATE published makes two steps a batch"
         if node.TEACHER.EVERY > 1:
             needs[IDLE_PARAMETERS] = f"ATSC.TEACHER.EVERY {node.TEACHER.EVERY} gives the teacher no gradient in between"
-            needs[HOST_READ] = f"ATSC.TEACHER.EVERY {node.TEACHER.EVERY} makes two kinds of steps in turns"
+            needs[EAGER_STEP] = f"ATSC.TEACHER.EVERY {node.TEACHER.EVERY} makes two kinds of steps in turns"
         reasons = [
             text
             for wanted, text in (

@@ -40,7 +40,7 @@ class Means(nn.Module):
     @torch.no_grad()
     def add(self, images: int, *columns: Tensor) -> None:
         """One column of values, one an image, for each name."""
-        self.sums += torch.stack([*(column.double().sum() for column in columns), self.sums.new_tensor(images)])
+        self.sums += torch.stack([*(column.double().sum() for column in columns), self.sums.new_full((), images)])
 
     def read(self) -> dict[str, float]:
         """The means over all ranks since the last call; empty where nothing was added."""

@@ -7,7 +7,7 @@ classifier reach when they are trained plainly, or by KD.
 import torch
 import torch.nn.functional as F
 
-from atsc_plugin.losses import pool, softened_divergence
+from atsc_plugin.losses import full, pool, softened_divergence
 from atsc_plugin.methods.base import method
 from atsc_plugin.methods.shared_classifier import SharedClassifier
 
@@ -31,7 +31,7 @@ class ProjectedVanilla(SharedClassifier):
     def student_logits(self, image):
         """C(pool(P(F_s)))"""
         (branch,) = self.branches
-        return branch.classifier(pool(branch.project(self.read_student(image)[1])))
+        return full(branch.classifier(pool(branch.project(self.read_student(image)[1]))))
 
     def forward_train(self, image, target, **kwargs):
         logits = self.student_logits(image)

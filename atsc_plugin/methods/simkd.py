@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from atsc_plugin.losses import feature_loss, pool, scale_gradient
+from atsc_plugin.losses import feature_loss, full, pool, scale_gradient
 from atsc_plugin.methods.base import Key, method
 from atsc_plugin.methods.shared_classifier import SharedClassifier, term_name
 from atsc_plugin.networks.deployed import ensemble_of
@@ -77,5 +77,5 @@ class SimKD(SharedClassifier):
             loss = self.feature_weight * feature_loss(projected, branch.target(teacher_maps[branch.number]))
             losses[term_name("loss_feat", number, count)] = loss
             with torch.no_grad():  # the prediction is only reported: no loss reaches it
-                logits.append(branch.classifier(pool(projected)))
+                logits.append(full(branch.classifier(pool(projected))))
         return ensemble_of(logits, self.ensemble), losses

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atsc_plugin.contract import IDLE_PARAMETERS
+from atsc_plugin.contract import EAGER_STEP, IDLE_PARAMETERS
 from atsc_plugin.engine import distributed
 from atsc_plugin.errors import PluginError
 from atsc_plugin.methods.base import method
@@ -46,11 +46,13 @@ class SwitOKD(DML):
     KEYS = mutual_keys("SWITOKD", 1.0)
     PER_IMAGE = False  # one decision a batch
     HARD_LABELS = True
+    HOST_READS = 1  # the decision
     FIGURES = ("teacher_paused",)  # share of the images in whose batch the teacher paused
 
     @classmethod
     def needs(cls, cfg):
-        return {**super().needs(cfg), IDLE_PARAMETERS: "SWITOKD pauses its teacher in some steps"}
+        pauses = "SWITOKD pauses its teacher in some steps"
+        return {**super().needs(cfg), IDLE_PARAMETERS: pauses, EAGER_STEP: pauses}
 
     def forward_train(self, image, target, **kwargs):
         if getattr(self, "_is_replica", False):  # set by torch.nn.DataParallel on its copies

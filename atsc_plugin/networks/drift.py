@@ -22,17 +22,17 @@ class StartingPoint(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.names = [name for name, _ in _state(network)]
+        self.places = {name: f"start_{number}" for number, name in enumerate(self.names)}
         for number, (_, tensor) in enumerate(_state(network)):
             self.register_buffer(f"start_{number}", tensor.detach().clone(), persistent=False)
 
     def items(self) -> list[tuple[str, Tensor]]:
         """(name in the network, tensor) pairs."""
-        return [(name, getattr(self, f"start_{number}")) for number, name in enumerate(self.names)]
+        return list(zip(self.names, self.tensors(self.names), strict=True))
 
     def tensors(self, names: Iterable[str]) -> list[Tensor]:
         """The tensors of these names, in their order."""
-        number = {name: index for index, name in enumerate(self.names)}
-        return [getattr(self, f"start_{number[name]}") for name in names]
+        return [self._buffers[self.places[name]] for name in names]
 
     @torch.no_grad()
     def remember(self, network: nn.Module) -> None:
@@ -64,9 +64,8 @@ def _exchange(pairs):
 
 class _Drift(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, weight, count, *tensors):
-        present, start = list(tensors[:count]), list(tensors[count:])
-        ctx.difference = torch._foreach_sub(present, start)
+    def forward(ctx, weight, start, *present):
+        ctx.difference = torch._foreach_sub(list(present), start)
         ctx.weight = weight
         norms = torch.stack(torch._foreach_norm(ctx.difference))
         return weight * (norms * norms).sum()
@@ -75,12 +74,12 @@ class _Drift(torch.autograd.Function):
     def backward(ctx, outer):
         gradients = torch._foreach_mul(ctx.difference, 2 * ctx.weight)
         torch._foreach_mul_(gradients, outer)
-        return (None, None, *gradients, *[None] * len(gradients))
+        return (None, None, *gradients)
 
 
 def drift_penalty(parameters: list[nn.Parameter], start: list[Tensor], weight: float) -> Tensor:
     """weight * sum ||theta - theta_0||^2, a plain sum over all entries; gradient 2 * weight * (theta - theta_0)."""
-    return _Drift.apply(weight, len(parameters), *parameters, *start)
+    return _Drift.apply(weight, start, *parameters)
 
 
 def relative_motion(network: nn.Module, start: StartingPoint, groups: dict[str, list[str]]) -> dict[str, float]:

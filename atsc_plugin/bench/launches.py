@@ -1,0 +1,115 @@
+"""`bench launches`: the operations that one training step hands to the device, by the part of the step that asks.
+
+On a GPU each is a kernel launch or a few, and small networks wait for their number, not for arithmetic. They are
+counted on any device, in our trainer's own loop; SGD is the fused one of GPUs. Views and memory without content launch
+nothing.
+"""
+
+import sys
+import tempfile
+from collections import Counter
+from types import SimpleNamespace
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from atsc_plugin import host
+from atsc_plugin.bench.loading import device_loader
+from atsc_plugin.bench.steps import Arm, configuration, distiller_of
+from atsc_plugin.data.device_loader import DeviceLoader
+from atsc_plugin.engine.trainer import TrainingPass
+
+PARTS = ("loader", "forward", "drift", "backward", "optimizer", "meters")
+# Who asks, innermost first: a module or one function of it. What none of these asks for is forward or backward.
+ASKERS = {
+    "atsc_plugin.data.device_loader": "loader",
+    "atsc_plugin.networks.drift": "drift",
+    "atsc_plugin.networks.ema": "optimizer",
+    "torch.optim.sgd": "optimizer",
+    "torch.nn.utils.clip_grad": "optimizer",
+    "atsc_plugin.engine.meters": "meters",
+    "atsc_plugin.engine.step:all_finite": "meters",
+    "atsc_plugin.methods.monitor": "meters",
+}
+NO_KERNEL = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+METHODS = (
+    "NONE", "KD", "DKD", "REVIEWKD", "SIMKD", "DIH", "AVERKD", "PROJECTED_KD", "ATSC", "COTEACH", "published", "ATSC_x2"
+)  # fmt: skip
+BATCHES, IMAGES = 3, 2  # the second of three steps is counted: it makes no state, and the meters are not read
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations by part, backward passes included; `mark` begins a step."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = [Counter()]
+
+    def mark(self) -> None:
+        self.steps.append(Counter())
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.namespace == "aten" and not func.is_view and func._overloadpacket.__name__ not in NO_KERNEL:
+            self.steps[-1][self.part()] += 1
+        return out
+
+    def part(self) -> str:
+        frame = sys._getframe(2)
+        while frame is not None:
+            name = frame.f_globals.get("__name__")
+            if part := ASKERS.get(name) or ASKERS.get(f"{name}:{frame.f_code.co_name}"):
+                return part
+            frame = frame.f_back
+        return "forward" if torch._C._current_autograd_node() is None else "backward"
+
+
+class Marking:
+    """A loader that marks in `launches` where each batch begins to be used; its next batch belongs to the same step."""
+
+    def __init__(self, loader: DeviceLoader, launches: Launches) -> None:
+        self.loader, self.launches = loader, launches
+
+    def __len__(self):
+        return len(self.loader)
+
+    def batches_from(self, first: int):
+        for batch in self.loader.batches_from(first):
+            self.launches.mark()
+            yield batch
+
+
+class Loaders:
+    """Loaders for a method that trains something first, as `build` hands them over; all of it on the same images."""
+
+    def __init__(self, loader: DeviceLoader) -> None:
+        facts = {"name": "cifar100", "identity": "noise", "mean": [0.5] * 3, "std": [0.25] * 3}
+        self.data = SimpleNamespace(**facts, train_images=len(loader.labels), train=loader, val=None)
+
+    def __call__(self, batch_size: int, seed: int) -> SimpleNamespace:
+        return self.data
+
+
+def step_of(arm: Arm, device: torch.device) -> Counter:
+    """{part: operations} of an arm's second step."""
+    with tempfile.TemporaryDirectory() as folder:
+        own = ["SOLVER.EPOCHS", 1, "LOG.PREFIX", folder, "TEACHER.CACHE", folder, "DIH.HEADS.EPOCHS", 1]
+        cfg, launches = configuration(arm, *own), Launches()
+        train, val = (device_loader(BATCHES * arm.batch, arm.batch, device, seed) for seed in (1, None))
+        trainer = host.trainer_dict["plugin"](
+            "bench", distiller_of(cfg, device), Marking(train, launches), val, cfg, folder=folder
+        )
+        trainer.method.begin(Loaders(val))
+        for optimizer in filter(None, (trainer.step.optimizer, trainer.step.second_optimizer)):
+            for group in optimizer.param_groups:
+                group["fused"] = True
+        trainer.method.before_epoch(1)
+        with launches:
+            TrainingPass(trainer, 1).run()
+    return launches.steps[2]
+
+
+def bench_launches(arms: list[Arm], device: torch.device) -> list[dict]:
+    """A row an arm: operations by part, and all of them."""
+    counts = {arm.name: step_of(arm, device) for arm in arms}
+    return [{"arm": name, **{part: own[part] for part in PARTS}, "all": own.total()} for name, own in counts.items()]
