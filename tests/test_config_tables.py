@@ -9,7 +9,7 @@ import yaml
 from recorded import load_contract
 
 import atsc_plugin
-from atsc_plugin import build
+from atsc_plugin import build, host
 from atsc_plugin.config import load_cfg
 from atsc_plugin.contract import of
 from atsc_plugin.methods.base import HOST_METHODS
@@ -28,7 +28,8 @@ def _registered():
 
 def built(cfg):
     """The distiller on unfilled networks: pretrained weights are not what is tested."""
-    return build.skeleton(cfg, SimpleNamespace(classes=CLASSES[cfg.DATASET.TYPE], train_images=2))
+    classes, side = CLASSES[cfg.DATASET.TYPE], host.image_size(cfg.DATASET)
+    return build.skeleton(cfg, SimpleNamespace(classes=classes, image_size=side, train_images=2))
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

@@ -19,7 +19,7 @@ from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.methods.base import class_of
 
-DOCS = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
 OTHER_STEPS = ("published", "EMA")  # of ATSC's ways those whose step is another than the default's
 CASES = [(name, ()) for name in NAMES] + [("ATSC", tuple(WAYS[name])) for name in OTHER_STEPS]
 IDS = [*NAMES, *OTHER_STEPS]

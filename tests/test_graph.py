@@ -121,6 +121,9 @@ def test_every_method_makes_the_same_steps_recorded_or_is_refused_by_name(tmp_pa
     if "published" in overrides or "ATSC.TEACHER.EVERY" in overrides:
         assert re.fullmatch("ATSC.(UPDATE published makes two|TEACHER.EVERY 2 makes two kinds of) steps .*", reason)
         return
+    if name == "SWITOKD":
+        assert reason.startswith("SWITOKD pauses its teacher in some steps")
+        return
     assert reason == ""
     whole, eager, losses = graph.RecordedStep(recorded, loader), ready(cfg), []
     for drawn in loader.draws_from(0):

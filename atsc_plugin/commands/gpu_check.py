@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from atsc_plugin.commands import parser_of
+from atsc_plugin.commands import Parser
 from atsc_plugin.errors import PluginError
 
 EXAMPLES = """
@@ -35,12 +35,19 @@ PACKAGES = {  # what has to be installed: {module: package}
 
 
 def parser():
-    options = parser_of("gpu-check", __doc__, EXAMPLES)
+    options = Parser("gpu-check", __doc__, EXAMPLES)
     add = options.add_argument
     add("--minutes", type=_minutes, default=8.0, help="it ends in this time (default: 8)")
     add("--out", default="gpu-check", help="folder for result.json, index.html and what the parts leave")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU if torch sees one")
-    add("--parts", nargs="+", choices=list(SHARES), default=list(SHARES), help="only these")
+    add(
+        "--parts",
+        nargs="+",
+        choices=list(SHARES),
+        default=list(SHARES),
+        metavar="PART",
+        help=f"only these: {', '.join(SHARES)}",
+    )
     add("--run-part", help=argparse.SUPPRESS)  # one part in a process of its own: NAME
     add("--until", type=float, help=argparse.SUPPRESS)  # when its share ends
     return options

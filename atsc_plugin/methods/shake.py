@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import Conv2dNormActivation
 
 from atsc_plugin.errors import ModelRefused
 from atsc_plugin.host import image_size
@@ -38,6 +37,8 @@ class ShadowHead(nn.Module):
     """
 
     def __init__(self, shapes, stages, target, name):
+        from torchvision.ops import Conv2dNormActivation  # half a second that no other method should wait for
+
         super().__init__()
         self.stages, self.target = list(stages), target
         maps = [shapes[stage] for stage in stages]

@@ -32,7 +32,7 @@ class StartingPoint(nn.Module):
 
     def tensors(self, names: Iterable[str]) -> list[Tensor]:
         """The tensors of these names, in their order."""
-        return [self._buffers[self.places[name]] for name in names]
+        return [self.get_buffer(self.places[name]) for name in names]
 
     @torch.no_grad()
     def remember(self, network: nn.Module) -> None:
