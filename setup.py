@@ -30,9 +30,9 @@ setup(
         "torchvision>=0.22",  # CIFAR-100 reader and the host's transforms
         "yacs>=0.1.8",  # the host's config tree
         "tensorboardX>=2.6",  # the host's event files
-        "numpy>=1.26",
-        "scipy>=1.11",  # t-tests with confidence_interval in report; mdistiller's OFD imports it without naming it
-        "scikit-learn>=1.3",  # the handwritten digits inside digits100
+        "numpy>=2.0",  # reads checkpoints with the numbers of either generation
+        "scipy>=1.13",  # t-tests with confidence_interval in report; mdistiller's OFD imports it without naming it
+        "scikit-learn>=1.5",  # the handwritten digits inside digits100
         "filelock>=4.0",  # one process a run directory, a cached teacher, a suite; a forked worker keeps no lock
         "safetensors>=0.4",  # deployed students: a format that cannot run code
         "tqdm>=4.60",

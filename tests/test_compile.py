@@ -64,7 +64,7 @@ def test_the_networks_did_go_through_the_compiler_in_training_and_not_in_evaluat
     step.compiled = compile_method(distiller, "default", CPU, backend=backend)
     step(inputs())
     trained = len(graphs)
-    assert trained >= 3  # student, projector, teacher
+    assert trained >= 2  # projector, and student and teacher, whose class is one: torch 2.7 makes one graph of it
     distiller.eval()
     with step.uncompiled(), torch.no_grad():
         distiller(image=inputs()["image"])

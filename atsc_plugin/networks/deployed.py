@@ -43,9 +43,6 @@ class Head:
     projector: Projection
     classifier: nn.Module  # the teacher's tail
 
-    def __call__(self, feature_map: Tensor) -> Tensor:
-        return self.classifier(pool(self.projector(align(feature_map, self.map_size))))
-
 
 class DeployedStudent(nn.Module):
     """Logits of a student: C(pool(P(align(F_s)))), an ensemble over several such heads, or the backbone's own logits.
@@ -75,8 +72,12 @@ class DeployedStudent(nn.Module):
 
     def heads(self) -> list[Head]:
         """The heads, first to last."""
+        return [Head(*parts) for parts in self._parts()]
+
+    def _parts(self):
+        """(map size, projector, classifier) of each head: torch.export of 2.7 cannot look into a Head."""
         return [
-            Head(size, getattr(self, name_of("projector", number)), getattr(self, name_of("classifier", owner)))
+            (size, getattr(self, name_of("projector", number)), getattr(self, name_of("classifier", owner)))
             for number, (size, owner) in enumerate(zip(self.map_sizes, self.owners, strict=True))
         ]
 
@@ -84,7 +85,8 @@ class DeployedStudent(nn.Module):
         if not self.map_sizes:
             return self.backbone(image)[0]
         feature_map = self.source(self.backbone, image)[1]
-        return ensemble_of([head(feature_map) for head in self.heads()], self.ensemble)
+        logits = [tail(pool(projector(align(feature_map, size)))) for size, projector, tail in self._parts()]
+        return ensemble_of(logits, self.ensemble)
 
     def facts(self) -> dict[str, Any]:
         """What must be known beside the tensors to build this module again."""
