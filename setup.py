@@ -26,8 +26,8 @@ setup(
     },
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.7",  # safe_globals with (callable, name): NumPy numbers in older checkpoints
-        "torchvision>=0.22",  # CIFAR-100 reader and the host's transforms
+        "torch>=2.9",  # exports a map that is read by a hook
+        "torchvision>=0.24",  # CIFAR-100 reader and the host's transforms
         "yacs>=0.1.8",  # the host's config tree
         "tensorboardX>=2.6",  # the host's event files
         "numpy>=2.0",  # reads checkpoints with the numbers of either generation

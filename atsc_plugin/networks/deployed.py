@@ -75,7 +75,7 @@ class DeployedStudent(nn.Module):
         return [Head(*parts) for parts in self._parts()]
 
     def _parts(self):
-        """(map size, projector, classifier) of each head: torch.export of 2.7 cannot look into a Head."""
+        """(map size, projector, classifier) of each head: no Head is made where the compiler looks."""
         return [
             (size, getattr(self, name_of("projector", number)), getattr(self, name_of("classifier", owner)))
             for number, (size, owner) in enumerate(zip(self.map_sizes, self.owners, strict=True))
