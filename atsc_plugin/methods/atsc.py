@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atsc_plugin.contract import EAGER_STEP, IDLE_PARAMETERS, OUR_TRAINER, SECOND_STEP
-from atsc_plugin.errors import ModelRefused, PluginError
+from atsc_plugin.errors import ModelRefused
 from atsc_plugin.losses import feature_loss, full, pool, scale_gradient, softened_divergence, through_frozen
 from atsc_plugin.methods.base import Key, method, networks_of
 from atsc_plugin.methods.monitor import TeacherMonitor, together
@@ -371,12 +371,7 @@ class ATSC(SharedClassifier):
     # ---- the step ----
 
     def forward_train(self, image, target, **kwargs):
-        if getattr(self, "_is_replica", False):  # set by torch.nn.DataParallel on its copies
-            raise PluginError(
-                "ATSC is run by torch.nn.DataParallel over several GPUs, whose copies of the teacher have no "
-                "parameters to hold; expected one. Set CUDA_VISIBLE_DEVICES to one GPU, or use SOLVER.TRAINER plugin "
-                "under torchrun."
-            )
+        self.refuse_replicas("have no parameters of a teacher to hold")
         return self._published_losses(image, target) if self.published else self._fused_losses(image, target)
 
     def _fused_losses(self, image, target):

@@ -29,7 +29,7 @@ from atsc_plugin.contract import (
     Network,
     compile_children,
 )
-from atsc_plugin.errors import ConfigError, HostError, ModelRefused
+from atsc_plugin.errors import ConfigError, HostError, ModelRefused, PluginError
 from atsc_plugin.keys import Key
 
 if TYPE_CHECKING:
@@ -155,6 +155,14 @@ class Method(Contract, Distiller):
 
     def forward_test(self, image: Tensor) -> Tensor:
         return self.student(image)[0]
+
+    def refuse_replicas(self, why: str) -> None:
+        """DataParallel over several GPUs calls copies of the method; `why` says what they lack."""
+        if getattr(self, "_is_replica", False):  # set by torch.nn.DataParallel on its copies
+            raise PluginError(
+                f"{self.NAME} is run by torch.nn.DataParallel over several GPUs, whose copies {why}; expected one. Set "
+                "CUDA_VISIBLE_DEVICES to one GPU, or use SOLVER.TRAINER plugin under torchrun."
+            )
 
 
 def teacher_module(kind: type[Contract], teacher: Any, cfg: Any) -> nn.Module:

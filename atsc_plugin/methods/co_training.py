@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from atsc_plugin.contract import OUR_TRAINER, EpochReport, Network
 from atsc_plugin.engine import distributed
-from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.host import image_size
 from atsc_plugin.methods.base import Key, Method
+from atsc_plugin.methods.monitor import moving_top1
 from atsc_plugin.networks import named
-from atsc_plugin.networks.maps import check_classes, evaluating
+from atsc_plugin.networks.maps import check_classes
 from atsc_plugin.networks.stages import stage_facts
 from atsc_plugin.seeds import stream
 
@@ -70,7 +70,7 @@ class CoTrained(Method):
     def learn_beside(self, networks: dict[str, str]) -> None:
         """Name the networks; the constructor calls it once they are there."""
         self.beside = networks
-        self.means = Means(*(f"{_label(name)}_train_top1" for name in networks), *self.FIGURES)
+        self.means = Means(*(f"{name.replace('.', '_')}_train_top1" for name in networks), *self.FIGURES)
 
     def count(self, target: Tensor, logits: list[Tensor], *figures: Tensor) -> None:
         """Add a batch to the means: the logits of each network of `beside` in order, then FIGURES, one an image."""
@@ -104,25 +104,14 @@ class CoTrained(Method):
         moving = {name: Network(name, title, self.get_submodule(name), True) for name, title in self.beside.items()}
         return list((networks | moving).values())
 
-    def top1(self, network: nn.Module, loader: Any, label: str) -> float:
-        """Top-1 of one of the networks in eval mode, in percent."""
-        with evaluating(network):
-            return evaluate(in_eval_mode(network), loader, self.means.sums.device, label)["top1"]
-
     def after_epoch(self, epoch, loader):
-        figures = self.means.read()
-        figures |= {f"{_label(name)}_top1": self.top1(self.get_submodule(name), loader, name) for name in self.beside}
-        return EpochReport(figures)
+        return EpochReport(self.means.read() | moving_top1(self.networks(), loader))
 
     def run_state(self):
         return self.means.state()
 
     def load_run_state(self, state):
         self.means.load_state(state)
-
-
-def _label(name: str) -> str:
-    return name.replace(".", "_")
 
 
 def start_keys(node: str, choices: tuple[str, ...] = ("scratch", "pretrained"), more: str = "") -> tuple[Key, Key]:

@@ -68,16 +68,16 @@ class Extended(nn.Module):
         return self.part(self.network, image)
 
 
+def top1_of(network: nn.Module, loader, label: str) -> float:
+    """Top-1 of a network in eval mode, in percent."""
+    with evaluating(network):
+        return evaluate(in_eval_mode(network), loader, next(network.parameters()).device, label)["top1"]
+
+
 def moving_top1(networks: list[Network], loader) -> dict[str, float]:
-    """Figures of an epoch: top-1 in percent, in eval mode, of the networks beside the student that move."""
-    figures = {}
-    for network in networks:
-        if network.moves:
-            device = next(network.module.parameters()).device
-            with evaluating(network.module):
-                scores = evaluate(in_eval_mode(network.module), loader, device, network.name)
-            figures[f"{network.name}_top1"] = scores["top1"]
-    return figures
+    """Figures of an epoch: the top-1 of the networks beside the student that move."""
+    moving = [network for network in networks if network.moves]
+    return {f"{net.name.replace('.', '_')}_top1": top1_of(net.module, loader, net.name) for net in moving}
 
 
 def feature_figures(present, start):

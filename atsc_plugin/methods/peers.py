@@ -11,6 +11,7 @@ from atsc_plugin.engine.evaluate import evaluate
 from atsc_plugin.losses import full, softened_divergence
 from atsc_plugin.methods.base import Key, method
 from atsc_plugin.methods.co_training import LearningTeacher, fresh_network, start_keys
+from atsc_plugin.methods.monitor import top1_of
 from atsc_plugin.networks import named
 from atsc_plugin.networks.deployed import DeployedStudent, ensemble_of
 from atsc_plugin.networks.maps import evaluating
@@ -143,7 +144,7 @@ class Peers(LearningTeacher):
     def after_epoch(self, epoch, loader):
         """The figures of every network and of the ensemble; the choice of the student that is deployed."""
         figures = super().after_epoch(epoch, loader).figures
-        tops = [self.top1(student, loader, "student") for student in self.students]
+        tops = [top1_of(student, loader, "student") for student in self.students]
         figures["students_mean_top1"] = sum(tops) / len(tops)
         with evaluating(self):
             figures["ensemble_top1"] = evaluate(self.ensemble, loader, self.chosen.device, "ensemble")["top1"]

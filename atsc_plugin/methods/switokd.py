@@ -8,7 +8,6 @@ from torch import Tensor
 
 from atsc_plugin.contract import EAGER_STEP, IDLE_PARAMETERS
 from atsc_plugin.engine import distributed
-from atsc_plugin.errors import PluginError
 from atsc_plugin.methods.base import method
 from atsc_plugin.methods.dml import DML, mutual_keys
 
@@ -55,11 +54,7 @@ class SwitOKD(DML):
         return {**super().needs(cfg), IDLE_PARAMETERS: pauses, EAGER_STEP: pauses}
 
     def forward_train(self, image, target, **kwargs):
-        if getattr(self, "_is_replica", False):  # set by torch.nn.DataParallel on its copies
-            raise PluginError(
-                "SWITOKD is run by torch.nn.DataParallel over several GPUs, whose copies would decide apart; expected "
-                "one. Set CUDA_VISIBLE_DEVICES to one GPU, or use SOLVER.TRAINER plugin under torchrun."
-            )
+        self.refuse_replicas("would decide apart")
         return super().forward_train(image, target, **kwargs)
 
     def teacher_losses(self, logits, wanted, target):
