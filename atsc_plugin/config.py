@@ -18,7 +18,7 @@ from atsc_plugin.contract import NONE, SECOND_STEP, SEVERAL
 from atsc_plugin.engine.run_dir import read_tree
 from atsc_plugin.errors import ConfigError
 from atsc_plugin.host import CFG, distiller_dict, host_datasets, trainer_dict
-from atsc_plugin.keys import find, flatten, unknown_name
+from atsc_plugin.keys import DEFAULTS, RECIPE, find, flatten, unknown_name
 from atsc_plugin.methods.base import METHODS, class_of, constructor_problems, teacher_names
 from atsc_plugin.networks import named
 from atsc_plugin.registration import all_keys
@@ -43,6 +43,9 @@ HOST_BOUNDS = {
 LIGHT_STUDENTS, LIGHT_RATE = ("MobileNetV2", "ShuffleV1", "ShuffleV2"), 0.01
 # The engine's keys with the value at which they do nothing; neither a host's trainer nor a second step knows them.
 NEUTRAL = {"AMP": ("auto", "none"), "COMPILE": ("none",), "ACCUMULATE": (1,), "CLIP_NORM": (0.0,), "SYNC_BN": (False,)}
+# Those that a second step does know.
+NEUTRAL_RECIPE = {key: (DEFAULTS[f"SOLVER.{key}"],) for key in RECIPE}
+LR_COS = "SOLVER.LR_COS"  # DeepKD's cosine, which shares WARMUP_EPOCHS and MIN_LR with ours, at other defaults
 
 
 def load_cfg(path, overrides=()) -> CfgNode:
@@ -66,6 +69,10 @@ def load_cfg(path, overrides=()) -> CfgNode:
         if name not in named:
             problems += _set(cfg, name, value, strict=True)
     problems += _wandb_problems(cfg, "LOG.WANDB" in named)
+    if cfg.SOLVER.TRAINER == "plugin":
+        for key in RECIPE:
+            if f"SOLVER.{key}" not in named:
+                cfg.SOLVER[key] = DEFAULTS[f"SOLVER.{key}"]  # a fork may have another default of its own
     problems += check(cfg)
     if problems:
         raise ConfigError(problems)
@@ -195,10 +202,32 @@ def check(cfg: CfgNode) -> list[str]:
             problems.append(
                 f"{name}: got {short_repr(node[leaf])}, expected three decimals{above}, e.g. [0.5, 0.5, 0.5], or []."
             )
-    if cfg.SOLVER.TYPE != "SGD":
-        problems.append(unknown_name("SOLVER.TYPE", cfg.SOLVER.TYPE, ("SGD",)))
+    problems += _recipe_problems(cfg, "TEACHER")
+    if cfg.SOLVER.TRAINER == "plugin":
+        problems += _recipe_problems(cfg, "SOLVER")
     kind = class_of(cfg.DISTILLER.TYPE)
     return problems + _name_problems(cfg) + _teacher_problems(cfg, kind) + _method_problems(cfg, kind)
+
+
+def _recipe_problems(cfg, name):
+    """What does not go together in the recipe of a run (SOLVER) or of a teacher trained here (TEACHER)."""
+    node, problems = cfg[name], []
+    if not node.EMA < 1:
+        problems.append(f"{name}.EMA is {node.EMA:g}; expected below 1, e.g. 0.999, or 0 for no average.")
+    if 0 < node.EPOCHS <= node.WARMUP_EPOCHS:
+        problems.append(
+            f"{name}.WARMUP_EPOCHS is {node.WARMUP_EPOCHS} and {name}.EPOCHS {node.EPOCHS}, so the rate would never "
+            f"reach {name}.LR. Lower WARMUP_EPOCHS."
+        )
+    if node.SCHEDULE == "steps" and node.MIN_LR:
+        problems.append(
+            f"{name}.MIN_LR is {node.MIN_LR:g}, where SCHEDULE cosine ends; {name}.SCHEDULE is steps. Use cosine, or 0."
+        )
+    if node.SCHEDULE == "cosine" and node.MIN_LR > node.LR:
+        problems.append(f"{name}.MIN_LR is {node.MIN_LR:g}; expected at most {name}.LR, {node.LR:g}.")
+    if node.TYPE == "AdamW" and not cfg.SOLVER.MOMENTUM < 1:
+        problems.append(f"SOLVER.MOMENTUM is {cfg.SOLVER.MOMENTUM:g}, AdamW's beta 1; expected below 1, e.g. 0.9.")
+    return problems
 
 
 def _out_of_bounds(name, value, low, high):
@@ -245,12 +274,18 @@ def _method_problems(cfg, kind):
     """The method's own mistakes, and what method, engine and ranks ask of each other."""
     solver, needs, problems = cfg.SOLVER, kind.needs(cfg), constructor_problems(kind, cfg)
     used = [key for key, neutral in NEUTRAL.items() if solver[key] not in neutral]
+    cosine_of_a_fork = find(cfg, LR_COS)[0]
     if solver.TRAINER != "plugin":
+        of_the_host = ("WARMUP_EPOCHS", "MIN_LR") if cosine_of_a_fork else ()
+        known = {key: neutral for key, neutral in (NEUTRAL | NEUTRAL_RECIPE).items() if key not in of_the_host}
         problems += [
             f"SOLVER.{key} is {solver[key]}; SOLVER.TRAINER {solver.TRAINER} does not read it. Use SOLVER.TRAINER "
-            f"plugin, or {NEUTRAL[key][-1]}."
-            for key in used
+            f"plugin, or {neutral[-1]}."
+            for key, neutral in known.items()
+            if solver[key] not in neutral
         ]
+    elif cosine_of_a_fork and solver.LR_COS:
+        problems.append(f"{LR_COS} is True, which SOLVER.TRAINER plugin does not read. Use SOLVER.SCHEDULE cosine.")
     if SECOND_STEP in needs:
         problems += [
             f"SOLVER.{key} is {solver[key]}, but {needs[SECOND_STEP]} and the second has no such thing. Use "

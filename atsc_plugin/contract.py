@@ -105,7 +105,10 @@ class Contract:
         return []
 
     def deployed(self) -> Any:
-        """The module that leaves the run (networks.deployed.DeployedStudent); None: the student as it is."""
+        """The module that leaves the run (networks.deployed.DeployedStudent); None: the student as it is.
+
+        It shares its weights with the method and consists of the same ones in every epoch: SOLVER.EMA averages them.
+        """
         return None
 
     def inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:

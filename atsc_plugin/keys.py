@@ -118,7 +118,51 @@ RUN_KEYS = (
     ),
 )
 
+RECIPE = ("TYPE", "SCHEDULE", "WARMUP_EPOCHS", "MIN_LR", "EMA", "NO_DECAY")  # of a run, and of a teacher trained here
+
+
+def recipe_keys(node: str, network: str) -> tuple[Key, ...]:
+    """The optimizer, its schedule and the average of the weights, for the student (SOLVER) and for a teacher."""
+    return (
+        Key(
+            f"{node}.TYPE",
+            "SGD",
+            "SGD, or AdamW with betas (SOLVER.MOMENTUM, 0.999) and decoupled decay",
+            choices=("SGD", "AdamW"),
+        ),
+        Key(
+            f"{node}.SCHEDULE",
+            "steps",
+            "steps: LR_DECAY_STAGES and LR_DECAY_RATE, by the epoch; cosine: from LR to MIN_LR, by the step, without "
+            "stages",
+            choices=("steps", "cosine"),
+        ),
+        Key(
+            f"{node}.WARMUP_EPOCHS",
+            0,
+            "epochs at the start in which the rate rises by the step: LR (t + 1) / (w + 1) in step t of w; the cosine "
+            "begins behind them",
+            minimum=0,
+        ),
+        Key(f"{node}.MIN_LR", 0.0, "where SCHEDULE cosine ends", minimum=0.0),
+        Key(
+            f"{node}.EMA",
+            0.0,
+            f"decay per step of an average of the {network}'s weights and BN statistics, e.g. 0.999, which looks back "
+            "1,000 steps; then the average is what is evaluated, kept and called top1. 0: none",
+            minimum=0.0,
+        ),
+        Key(
+            f"{node}.NO_DECAY",
+            "none",
+            "norms: no weight decay of norms, biases and other weights of one dimension; none: decay of all",
+            choices=("none", "norms"),
+        ),
+    )
+
+
 ENGINE_KEYS = (
+    *recipe_keys("SOLVER", "deployed student"),
     Key(
         "SOLVER.AMP",
         "auto",
@@ -179,6 +223,7 @@ TEACHER_KEYS = (
     Key("TEACHER.LR_DECAY_STAGES", [150, 180, 210], "epochs after which its rate is multiplied by LR_DECAY_RATE"),
     Key("TEACHER.LR_DECAY_RATE", 0.1, "factor at each decay stage", minimum=0.0),
     Key("TEACHER.WEIGHT_DECAY", 0.0005, "its weight decay", minimum=0.0),
+    *recipe_keys("TEACHER", "teacher"),
     Key(
         "DISTILLER.TEACHERS",
         [],

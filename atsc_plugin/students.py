@@ -145,13 +145,15 @@ def open_student(path, which: str = "last", cfg=None, data=None, skeleton: Calla
         return _bare_network(distiller, path, cfg, data)
     try:
         distiller.load_state_dict(plain)
+        module = deployed_of(contract.of(distiller.eval(), cfg))
+        if "model_ema" in content:
+            module.load_state_dict(content["model_ema"])
     except (RuntimeError, TypeError, AttributeError) as error:  # entries that are no tensors among them
         raise PluginError(
             f"{path} does not fit a {cfg.DISTILLER.TYPE} with student {cfg.DISTILLER.STUDENT} and the teachers of its "
             f"configuration: {str(error).splitlines()[-1].strip()} Name its own configuration with --cfg."
         ) from error
     source = f"checkpoint of {cfg.DISTILLER.TYPE}"
-    module = deployed_of(contract.of(distiller.eval(), cfg))
     if not _same_prediction(distiller, module.eval(), data.image_size):
         return Opened(_Prediction(distiller).eval(), None, source)
     drop_modules(module.backbone, module.unused)

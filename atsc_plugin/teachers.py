@@ -20,7 +20,7 @@ from atsc_plugin.engine.precision import precision_of
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import key_of, only_writer
-from atsc_plugin.keys import DEFAULTS
+from atsc_plugin.keys import DEFAULTS, RECIPE
 from atsc_plugin.methods.base import teacher_names
 from atsc_plugin.networks import named
 from atsc_plugin.networks.adapter import View
@@ -83,6 +83,7 @@ def recipe(cfg, data):
         # The defaults are left out, so that teachers trained before these were looked at keep their names.
         **({} if precision == "fp32" else {"precision": precision}),
         **{name: cfg.DATASET[name] for name in IMAGE_KEYS if cfg.DATASET[name] != DEFAULTS[f"DATASET.{name}"]},
+        **{name.lower(): node[name] for name in RECIPE if node[name] != DEFAULTS[f"TEACHER.{name}"]},
     }
 
 
@@ -233,20 +234,19 @@ def _train(path, cfg, data, loaders):
         )
         scratch = path.with_name(f".teacher-{path.stem}")  # a training that was killed is resumed from there
         with distributed.alone():  # the other ranks wait for the lock, and find it done
-            teacher = _run(cfg, loaders, scratch)
-        state = {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
+            state = _run(cfg, loaders, scratch)
         checkpoint.save({"model": state, "recipe": recipe(cfg, data)}, path)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _run(cfg, loaders, folder):
-    """Cross-entropy training by our own trainer, on the recipe of the TEACHER node; the last epoch is the teacher."""
+    """Cross-entropy training by our own trainer, on the recipe of the TEACHER node; the state after the last epoch."""
     own = cfg.clone()
     own.defrost()
     own.DISTILLER.TYPE, own.DISTILLER.STUDENT = "NONE", cfg.DISTILLER.TEACHER
     own.DISTILLER.STUDENT_ARGS = []
     own.EXPERIMENT.SEED = cfg.TEACHER.SEED
-    for key in ("EPOCHS", "BATCH_SIZE", "LR", "LR_DECAY_STAGES", "LR_DECAY_RATE", "WEIGHT_DECAY"):
+    for key in ("EPOCHS", "BATCH_SIZE", "LR", "LR_DECAY_STAGES", "LR_DECAY_RATE", "WEIGHT_DECAY", *RECIPE):
         own.SOLVER[key] = cfg.TEACHER[key]
     for key, plain in {"AMP": "auto", "COMPILE": "none", "ACCUMULATE": 1, "CLIP_NORM": 0.0}.items():
         own.SOLVER[key] = plain  # the engine's keys are the student's: a cached teacher must not depend on them
@@ -254,5 +254,7 @@ def _run(cfg, loaders, folder):
     data = loaders(own)
     teacher = new_teacher(cfg, data).to(device_of(cfg))
     distiller = host.distiller_dict["NONE"](teacher)
-    PluginTrainer("teacher", distiller, data.train, data.val or data.test, own, folder=folder).fit()
-    return teacher
+    trainer = PluginTrainer("teacher", distiller, data.train, data.val or data.test, own, folder=folder)
+    trainer.fit()
+    with trainer.step.averaged():
+        return {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}

@@ -19,7 +19,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 import every_method  # noqa: E402
 import torch  # noqa: E402
-from runs import EMA, Before, DroppingNet, config, dying, latest_of, tiny_loader, without_bn  # noqa: E402
+from runs import EMA, MODERN, Before, DroppingNet, config, dying, latest_of, tiny_loader, without_bn  # noqa: E402
 from tiny import TinyNet, add_tiny_networks  # noqa: E402
 from tiny import batch as toy_batch  # noqa: E402
 
@@ -241,6 +241,15 @@ class Poisoned(Before):
         if (self.number, distributed.rank()) == (1, 1):
             inputs = {**inputs, "image": torch.full_like(inputs["image"], float("nan"))}
         return super().__call__(inputs)
+
+
+def modern(where):
+    """AdamW, cosine, warm-up and an average: a whole run, and one whose ranks die before step 4 of each epoch."""
+    keys = {key.replace(".", "__"): value for key, value in zip(MODERN[::2], MODERN[1::2], strict=True)}
+    twin = whole(where, "modern_whole", **keys)
+    for number in range(2):
+        life(where, "modern", dying(4 + 2 * number, Killed), resume=number > 0, LOG__CHECKPOINT_STEPS=2, **keys)
+    return {**whole(where, "modern", resume=True, LOG__CHECKPOINT_STEPS=2, **keys), "twin": twin["state"]}
 
 
 def more(where):

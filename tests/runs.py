@@ -14,6 +14,11 @@ from atsc_plugin.host import CFG
 from atsc_plugin.methods.atsc import ATSC
 
 EMA = ["ATSC.TEACHER.EMA", 0.9, "ATSC.TEACHER.LEARNS", "task"]
+MODERN = [
+    "SOLVER.TYPE", "AdamW", "SOLVER.LR", 0.01, "SOLVER.SCHEDULE", "cosine", "SOLVER.WARMUP_EPOCHS", 1,
+    "SOLVER.MIN_LR", 1e-4, "SOLVER.EMA", 0.9, "SOLVER.NO_DECAY", "norms", "ATSC.DRIFT.WEIGHT", 0.0,
+    "ATSC.TEACHER.LEARNS", "task",
+]  # fmt: skip
 TIMES = ("seconds", "data_seconds", "checkpoint_seconds", "images_per_second", "memory_mb", "peak_memory_mb")
 
 

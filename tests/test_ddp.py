@@ -34,7 +34,7 @@ from atsc_plugin.methods.atsc import ATSC
 HERE = Path(__file__).resolve().parent
 CPU = torch.device("cpu")
 CONTINUED = ["killed", "signalled", "evaluating", "minutes"]
-TWO = [*ENDS, "gradients", "statistics", "whole", *CONTINUED, "skipping", "more", "fewer", "command", "slow"]
+TWO = [*ENDS, "gradients", "statistics", "whole", *CONTINUED, "skipping", "modern", "more", "fewer", "command", "slow"]
 THREE = ["whole", "killed", "fails_alone"]
 
 
@@ -212,6 +212,13 @@ def test_ranks_that_were_broken_off_end_as_the_whole_ones(two, case):
     for whole, broken in zip(ends(two, "whole"), ends(two, case), strict=True):
         assert_equal_states(whole["state"], broken["state"])
     assert_same_files(two[0] / "whole" / "run", two[0] / case / "run")
+
+
+def test_two_ranks_with_adamw_a_cosine_and_an_average_end_as_the_whole_ones(two):
+    """The average's BN statistics differ from rank to rank inside an epoch, as the student's do."""
+    for end in ends(two, "modern"):
+        assert_equal_states(end["twin"], end["state"])
+    assert_same_files(two[0] / "modern_whole" / "run", two[0] / "modern" / "run")
 
 
 def test_three_ranks_add_up_in_the_same_order_before_and_after_a_continuation(three):

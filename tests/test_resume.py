@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from runs import EMA, assert_the_same_run, config, latest_of, log_of, tiny_loader, trainer_of
+from runs import EMA, MODERN, assert_the_same_run, config, latest_of, log_of, tiny_loader, trainer_of
 from torch.utils.data import DataLoader, Dataset
 
 from atsc_plugin.engine import checkpoint
@@ -58,7 +58,9 @@ def killed_at(trainer, place, resume=False):
     return False
 
 
-@pytest.mark.parametrize(("update", "keys"), [("fused", EMA), ("fused", ["ATSC.TEACHER.EVERY", 2]), ("published", [])])
+@pytest.mark.parametrize(
+    ("update", "keys"), [("fused", EMA), ("fused", ["ATSC.TEACHER.EVERY", 2]), ("published", []), ("fused", MODERN)]
+)
 def test_a_run_killed_again_and_again_ends_as_the_whole_one(cfg, tmp_path, update, keys):
     """24 images in batches of 8 are 3 steps an epoch; `latest` after every step; each life is seven actions long."""
     cfg.merge_from_list(["LOG.CHECKPOINT_STEPS", 1, *keys])

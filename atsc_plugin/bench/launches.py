@@ -26,6 +26,7 @@ ASKERS = {
     "atsc_plugin.networks.drift": "drift",
     "atsc_plugin.networks.ema": "optimizer",
     "torch.optim.sgd": "optimizer",
+    "torch.optim.adam": "optimizer",
     "torch.nn.utils.clip_grad": "optimizer",
     "atsc_plugin.engine.meters": "meters",
     "atsc_plugin.engine.step:all_finite": "meters",

@@ -57,7 +57,8 @@ def refuse_unfinished(folder):
 def say_changes(folder, cfg):
     """Print each key that differs from the run's own, and which value holds; refuse those that cannot change."""
     changes = differences(folder, cfg)
-    fixed = [_text(*change) for change in changes if not change[0].startswith((*FREE, *KEPT))]
+    free = [name for name in FREE if name != "SOLVER.EPOCHS" or cfg.SOLVER.SCHEDULE != "cosine"]  # which ends there
+    fixed = [_text(*change) for change in changes if not change[0].startswith((*free, *KEPT))]
     if fixed:
         raise PluginError(
             "\n".join(

@@ -1,8 +1,10 @@
 """The checkpoints of a run: what is written after every epoch and inside one, and how a run continues from `latest`.
 
 `latest` and `best` hold the whole distiller, `student_*` the bare student in mdistiller's shape, `deploy_*` all that
-inference needs and nothing else. `latest` has besides all that an exact continuation needs; `start.safetensors` holds
-the method's constants and is written once. At every moment one of `latest` and `latest_previous` is whole.
+inference needs and nothing else. Under SOLVER.EMA all of them hold the average but `latest` and `epoch_N`, which have
+it as "model_ema" beside the student that is trained. `latest` has besides all that an exact continuation needs;
+`start.safetensors` holds the method's constants and is written once. At every moment one of `latest` and
+`latest_previous` is whole.
 """
 
 from __future__ import annotations
@@ -96,14 +98,15 @@ class Checkpoints:
 
     def _write_epoch(self, line, state, better):
         epoch, folder = line["epoch"], self.folder
-        student = {"model": self.distiller.student.state_dict()}
-        for name in ["last", "best"] if better else ["last"]:
-            self._save_deployed(folder / f"deploy_{name}", line)
-        if better:
-            best = {"epoch": epoch, "model": self.distiller.state_dict(), "best_acc": self.progress.best_top1}
-            checkpoint.save(best, folder / "best")
-            checkpoint.save(student, folder / "student_best")
-        checkpoint.save(student, folder / "student_latest")
+        with self.step.averaged():
+            student = {"model": self.distiller.student.state_dict()}
+            for name in ["last", "best"] if better else ["last"]:
+                self._save_deployed(folder / f"deploy_{name}", line)
+            if better:
+                best = {"epoch": epoch, "model": self.distiller.state_dict(), "best_acc": self.progress.best_top1}
+                checkpoint.save(best, folder / "best")
+                checkpoint.save(student, folder / "student_best")
+            checkpoint.save(student, folder / "student_latest")
         if epoch % self.cfg.LOG.SAVE_CHECKPOINT_FREQ == 0:
             checkpoint.save(state, folder / f"epoch_{epoch}")
         self._write_latest(state)

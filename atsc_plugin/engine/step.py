@@ -5,7 +5,9 @@ Nothing in it waits for the device: losses stay tensors, and the meters that add
 
 from __future__ import annotations
 
+import copy
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from atsc_plugin import contract
 from atsc_plugin.contract import IDLE_PARAMETERS, SECOND_STEP, Contract
 from atsc_plugin.engine import distributed, optim, precision
 from atsc_plugin.errors import PluginError
+from atsc_plugin.networks.deployed import deployed_of
+from atsc_plugin.networks.ema import exchanged, tensor_pairs, update_ema
 
 
 def micro_batches(inputs: dict[str, Any], count: int) -> list[tuple[dict[str, Any], float]]:
@@ -52,14 +56,21 @@ class Step:
         self.called = None  # what is called in training: the distiller, or DDP around it, made with the first batch
         self.device = next(distiller.parameters()).device
         self.precision = precision.precision_of(self.solver.AMP, self.device, needs.get(SECOND_STEP, ""))
-        self.optimizer = optim.sgd(method.param_groups(cfg), self.solver, self.device)
+        groups = method.param_groups(cfg)
+        if self.solver.NO_DECAY == "norms":
+            groups = optim.without_decay(groups, distiller)
+        self.optimizer = optim.optimizer_of(groups, self.solver, self.device)
         self.second_parameters = method.second_parameters()
         self.second_optimizer = None
         if self.second_parameters:
-            self.second_optimizer = optim.sgd(self.second_parameters, self.solver, self.device)
+            self.second_optimizer = optim.optimizer_of(self.second_parameters, self.solver, self.device)
         self.skipped = self._skipped_steps(needs)
         networks = [distiller.student, *(network.module for network in method.networks())]
         precision.keep_logits_full(networks, self.precision)
+        self.deployed = self.average = None  # the deployed part and, under SOLVER.EMA, the average of it
+        if self.solver.EMA:
+            self.deployed = deployed_of(method)
+            self.average = copy.deepcopy(self.deployed).requires_grad_(False)
         self.compiled = precision.compile_method(method, self.solver.COMPILE, self.device)
 
     def _skipped_steps(self, needs):
@@ -75,6 +86,22 @@ class Step:
     def parameters(self) -> list[nn.Parameter]:
         """Everything the optimizer moves."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    # ---- the average ----
+
+    def start_average(self) -> None:
+        """The average begins where the method begins."""
+        if self.average is not None:
+            self.average.load_state_dict(self.deployed.state_dict())
+
+    def averaged(self):
+        """The block in which the distiller predicts, and is written, with the average: SOLVER.EMA."""
+        return nullcontext() if self.average is None else exchanged(tensor_pairs(self.average, self.deployed))
+
+    @property
+    def with_average(self) -> nn.Module:
+        """The distiller and the average beside it: all that has BN statistics."""
+        return self.distiller if self.average is None else nn.ModuleList([self.distiller, self.average])
 
     def uncompiled(self):
         """The block in which the networks are evaluated."""
@@ -95,6 +122,8 @@ class Step:
         if self.second_parameters:
             losses |= self._second(inputs)
         self.method.after_step()
+        if self.average is not None:
+            update_ema(self.average, self.deployed, self.solver.EMA)
         return logits, losses
 
     def _results(self, batches):
@@ -138,6 +167,8 @@ class Step:
             state["second_optimizer"] = self.second_optimizer.state_dict()
         if self.precision.scaler is not None:
             state["scaler"] = self.precision.scaler.state_dict()
+        if self.average is not None:
+            state["model_ema"] = self.average.state_dict()  # what readers of checkpoints take before "model"
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -146,6 +177,8 @@ class Step:
             optim.load_optimizer(self.second_optimizer, state["second_optimizer"])
         if self.precision.scaler is not None and "scaler" in state:
             self.precision.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["model_ema"])
 
 
 def _together(results):

@@ -152,6 +152,7 @@ class PluginTrainer:
                         f"note: this CPU computes bf16 {slowdown:.0f} times slower than fp32; SOLVER.AMP none is faster"
                     )
             self.method.begin()
+            self.step.start_average()
             inside = self.checkpoints.begin(resume, self._about())
             self.logs = run_dir.Logs(self.folder, self.progress.epoch + 1) if distributed.first() else None
             try:
@@ -228,25 +229,25 @@ class PluginTrainer:
 
     def _epoch(self, epoch: int, inside: dict[str, Any] | None) -> tuple[dict[str, Any], contract.EpochReport]:
         """Train and evaluate once; (the line of the log, what the method reports)."""
-        rate = learning_rate(self.cfg, epoch)
-        set_learning_rate(self.step.optimizer, rate)
         ranks = [distributed.rank()] if distributed.rank() else []  # the first draws what a single process draws
         seed_all(stream(self.cfg.EXPERIMENT.SEED, "step", epoch, *ranks))  # for loaders and layers that draw globally
         set_epoch(self.train_loader, epoch)
         self.method.before_epoch(epoch)
         self.work = TrainingPass(self, epoch, inside)
         trained = self.work.run()
-        distributed.average_bn(self.distiller)
+        distributed.average_bn(self.step.with_average)
         scores = self._evaluate(self.val_loader)
+        raw = self._evaluate(self.val_loader, "eval, raw", averaged=False) if self.step.average is not None else {}
         images, seconds = trained.pop("images"), self.work.seconds
         self.progress.seconds += seconds
         self.progress.images += images
         line = {
             "epoch": epoch,
-            "lr": rate,
+            "lr": self.work.rate(),  # of its last step
             **trained,
             "top1": scores["top1"],
             "top5": scores["top5"],
+            **({"raw_top1": raw["top1"]} if raw else {}),  # of the student that the average follows
             "test_loss": scores["loss"],
             "ece": scores["ece"],
             "seconds": seconds,
@@ -268,10 +269,10 @@ class PluginTrainer:
 
     # ---- evaluation ----
 
-    def _evaluate(self, loader, label="eval", keep=None) -> dict[str, float]:
+    def _evaluate(self, loader, label="eval", keep=None, averaged=True) -> dict[str, float]:
         self.distiller.eval()
         watched = self.signals.watched(loader)
-        with self.step.uncompiled():
+        with self.step.uncompiled(), self.step.averaged() if averaged else nullcontext():
             return evaluate(lambda image: self.distiller(image=image), watched, self.device, label, keep)
 
     def _top1_before(self) -> dict[str, float]:
@@ -376,7 +377,7 @@ class PluginTrainer:
         now = {name: tensor.clone() for name, tensor in self.distiller.state_dict().items()}
         best = distributed.from_first(lambda: checkpoint.load(self.folder / "best")["model"])
         self.distiller.load_state_dict(best)
-        top1 = self._evaluate(self.test_loader, "test, best")["top1"]
+        top1 = self._evaluate(self.test_loader, "test, best", averaged=False)["top1"]  # `best` holds the average
         self.distiller.load_state_dict(now)
         return top1
 
@@ -403,7 +404,7 @@ class TrainingPass:
         for more in mine[1:]:
             self.meters.load_more(more["meters"])
         as_many = len(ranks) == distributed.world()
-        distributed.load_bn(self.trainer.distiller, [rank["buffers"] for rank in (mine if as_many else ranks)])
+        distributed.load_bn(self.trainer.step.with_average, [rank["buffers"] for rank in (mine if as_many else ranks)])
         self.random = mine[0]["random"] if as_many else FRESH
 
     def save(self) -> None:
@@ -418,7 +419,7 @@ class TrainingPass:
         return {
             "meters": self.meters.state(),
             "random": random_states(self.trainer.device),
-            "buffers": distributed.own_bn(self.trainer.distiller),
+            "buffers": distributed.own_bn(self.trainer.step.with_average),
         }
 
     # ---- the loop ----
@@ -432,11 +433,14 @@ class TrainingPass:
         batches = loader.draws_from(done) if trainer.recorded else batches_from(loader, done)
         bar = progress(batches, f"epoch {self.epoch}/{trainer.cfg.SOLVER.EPOCHS}", total, meters.steps)
         self._restore_random_states()
-        waiting = time.perf_counter()
+        waiting, rate = time.perf_counter(), None
         for batch in bar:
             if not trainer.recorded:
                 batch = {**inputs_of(batch, trainer.device), "epoch": self.epoch}
             meters.data_seconds += time.perf_counter() - waiting
+            if (now := self.rate(meters.steps)) != rate:  # where steps are recorded, setting it is a launch
+                rate = now
+                set_learning_rate(trainer.step.optimizer, rate)
             trainer.method.before_step(self.epoch, meters.steps)
             self._step(batch)
             if meters.steps % READ_EVERY == 0 or meters.steps == total:
@@ -451,6 +455,11 @@ class TrainingPass:
         self.check()
         trainer.signals.check()
         return summary
+
+    def rate(self, step: int = -1) -> float:
+        """The learning rate of a step, -1 for the last one."""
+        steps = len(self.trainer.train_loader)
+        return learning_rate(self.trainer.cfg, self.epoch, step % steps, steps)
 
     def _restore_random_states(self):
         if self.random == FRESH:

@@ -214,10 +214,10 @@ class ATSC(SharedClassifier):
 
     @classmethod
     def problems(cls, cfg):
-        node, problems = cfg.ATSC, []
+        node, problems = cfg.ATSC, _adamw_problems(cfg)
         product = cfg.SOLVER.LR * node.TEACHER.LR_SCALE * 2 * node.DRIFT.WEIGHT
         limit = drift_rate_limit(cfg.SOLVER.MOMENTUM)
-        if not product < limit:
+        if cfg.SOLVER.TYPE == "SGD" and not product < limit:
             problems.append(
                 f"SOLVER.LR * ATSC.TEACHER.LR_SCALE * 2 * ATSC.DRIFT.WEIGHT is {product:g}; SGD with momentum "
                 f"{cfg.SOLVER.MOMENTUM:g} diverges at {limit:g} and beyond. Lower ATSC.DRIFT.WEIGHT or the rate."
@@ -494,6 +494,25 @@ class ATSC(SharedClassifier):
     def load_run_state(self, state):
         for monitor, stored in zip(self.monitors, state["monitors"], strict=True):
             monitor.load_state(stored)
+
+
+def _adamw_problems(cfg) -> list[str]:
+    """What is defined with SGD alone."""
+    node, problems = cfg.ATSC, []
+    if cfg.SOLVER.TYPE == "AdamW" and node.DRIFT.WEIGHT > 0:
+        problems.append(
+            f"ATSC.DRIFT.WEIGHT is {node.DRIFT.WEIGHT:g} with SOLVER.TYPE AdamW, which divides a gradient by its size: "
+            "the drift term would no longer hold in proportion to the distance. Use SGD, or DRIFT.WEIGHT 0, e.g. with "
+            "ATSC.TEACHER.LEARNS task and TEACHER.EMA 0.99."
+        )
+    if node.UPDATE == "published":
+        problems += [
+            f"SOLVER.{key} is {cfg.SOLVER[key]}; the released step is SGD's, with decay of all weights. Use "
+            f"{released}, or ATSC.UPDATE fused."
+            for key, released in (("TYPE", "SGD"), ("NO_DECAY", "none"))
+            if cfg.SOLVER[key] != released
+        ]
+    return problems
 
 
 def _ema_problems(node) -> list[str]:

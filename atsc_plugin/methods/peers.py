@@ -89,6 +89,11 @@ class Peers(LearningTeacher):
                 "PEERS.DEPLOY best chooses on validation images, and EXPERIMENT.SELECT_ON is "
                 f"{cfg.EXPERIMENT.SELECT_ON}. Set SELECT_ON val, and DATASET.VAL_SPLIT where data have none."
             )
+        if node.DEPLOY == "best" and cfg.SOLVER.EMA:
+            problems.append(
+                f"PEERS.DEPLOY best may deploy another student in every epoch, and SOLVER.EMA {cfg.SOLVER.EMA:g} "
+                "averages one. Use PEERS.DEPLOY first, or SOLVER.EMA 0."
+            )
         return problems
 
     @classmethod

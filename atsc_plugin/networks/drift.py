@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from atsc_plugin.networks.ema import exchanged
+
 
 class StartingPoint(nn.Module):
     """A network's weights and statistics as they were: buffers that move with .to() and stay out of checkpoints.
@@ -45,21 +47,12 @@ class StartingPoint(nn.Module):
     def in_place_of(self, network: nn.Module) -> Iterator[nn.Module]:
         """The network as it was, for the length of a block; storage is exchanged, nothing is copied."""
         state = dict(_state(network))
-        pairs = [(tensor, state[name]) for name, tensor in self.items()]
-        _exchange(pairs)
-        try:
+        with exchanged([(tensor, state[name]) for name, tensor in self.items()]):
             yield network
-        finally:
-            _exchange(pairs)
 
 
 def _state(network):
     return [*network.named_parameters(), *network.named_buffers()]
-
-
-def _exchange(pairs):
-    for start, present in pairs:
-        start.data, present.data = present.data, start.data
 
 
 class _Drift(torch.autograd.Function):

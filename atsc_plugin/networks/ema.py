@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
 def update_ema(average: nn.Module, online: nn.Module, decay: float) -> None:
     """theta_bar <- decay * theta_bar + (1 - decay) * theta, of weights and BN statistics alike; counts are copied."""
-    averages, onlines = ([*network.parameters(), *network.buffers()] for network in (average, online))
-    pairs = list(zip(averages, onlines, strict=True))
+    pairs = tensor_pairs(average, online)
     floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    counts = [pair for pair in pairs if not pair[0].is_floating_point()]
     torch._foreach_lerp_([mine for mine, _ in floats], [current for _, current in floats], 1 - decay)
-    for mine, current in pairs:
-        if not mine.is_floating_point():
-            mine.copy_(current)
+    if counts:
+        torch._foreach_copy_([mine for mine, _ in counts], [current for _, current in counts])
+
+
+def tensor_pairs(one: nn.Module, other: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The weights and buffers of two networks of one architecture, side by side."""
+    return list(zip(*([*network.parameters(), *network.buffers()] for network in (one, other)), strict=True))
+
+
+@contextmanager
+def exchanged(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Within the block the tensors of each pair have each other's values; storage is exchanged, nothing is copied."""
+    _exchange(pairs)
+    try:
+        yield
+    finally:
+        _exchange(pairs)
+
+
+def _exchange(pairs):
+    for one, other in pairs:
+        one.data, other.data = other.data, one.data
