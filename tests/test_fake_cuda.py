@@ -7,6 +7,7 @@ import pytest
 import torch
 from every_method import NAMES, WAYS, Loaders, config, distiller_of, network
 from fake_cuda import fake_cuda, moved
+from runs import MODERN
 from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
@@ -96,6 +97,18 @@ def test_an_epoch_stays_on_the_device_reads_and_draws_what_it_says_and_sums_in_3
     assert watched.maps == {torch.float32 if "published" in keys else torch.bfloat16}
     assert ("loss_drift" in watched.losses) == (name == "ATSC")
     assert watched.launches.total() <= budget, dict(watched.launches)
+
+
+def test_todays_recipe_stays_on_the_device_too_and_an_average_costs_two_launches(tmp_path):
+    """One for weights and statistics, one for the counts of BN."""
+    watched = Watched("ATSC", tmp_path, *MODERN)
+    assert watched.step == {}
+    assert {tensor.device.type for tensor in watched.trainer.step.average.state_dict().values()} == {"cuda"}
+    assert {each.device.type for state in watched.trainer.step.optimizer.state.values() for each in state.values()} == {
+        "cuda"
+    }
+    without = Watched("ATSC", tmp_path / "without", *MODERN, "SOLVER.EMA", 0.0).launches
+    assert watched.launches - without == {"optimizer": 2}
 
 
 def test_launches_of_the_engine_counted_on_a_cpu_are_those_of_the_fake_device(tmp_path, capsys):

@@ -5,7 +5,6 @@ Nothing in it waits for the device: losses stay tensors, and the meters that add
 
 from __future__ import annotations
 
-import copy
 import math
 from contextlib import nullcontext
 from typing import Any
@@ -18,7 +17,7 @@ from atsc_plugin.contract import IDLE_PARAMETERS, SECOND_STEP, Contract
 from atsc_plugin.engine import distributed, optim, precision
 from atsc_plugin.errors import PluginError
 from atsc_plugin.networks.deployed import deployed_of
-from atsc_plugin.networks.ema import exchanged, tensor_pairs, update_ema
+from atsc_plugin.networks.ema import average_of, exchanged, tensor_pairs, update_ema
 
 
 def micro_batches(inputs: dict[str, Any], count: int) -> list[tuple[dict[str, Any], float]]:
@@ -70,7 +69,7 @@ class Step:
         self.deployed = self.average = None  # the deployed part and, under SOLVER.EMA, the average of it
         if self.solver.EMA:
             self.deployed = deployed_of(method)
-            self.average = copy.deepcopy(self.deployed).requires_grad_(False)
+            self.average = average_of(self.deployed)
         self.compiled = precision.compile_method(method, self.solver.COMPILE, self.device)
 
     def _skipped_steps(self, needs):

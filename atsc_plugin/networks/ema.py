@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+
+def average_of(network: nn.Module) -> nn.Module:
+    """A copy without gradients, in which the average of a network begins."""
+    tensors: dict[int, Tensor] = {id(p): nn.Parameter(p.detach().clone(), False) for p in network.parameters()}
+    tensors |= {id(buffer): buffer.clone() for buffer in network.buffers()}
+    return copy.deepcopy(network, tensors)
 
 
 @torch.no_grad()
