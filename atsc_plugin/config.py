@@ -17,7 +17,7 @@ from atsc_plugin.cards import CARD, name_deployed
 from atsc_plugin.contract import NONE, SECOND_STEP, SEVERAL
 from atsc_plugin.engine.run_dir import read_tree
 from atsc_plugin.errors import ConfigError
-from atsc_plugin.host import CFG, distiller_dict, host_datasets, trainer_dict
+from atsc_plugin.host import CFG, FORKS_COSINE, distiller_dict, host_datasets, trainer_dict, warmup_epochs
 from atsc_plugin.keys import DEFAULTS, RECIPE, find, flatten, unknown_name
 from atsc_plugin.methods.base import METHODS, class_of, constructor_problems, teacher_names
 from atsc_plugin.networks import named
@@ -45,7 +45,6 @@ LIGHT_STUDENTS, LIGHT_RATE = ("MobileNetV2", "ShuffleV1", "ShuffleV2"), 0.01
 NEUTRAL = {"AMP": ("auto", "none"), "COMPILE": ("none",), "ACCUMULATE": (1,), "CLIP_NORM": (0.0,), "SYNC_BN": (False,)}
 # Those that a second step does know.
 NEUTRAL_RECIPE = {key: (DEFAULTS[f"SOLVER.{key}"],) for key in RECIPE}
-LR_COS = "SOLVER.LR_COS"  # DeepKD's cosine, which shares WARMUP_EPOCHS and MIN_LR with ours, at other defaults
 
 
 def load_cfg(path, overrides=()) -> CfgNode:
@@ -69,10 +68,6 @@ def load_cfg(path, overrides=()) -> CfgNode:
         if name not in named:
             problems += _set(cfg, name, value, strict=True)
     problems += _wandb_problems(cfg, "LOG.WANDB" in named)
-    if cfg.SOLVER.TRAINER == "plugin":
-        for key in RECIPE:
-            if f"SOLVER.{key}" not in named:
-                cfg.SOLVER[key] = DEFAULTS[f"SOLVER.{key}"]  # a fork may have another default of its own
     problems += check(cfg)
     if problems:
         raise ConfigError(problems)
@@ -214,12 +209,12 @@ def _recipe_problems(cfg, name):
     node, problems = cfg[name], []
     if not node.EMA < 1:
         problems.append(f"{name}.EMA is {node.EMA:g}; expected below 1, e.g. 0.999, or 0 for no average.")
-    if 0 < node.EPOCHS <= node.WARMUP_EPOCHS:
+    if 0 < node.EPOCHS <= warmup_epochs(node):
         problems.append(
             f"{name}.WARMUP_EPOCHS is {node.WARMUP_EPOCHS} and {name}.EPOCHS {node.EPOCHS}, so the rate would never "
             f"reach {name}.LR. Lower WARMUP_EPOCHS."
         )
-    if node.SCHEDULE == "steps" and node.MIN_LR:
+    if node.SCHEDULE == "steps" and node.MIN_LR and FORKS_COSINE not in node:
         problems.append(
             f"{name}.MIN_LR is {node.MIN_LR:g}, where SCHEDULE cosine ends; {name}.SCHEDULE is steps. Use cosine, or 0."
         )
@@ -274,9 +269,8 @@ def _method_problems(cfg, kind):
     """The method's own mistakes, and what method, engine and ranks ask of each other."""
     solver, needs, problems = cfg.SOLVER, kind.needs(cfg), constructor_problems(kind, cfg)
     used = [key for key, neutral in NEUTRAL.items() if solver[key] not in neutral]
-    cosine_of_a_fork = find(cfg, LR_COS)[0]
     if solver.TRAINER != "plugin":
-        of_the_host = ("WARMUP_EPOCHS", "MIN_LR") if cosine_of_a_fork else ()
+        of_the_host = ("WARMUP_EPOCHS", "MIN_LR") if FORKS_COSINE in solver else ()
         known = {key: neutral for key, neutral in (NEUTRAL | NEUTRAL_RECIPE).items() if key not in of_the_host}
         problems += [
             f"SOLVER.{key} is {solver[key]}; SOLVER.TRAINER {solver.TRAINER} does not read it. Use SOLVER.TRAINER "
@@ -284,8 +278,10 @@ def _method_problems(cfg, kind):
             for key, neutral in known.items()
             if solver[key] not in neutral
         ]
-    elif cosine_of_a_fork and solver.LR_COS:
-        problems.append(f"{LR_COS} is True, which SOLVER.TRAINER plugin does not read. Use SOLVER.SCHEDULE cosine.")
+    elif solver.get(FORKS_COSINE):
+        problems.append(
+            f"SOLVER.{FORKS_COSINE} is True, which SOLVER.TRAINER plugin does not read. Use SOLVER.SCHEDULE cosine."
+        )
     if SECOND_STEP in needs:
         problems += [
             f"SOLVER.{key} is {solver[key]}, but {needs[SECOND_STEP]} and the second has no such thing. Use "

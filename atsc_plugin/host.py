@@ -29,6 +29,7 @@ OPTIONAL = {
     "dataset": ["get_dataset"],
     "distillers.DKD": ["dkd_loss"],
 }
+FORKS_COSINE = "LR_COS"  # DeepKD's key in SOLVER; its WARMUP_EPOCHS (20) and MIN_LR (0.00005) go with it
 WAY_OUT = "ATSC_HOST=embedded runs on the embedded host instead"
 
 
@@ -176,6 +177,11 @@ def new_network(dataset, name, classes):
 def image_size(node):
     """Side in pixels of the images that the networks see; `node` is DATASET, with our keys or without."""
     return node.get("IMAGE_SIZE", 0) or {"imagenet": 224, "tiny_imagenet": 64}.get(node.TYPE, 32)
+
+
+def warmup_epochs(solver):
+    """Epochs of a rising rate; where WARMUP_EPOCHS is a fork's own key, they go with a cosine alone."""
+    return 0 if FORKS_COSINE in solver and solver.SCHEDULE == "steps" else solver.WARMUP_EPOCHS
 
 
 def host_datasets():

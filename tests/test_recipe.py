@@ -18,6 +18,7 @@ from atsc_plugin.commands import earlier_run
 from atsc_plugin.config import load_cfg
 from atsc_plugin.engine import checkpoint, precision
 from atsc_plugin.engine.evaluate import evaluate
+from atsc_plugin.engine.layouts import state_of_network
 from atsc_plugin.engine.optim import learning_rate, without_decay
 from atsc_plugin.engine.step import Step
 from atsc_plugin.engine.trainer import PluginTrainer
@@ -302,6 +303,14 @@ def test_a_student_opened_from_latest_is_the_average(finished):
         assert torch.allclose(module(images), trainer.step.average.eval()(images), atol=1e-6)
 
 
+def test_a_network_loaded_from_latest_is_the_average(tmp_path):
+    step, inputs = vanilla_step(tmp_path, "SOLVER.EMA", 0.5)
+    step(inputs)
+    state = state_of_network({"model": step.distiller.state_dict(), **step.state()}, "latest")
+    assert state.keys() == step.distiller.student.state_dict().keys()
+    assert torch.equal(state["conv.weight"], step.average.backbone.conv.weight)
+
+
 # ---- a teacher trained here ----
 
 
@@ -376,9 +385,11 @@ def test_a_fork_with_a_cosine_of_its_own_keeps_its_keys_to_itself(monkeypatch):
     register()
     for key, value in {"LR_COS": False, "WARMUP_EPOCHS": 20, "MIN_LR": 5e-5}.items():
         monkeypatch.setitem(host.CFG.SOLVER, key, value)
-    cfg = load_cfg(KD)
-    assert (cfg.SOLVER.WARMUP_EPOCHS, cfg.SOLVER.MIN_LR) == (0, 0.0)
-    assert load_cfg(KD, ["SOLVER.TRAINER", "base", "SOLVER.LR_COS", "True"]).SOLVER.WARMUP_EPOCHS == 20
+    stages = load_cfg(KD)  # 6 epochs
+    assert learning_rate(stages, 1, 0, 100) == stages.SOLVER.LR  # no warm-up
+    cosine = load_cfg(KD, ["SOLVER.SCHEDULE", "cosine", "SOLVER.EPOCHS", "40"])
+    assert learning_rate(cosine, 1, 0, 100) == cosine.SOLVER.LR / 2001
+    load_cfg(KD, ["SOLVER.TRAINER", "base", "SOLVER.LR_COS", "True"])
     assert "SOLVER.LR_COS is True, which SOLVER.TRAINER plugin does not read" in problems_of("SOLVER.LR_COS", "True")
 
 

@@ -6,6 +6,8 @@ import warnings
 import torch
 from torch import nn
 
+from atsc_plugin.host import warmup_epochs
+
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
@@ -79,7 +81,7 @@ def learning_rate(cfg, epoch, step=0, steps=1):
     In the first w steps, those of WARMUP_EPOCHS: LR * (t + 1) / (w + 1), LinearLR; stages count there too.
     """
     solver = cfg.SOLVER
-    now, warmup, end = (epochs * steps for epochs in (epoch - 1, solver.WARMUP_EPOCHS, solver.EPOCHS))
+    now, warmup, end = (epochs * steps for epochs in (epoch - 1, warmup_epochs(solver), solver.EPOCHS))
     now += step
     if solver.SCHEDULE == "cosine" and now >= warmup:
         height = (1 + math.cos(math.pi * (now - warmup) / (end - warmup))) / 2
