@@ -149,7 +149,7 @@ def recipe_keys(node: str, network: str) -> tuple[Key, ...]:
             f"{node}.EMA",
             0.0,
             f"decay per step of an average of the {network}'s weights and BN statistics, e.g. 0.999, which looks back "
-            "1,000 steps; then the average is what is evaluated, kept and called top1. 0: none",
+            "1,000 steps; it is then what is evaluated, kept and called top1, beside raw_top1 in the log. 0: none",
             minimum=0.0,
         ),
         Key(

@@ -193,6 +193,7 @@ class ATSC(SharedClassifier):
     of KD. It moves the trunk and the head of what learns, the teacher or its online copy, and nothing of the student.
     TEACHER.EVERY k: in the steps between, the teacher has no gradient, hence neither decay nor momentum; its BN keeps
     to the batch's statistics and goes on averaging them. With EMA the online copy and the average both rest.
+    AdamW divides a gradient by its size, so that DRIFT would be another force: refused, as it is for the released step.
 
     UPDATE "published" is the released step to rounding (random2314235/ATSC at 8bde1b2), two optimizer steps a batch.
     One, over student, projector and the whole teacher: FEAT * mse(P(F_s), F_t) + DRIFT * sum ||theta - theta_0||^2 +

@@ -58,7 +58,7 @@ class SwitOKD(DML):
         return super().forward_train(image, target, **kwargs)
 
     def teacher_losses(self, logits, wanted, target):
-        """Of a paused teacher they are logged and have no gradient: SGD leaves a weight without gradient as it is."""
+        """Of a paused teacher they are logged and have no gradient: a weight without gradient stays as it is."""
         paused = self.pauses(logits, wanted.detach(), target)
         losses = super().teacher_losses(logits, wanted, target, torch.full_like(target, paused))
         return {name: loss.detach() for name, loss in losses.items()} if paused else losses
