@@ -106,6 +106,7 @@ def tiny():
 
 CASES = {name: (name, ()) for name in NAMES} | {f"ATSC {key}": ("ATSC", tuple(way)) for key, way in WAYS.items()}
 CASES["micro-batches, clipped"] = "ATSC", ("SOLVER.ACCUMULATE", 2, "SOLVER.CLIP_NORM", 0.5)
+CASES["AdamW, micro-batches, clipped"] = "ATSC", (*MODERN, "SOLVER.ACCUMULATE", 2, "SOLVER.CLIP_NORM", 0.5)
 CASES["bf16"] = "ATSC", ("SOLVER.AMP", "bf16")
 
 
