@@ -73,9 +73,14 @@ class Images(Dataset):
         return (*item, number) if self.training else item
 
 
+def scaled(image: Any) -> torch.Tensor:
+    """pixel / 255 of an RGB image or of uint8 3 x H x W. v2.ToDtype multiplies by 1 / 255: other last digits."""
+    return (image if isinstance(image, torch.Tensor) else pil_to_tensor(image)).float() / 255
+
+
 def evaluation_transform(mean: list[float], std: list[float]) -> Callable:
-    """(pixel / 255 - mean) / std of an RGB image or of uint8 3 x H x W."""
-    return v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+    """(pixel / 255 - mean) / std, as ToTensor and Normalize compute it."""
+    return v2.Compose([scaled, v2.Normalize(mean, std)])
 
 
 def training_transform(node: Any, side: int, padding: int, flip: bool, mean: list[float], std: list[float]) -> Callable:
