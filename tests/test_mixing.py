@@ -74,14 +74,15 @@ def made(*pairs, classes=10, seed=1):
 
 
 def test_draws_follow_from_seed_epoch_step_and_rank_and_half_of_the_batches_get_each(monkeypatch):
-    one = made().draw(2, 7, 8, CPU)
+    mix = made()
+    one = mix.draw(2, 7, 8, CPU)
     assert all(map(torch.equal, one, made().draw(2, 7, 8, CPU)))
     assert sorted(one[0].tolist()) == list(range(8))
-    others = [made().draw(3, 7, 8, CPU), made().draw(2, 8, 8, CPU), made(seed=2).draw(2, 7, 8, CPU)]
+    others = [mix.draw(3, 7, 8, CPU), mix.draw(2, 8, 8, CPU), made(seed=2).draw(2, 7, 8, CPU)]
     monkeypatch.setattr(distributed, "rank", lambda: 1)
-    others.append(made().draw(2, 7, 8, CPU))
+    others.append(mix.draw(2, 7, 8, CPU))
     assert not any(torch.equal(one[1], other[1]) for other in others)
-    kinds = [made().draw(1, step, 4, CPU)[1] for step in range(200)]
+    kinds = [mix.draw(1, step, 4, CPU)[1] for step in range(200)]
     cut = [numbers for numbers in kinds if numbers[1] > 0]
     assert 70 < len(cut) < 130 and all(numbers[0] == 1 for numbers in cut)
     mean = torch.stack([1 - numbers[1] ** 2 for numbers in cut]).mean()
