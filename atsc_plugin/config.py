@@ -241,6 +241,10 @@ def _data_problems(cfg):
             )
         elif key in BY_WORKERS and node.LOADER not in (("auto",) if node.TYPE == "cifar100" else ("auto", "host")):
             problems.append(f"{asked}, which DATASET.LOADER {node.LOADER} does not know. Use auto.")
+    if node.EVAL_CROP and not node.IMAGE_SIZE:
+        problems.append(
+            f"DATASET.EVAL_CROP is {node.EVAL_CROP}, but DATASET.IMAGE_SIZE is 0; expected a side."
+        )
     padding = DEFAULTS["DATASET.PADDING"]
     if node.CROP == "resized" and padding != node.PADDING:
         problems.append(f"DATASET.PADDING is {node.PADDING}, but DATASET.CROP resized pads nothing. Leave it out.")

@@ -63,7 +63,12 @@ RUN_KEYS = (
         minimum=0,
         maximum=LARGEST_SIDE,
     ),
-    Key("DATASET.MEAN", [], "mean by channel in 0..1; empty: of the training images (npz, folder, cifar10, digits100)"),
+    Key(
+        "DATASET.MEAN",
+        [],
+        "mean by channel in 0..1; empty: of the training images (npz, folder, cifar10, digits100), of a stream "
+        "of 1,000 of its",
+    ),
     Key("DATASET.STD", [], "standard deviation by channel; empty: of the training images"),
     Key(
         "DATASET.FLIP",

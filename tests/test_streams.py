@@ -327,6 +327,7 @@ def test_images_in_memory_are_augmented_by_workers_too(tmp_path):
         (["DATASET.TYPE", "cifar100", "DATASET.ERASING", "0.1", "DATASET.LOADER", "host"], "DATASET.LOADER host does"),
         (["DATASET.CROP", "resized", "DATASET.PADDING", "2"], "DATASET.PADDING is 2, but DATASET.CROP resized pads"),
         (["DATASET.AUGMENT", "rand-3-9"], "DATASET.AUGMENT: got 'rand-3-9', expected one of none, rand-2-9"),
+        (["DATASET.EVAL_CROP", "0.9", "DATASET.IMAGE_SIZE", "0"], "but DATASET.IMAGE_SIZE is 0; expected a side"),
         (["DATASET.EVAL_CROP", "1.5"], "DATASET.EVAL_CROP: got 1.5, expected at most 1"),
     ],
 )

@@ -35,7 +35,7 @@ def write_folder(root: Path, images: int) -> None:
 
 
 def one_epoch(root: str, keys: list) -> dict[str, float]:
-    """MB at most of this process and of its largest worker: the data made ready, an epoch, an evaluation; no network."""
+    """MB at most of this process and of its largest worker: the data made ready, an epoch, an evaluation."""
     atsc_plugin.register()
     cfg = host.CFG.clone()
     cfg.defrost()
