@@ -37,6 +37,7 @@ from atsc_plugin.untrusted import expand_user
 FLIPS = {"digits100": False, "npz": False, "folder": True, "cifar10": True}  # what DATASET.FLIP auto means
 
 _RESIZED_TOGETHER = 1000
+_MEASURED_TOGETHER = 2000 * 32**2  # pixels, of which statistics makes float64
 _LARGEST_DECODED = 2 << 30  # bytes of a folder's images that one process decodes before the first step
 
 
@@ -157,7 +158,7 @@ def memory_data(node: Any, options: LoaderOptions, image_size: int) -> Data:
     splits = _with_validation(splits, node.VAL_SPLIT, name)
     _check_memory(splits, image_size, node.PADDING)
     tensors = {split: _tensors(*arrays, image_size, node.IMAGE_SIZE, split) for split, arrays in splits.items()}
-    mean, std = statistics(tensors["train"][0].split(2000))
+    mean, std = statistics(tensors["train"][0].split(max(1, _MEASURED_TOGETHER // image_size**2)))
     mean, std = list(node.MEAN) or mean, list(node.STD) or std
     common = {"mean": mean, "std": std, "device": options.device}
     flip = FLIPS[name] if node.FLIP == "auto" else node.FLIP == "horizontal"
