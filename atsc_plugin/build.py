@@ -18,8 +18,8 @@ import torch
 from atsc_plugin import contract, host, teachers
 from atsc_plugin.config import OWN_DATASETS, pair_settings
 from atsc_plugin.contract import Contract
-from atsc_plugin.data.datasets import Data, LoaderOptions, host_data, memory_data
-from atsc_plugin.engine import distributed, run_dir
+from atsc_plugin.data.datasets import Data, LoaderOptions, host_data, own_data
+from atsc_plugin.engine import distributed, mixing, run_dir
 from atsc_plugin.engine.batches import device_of
 from atsc_plugin.engine.trainer import PluginTrainer, parameter_count
 from atsc_plugin.errors import PluginError
@@ -50,7 +50,7 @@ def data_of(cfg, device) -> Data:
     ranks = distributed.rank(), distributed.world()
     options = LoaderOptions(cfg.SOLVER.BATCH_SIZE, cfg.DATASET.TEST.BATCH_SIZE, device, cfg.EXPERIMENT.SEED, *ranks)
     if name in OWN_DATASETS:
-        return memory_data(cfg.DATASET, options, size)
+        return own_data(cfg.DATASET, options, size)
     return host_data(cfg, options, size)
 
 
@@ -230,6 +230,7 @@ def plan(run: Run) -> list[tuple[str, str]]:
     student = {id(parameter) for parameter in method.student.parameters()}
     of_student = parameter_count(p for p in learnable if id(p) in student)
     kind = type(run.distiller)
+    soft = ", ".join(f"{key} {cfg.SOLVER[key]:g}" for key in mixing.KEYS if cfg.SOLVER[key])
     pairs = [
         ("host", f"{host.NAME} {host.VERSION} ({host.FOLDER})"),
         ("device", str(run.device)),
@@ -238,6 +239,7 @@ def plan(run: Run) -> list[tuple[str, str]]:
             f"{data.identity}: {data.train_images} training images, {data.classes} classes, {data.image_size} px"
             + (f", from {data.source}" if data.source else ""),
         ),
+        *([("loader", data.loading)] if data.loading else []),
         ("method", f"{cfg.DISTILLER.TYPE} ({kind.__module__}.{kind.__name__})"),
         ("student", f"{cfg.DISTILLER.STUDENT}, {parameter_count(method.student.parameters()):,} parameters"),
     ]
@@ -251,6 +253,7 @@ def plan(run: Run) -> list[tuple[str, str]]:
     return [
         *pairs,
         *method.plan(),
+        *([("labels", f"soft, by SOLVER.{soft}")] if soft else []),
         ("trained", f"{parameter_count(learnable):,} parameters, {of_student:,} of them the student's"),
         (
             "trainer",

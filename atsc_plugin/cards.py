@@ -70,6 +70,7 @@ CARD = {
     "image_size": whole(1, LARGEST_SIDE),
     "mean": one_of(_three(number(-1000, 1000)), NULL),
     "std": one_of(_three(number(1e-6, 1000)), NULL),
+    "eval_crop": number(0, 1),
     "class_names": one_of(list_of(text(1000), LARGEST_CLASSES), NULL),
     "unused": list_of(NAME, 1000),
     "ensemble": Rule(lambda v: v in ENSEMBLES, " or ".join(ENSEMBLES)),

@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 
 from atsc_plugin.cards import CARD, name_deployed
 from atsc_plugin.contract import NONE, SECOND_STEP, SEVERAL
+from atsc_plugin.engine import mixing
 from atsc_plugin.engine.run_dir import read_tree
 from atsc_plugin.errors import ConfigError
 from atsc_plugin.host import CFG, FORKS_COSINE, distiller_dict, host_datasets, trainer_dict, warmup_epochs
@@ -45,6 +46,22 @@ LIGHT_STUDENTS, LIGHT_RATE = ("MobileNetV2", "ShuffleV1", "ShuffleV2"), 0.01
 NEUTRAL = {"AMP": ("auto", "none"), "COMPILE": ("none",), "ACCUMULATE": (1,), "CLIP_NORM": (0.0,), "SYNC_BN": (False,)}
 # Those that a second step does know.
 NEUTRAL_RECIPE = {key: (DEFAULTS[f"SOLVER.{key}"],) for key in RECIPE}
+NEUTRAL |= dict.fromkeys(mixing.KEYS, (0.0,))  # a second step does know these
+# Keys of DATASET that only some of its TYPEs follow, with the value at which they do nothing.
+AUGMENTED = ("folder", "npz", "cifar10", "digits100", "cifar100")
+FOLLOWED = {
+    "CROP": ("pad", ("folder",)),
+    "EVAL_CROP": (0.0, ("folder",)),
+    "AUGMENT": ("none", AUGMENTED),
+    "ERASING": (0.0, AUGMENTED),
+    "FLIP": ("auto", OWN_DATASETS),
+    "PADDING": (DEFAULTS["DATASET.PADDING"], OWN_DATASETS),
+    "MEAN": ([], OWN_DATASETS),
+    "STD": ([], OWN_DATASETS),
+}
+
+
+BY_WORKERS = ("CROP", "AUGMENT", "ERASING")
 
 
 def load_cfg(path, overrides=()) -> CfgNode:
@@ -201,6 +218,7 @@ def check(cfg: CfgNode) -> list[str]:
     if cfg.SOLVER.TRAINER == "plugin":
         problems += _recipe_problems(cfg, "SOLVER")
     kind = class_of(cfg.DISTILLER.TYPE)
+    problems += _data_problems(cfg)
     return problems + _name_problems(cfg) + _teacher_problems(cfg, kind) + _method_problems(cfg, kind)
 
 
@@ -231,6 +249,28 @@ def _out_of_bounds(name, value, low, high):
     if high is not None and not value <= high:
         return [f"{name}: got {value}, expected at most {high:,}."]
     return []
+
+
+def _data_problems(cfg):
+    """Keys that this DATASET.TYPE or DATASET.LOADER does not follow."""
+    node, problems = cfg.DATASET, []
+    for key, (neutral, types) in FOLLOWED.items():
+        if node[key] == neutral or node.TYPE not in datasets():
+            continue
+        asked = f"DATASET.{key} is {node[key]}"
+        if node.TYPE not in types:
+            problems.append(
+                f"{asked}, which {node.TYPE} does not follow; {', '.join(types)} do{'es' * (len(types) == 1)}. Use "
+                f"{neutral}, or DATASET.TYPE folder for image files."
+            )
+        elif key in BY_WORKERS and node.LOADER not in (("auto",) if node.TYPE == "cifar100" else ("auto", "host")):
+            problems.append(f"{asked}, which DATASET.LOADER {node.LOADER} does not know. Use auto.")
+    if node.EVAL_CROP and not node.IMAGE_SIZE:
+        problems.append(f"DATASET.EVAL_CROP is {node.EVAL_CROP}, but DATASET.IMAGE_SIZE is 0; expected a side.")
+    padding = DEFAULTS["DATASET.PADDING"]
+    if node.CROP == "resized" and padding != node.PADDING:
+        problems.append(f"DATASET.PADDING is {node.PADDING}, but DATASET.CROP resized pads nothing. Leave it out.")
+    return problems
 
 
 def _name_problems(cfg):
@@ -287,6 +327,7 @@ def _method_problems(cfg, kind):
             f"SOLVER.{key} is {solver[key]}, but {needs[SECOND_STEP]} and the second has no such thing. Use "
             f"{NEUTRAL[key][-1]}."
             for key in used
+            if key not in mixing.KEYS
         ]
     if solver.ACCUMULATE > solver.BATCH_SIZE >= 1:
         problems.append(

@@ -194,6 +194,8 @@ class Contract:
 class HostMethod(Contract):
     """The contract's defaults around a distiller of the host. methods/host_methods.py says more of some of them."""
 
+    HARD_LABELS = True  # what a method that is not known does with its labels is not known either
+
     def __init__(self, distiller: Any, cfg: Any) -> None:
         self.distiller, self.cfg = distiller, cfg
         self.student = distiller.student

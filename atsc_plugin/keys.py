@@ -63,7 +63,12 @@ RUN_KEYS = (
         minimum=0,
         maximum=LARGEST_SIDE,
     ),
-    Key("DATASET.MEAN", [], "mean by channel in 0..1; empty: of the training images (npz, folder, cifar10, digits100)"),
+    Key(
+        "DATASET.MEAN",
+        [],
+        "mean by channel in 0..1; empty: of the training images (npz, folder, cifar10, digits100), of a stream "
+        "of 1,000 of its",
+    ),
     Key("DATASET.STD", [], "standard deviation by channel; empty: of the training images"),
     Key(
         "DATASET.FLIP",
@@ -77,6 +82,36 @@ RUN_KEYS = (
         "zero padding of the random crop of npz, folder, cifar10 and digits100",
         minimum=0,
         maximum=1024,
+    ),
+    Key(
+        "DATASET.CROP",
+        "pad",
+        "training crop of folder. pad: the image as in evaluation, zeros around it, a window of IMAGE_SIZE; resized: a "
+        "window of 8 to 100 % of the file's pixels, resized (RandomResizedCrop; images stream)",
+        choices=("pad", "resized"),
+    ),
+    Key(
+        "DATASET.EVAL_CROP",
+        0.0,
+        "evaluation of folder: the shorter side becomes IMAGE_SIZE / EVAL_CROP, then the middle is cut out (ImageNet: "
+        "0.875); 0: the whole image, squeezed into the square",
+        minimum=0.0,
+        maximum=1.0,
+    ),
+    Key(
+        "DATASET.AUGMENT",
+        "none",
+        "torchvision's policy after crop and mirror, of folder, npz, cifar10, digits100 and cifar100: rand-2-9 "
+        "(RandAugment, 2 operations of magnitude 9), trivial (TrivialAugmentWide), auto (AutoAugment, ImageNet's)",
+        choices=("none", "rand-2-9", "trivial", "auto"),
+    ),
+    Key(
+        "DATASET.ERASING",
+        0.0,
+        "probability of setting a rectangle of 2 to 33 % of the normalised image to 0 (RandomErasing); of the same "
+        "data as AUGMENT",
+        minimum=0.0,
+        maximum=1.0,
     ),
     Key(
         "DATASET.DIGITS100.TRAIN_IMAGES",
@@ -161,6 +196,36 @@ def recipe_keys(node: str, network: str) -> tuple[Key, ...]:
     )
 
 
+def mixing_keys(node: str, images: str) -> tuple[Key, ...]:
+    """What makes labels soft, of the SOLVER and the TEACHER node."""
+    return (
+        Key(
+            f"{node}.MIXUP",
+            0.0,
+            f"alpha of mixup of {images}, a ~ Beta(alpha, alpha); 0: none. Teacher and student see the same mixed "
+            "batch; the partner comes from the rank's own images, so two ranks mix other pairs than one. The training "
+            "top-1 counts the class with the larger share",
+            minimum=0.0,
+            maximum=100.0,
+        ),
+        Key(
+            f"{node}.CUTMIX",
+            0.0,
+            "alpha of CutMix; 0: none. With MIXUP half of the batches get each",
+            minimum=0.0,
+            maximum=100.0,
+        ),
+        Key(
+            f"{node}.LABEL_SMOOTHING",
+            0.0,
+            "e: labels are (1 - e) onehot(y) + e / classes. As MIXUP and CUTMIX, refused by methods that need one "
+            "class an image",
+            minimum=0.0,
+            maximum=1.0,
+        ),
+    )
+
+
 ENGINE_KEYS = (
     *recipe_keys("SOLVER", "deployed student"),
     Key(
@@ -191,12 +256,14 @@ ENGINE_KEYS = (
         minimum=1,
     ),
     Key("SOLVER.CLIP_NORM", 0.0, "the whole gradient is clipped to this norm; 0: no clipping", minimum=0.0),
+    *mixing_keys("SOLVER", "the images of a batch"),
     Key("SOLVER.SYNC_BN", False, "under torchrun on GPUs: BN statistics over the images of all ranks"),
     Key(
         "DATASET.LOADER",
         "auto",
-        "of cifar100 and tiny_imagenet: device (images live on the device, augmented there), host (the host's "
-        "DataLoader), or auto: device where the host's transforms are known and the images fit",
+        "device: images live on the device whole and are augmented there; host: DATASET.NUM_WORKERS processes read and "
+        "augment them (of cifar100 and ImageNets the host's DataLoader); auto: device where the images fit (a folder: "
+        "2 GiB) and AUGMENT, ERASING and CROP ask for no more; the plan says which and why",
         choices=("auto", "device", "host"),
     ),
 )
@@ -224,6 +291,7 @@ TEACHER_KEYS = (
     Key("TEACHER.LR_DECAY_RATE", 0.1, "factor at each decay stage", minimum=0.0),
     Key("TEACHER.WEIGHT_DECAY", 0.0005, "its weight decay", minimum=0.0),
     *recipe_keys("TEACHER", "teacher"),
+    *mixing_keys("TEACHER", "its images"),
     Key(
         "DISTILLER.TEACHERS",
         [],

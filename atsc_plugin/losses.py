@@ -12,6 +12,11 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
+def hard_labels(target: Tensor) -> Tensor:
+    """The class of each image; of soft labels N x C the class with the largest share."""
+    return target.argmax(1) if target.dim() == 2 else target
+
+
 def pool(feature_map: Tensor) -> Tensor:
     """N x C x H x W -> N x C, the mean over the map."""
     return feature_map.mean(dim=(2, 3))

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from atsc_plugin import cards, host, students
-from atsc_plugin.engine import checkpoint, distributed
+from atsc_plugin.engine import checkpoint, distributed, mixing
 from atsc_plugin.engine.batches import device_of
 from atsc_plugin.engine.precision import precision_of
 from atsc_plugin.engine.trainer import PluginTrainer
@@ -28,7 +28,8 @@ from atsc_plugin.networks.deployed_teacher import as_teacher
 from atsc_plugin.seeds import stream
 from atsc_plugin.untrusted import expand_user
 
-IMAGE_KEYS = ("MEAN", "STD", "FLIP", "PADDING")
+IMAGE_KEYS = ("MEAN", "STD", "FLIP", "PADDING", "CROP", "EVAL_CROP", "AUGMENT", "ERASING")
+MORE_KEYS = (*RECIPE, *mixing.KEYS)  # of the recipe, like those of the student
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def recipe(cfg, data):
         # The defaults are left out, so that teachers trained before these were looked at keep their names.
         **({} if precision == "fp32" else {"precision": precision}),
         **{name: cfg.DATASET[name] for name in IMAGE_KEYS if cfg.DATASET[name] != DEFAULTS[f"DATASET.{name}"]},
-        **{name.lower(): node[name] for name in RECIPE if node[name] != DEFAULTS[f"TEACHER.{name}"]},
+        **{name.lower(): node[name] for name in MORE_KEYS if node[name] != DEFAULTS[f"TEACHER.{name}"]},
     }
 
 
@@ -246,7 +247,7 @@ def _run(cfg, loaders, folder):
     own.DISTILLER.TYPE, own.DISTILLER.STUDENT = "NONE", cfg.DISTILLER.TEACHER
     own.DISTILLER.STUDENT_ARGS = []
     own.EXPERIMENT.SEED = cfg.TEACHER.SEED
-    for key in ("EPOCHS", "BATCH_SIZE", "LR", "LR_DECAY_STAGES", "LR_DECAY_RATE", "WEIGHT_DECAY", *RECIPE):
+    for key in ("EPOCHS", "BATCH_SIZE", "LR", "LR_DECAY_STAGES", "LR_DECAY_RATE", "WEIGHT_DECAY", *MORE_KEYS):
         own.SOLVER[key] = cfg.TEACHER[key]
     for key, plain in {"AMP": "auto", "COMPILE": "none", "ACCUMULATE": 1, "CLIP_NORM": 0.0}.items():
         own.SOLVER[key] = plain  # the engine's keys are the student's: a cached teacher must not depend on them

@@ -50,6 +50,8 @@ def plain_tree():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_every_shipped_config_loads_here_and_by_the_hosts_plain_merge(path):
+    if "timm/" in path.read_text():
+        pytest.importorskip("timm")
     cfg = load_cfg(path)
     assert cfg.is_frozen()
     merged = plain_tree()
@@ -60,7 +62,10 @@ def test_every_shipped_config_loads_here_and_by_the_hosts_plain_merge(path):
         assert ours[name] == theirs[name], name
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+NAMED_BY_METHOD = [path for path in CONFIGS if path.parent.name != "folder"]  # those are called by their networks
+
+
+@pytest.mark.parametrize("path", NAMED_BY_METHOD, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_a_config_lies_where_its_content_says(path):
     """configs/<data>/<method>.yaml; variants of a method are called <method>_<variant>."""
     dataset, *folders = path.relative_to(ROOT / "configs").with_suffix("").parts

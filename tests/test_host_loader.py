@@ -1,11 +1,10 @@
 """A host's data set on the device, or through workers that stay: which way is taken; the law stays the same."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from host_pictures import CPU, MEAN, PLAIN, loaders, options
 from torchvision import transforms
+from yacs.config import CfgNode
 
 from atsc_plugin.data import datasets
 from atsc_plugin.data.datasets import validation_indices, with_validation_loader
@@ -13,16 +12,17 @@ from atsc_plugin.data.worker_loader import WorkerLoader
 from atsc_plugin.errors import PluginError
 
 
-def node(loader="auto", share=0.0):
-    return SimpleNamespace(LOADER=loader, VAL_SPLIT=share, TYPE="cifar100")
+def node(loader="auto", share=0.0, augment="none"):
+    keys = {"LOADER": loader, "VAL_SPLIT": share, "TYPE": "cifar100", "CROP": "pad", "AUGMENT": augment, "ERASING": 0.0}
+    return CfgNode(keys)
 
 
 def test_known_transforms_go_to_the_device_with_the_same_padding_flips_and_statistics():
-    train, val, test, images, classes, names = datasets.host_loaders(loaders(), node(), options(), "plugin")
+    train, val, test, images, classes, names, loading = datasets.host_loaders(loaders(), node(), options(), "plugin")
     assert (type(train).__name__, val, images, classes) == ("DeviceLoader", None, 30, 10)
     assert (train.padding, train.flip, test.padding, test.seed) == (4, True, 0, None)
     assert train.mean.flatten().tolist() == pytest.approx(MEAN)
-    assert names[3] == "class 3"
+    assert (names[3], loading) == ("class 3", "on the device")
     theirs = [batch[0] for batch in loaders()[1]]
     ours = [batch[0] for batch in test]
     assert [len(batch) for batch in ours] == [5, 5, 2]

@@ -44,7 +44,8 @@ def methods_text():
         own = ", ".join(f"`{key.name}`" for key in kind.KEYS)
         keys = f"Keys: {own}." if own else "It has no keys of its own."
         teachers = " Several teachers (`DISTILLER.TEACHERS`)." if kind.TEACHERS == SEVERAL else ""
-        text += f"\n## {name}: {kind.TITLE}\n\n```text\n{inspect.getdoc(kind)}\n```\n\n{keys}{teachers}\n"
+        hard = " It needs one class an image: no mixup, CutMix or smoothing." if kind.HARD_LABELS else ""
+        text += f"\n## {name}: {kind.TITLE}\n\n```text\n{inspect.getdoc(kind)}\n```\n\n{keys}{teachers}{hard}\n"
     return text
 
 

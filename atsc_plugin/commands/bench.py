@@ -1,6 +1,7 @@
 """Measure here a training step, the data loader, reading image files or an epoch, each against its alternatives.
 
-Only an idle machine gives figures: anything else that runs is in them. `launches` counts, and needs no idle machine.
+Only an idle machine gives figures: anything else that runs is in them. `launches` counts, and `memory` runs on a folder
+of made-up photographs look at their peak memory: these need no idle machine.
 """
 
 import argparse
@@ -19,18 +20,21 @@ EXAMPLES = """
   bench files
   bench epoch --images 6400
   bench launches --methods KD SIMKD ATSC
+  bench memory
 """
 FORMATS = ("none", "bf16", "fp16")
 COMPILE = ("none", "default", "reduce-overhead", "max-autotune")
 UNPRINTED = ("low", "high", "pair", "batch")  # only in the JSON file
 # Images a pass, with --quick and without.
-QUICK, FULL = {"loader": 5000, "files": 40, "epoch": 96}, {"loader": 50000, "files": 200, "epoch": 50000}
+QUICK = {"loader": 5000, "files": 40, "epoch": 96, "memory": 300}
+FULL = {"loader": 50000, "files": 200, "epoch": 50000, "memory": 3000}
+UNTIMED = ("launches", "memory")
 
 
 def parser():
     options = Parser("bench", __doc__, EXAMPLES)
     add = options.add_argument
-    add("what", choices=("step", "loader", "files", "epoch", "launches"), help="what is measured")
+    add("what", choices=("step", "loader", "files", "epoch", *UNTIMED), help="what is measured")
     add("--quick", action="store_true", help="small and rough: within a minute on two cores")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--teacher", default="resnet32x4", help="network of cifar100's table (default: %(default)s)")
@@ -87,7 +91,7 @@ def run(args):
     for name, value in ratios.items():
         print(f"{name}: {value:.4g}")
     print(f"{before['device']}; torch {before['torch']}; load before: {before['load']} of {before['cores']} cores")
-    if (before["load"] or 0) > 0.5 and args.what != "launches":
+    if (before["load"] or 0) > 0.5 and args.what not in UNTIMED:
         print("WARNING the machine was busy when this began: the figures are not to be quoted", file=sys.stderr)
     if args.json:
         write_json({"what": args.what, "environment": before, "rows": rows, "ratios": ratios}, args.json)
@@ -96,7 +100,7 @@ def run(args):
 
 def measured(args, device):
     """(rows, ratios) of what is asked for."""
-    from atsc_plugin.bench import launches, loading, steps
+    from atsc_plugin.bench import launches, loading, memory, steps
 
     batch, rounds = args.batch or (16 if args.quick else 64), args.rounds or (3 if args.quick else 7)
     images = args.images or (QUICK if args.quick else FULL).get(args.what)
@@ -104,6 +108,8 @@ def measured(args, device):
         return loading.bench_loader(images, batch, device, rounds)
     if args.what == "files":
         return loading.bench_files(images, device, rounds)
+    if args.what == "memory":
+        return memory.bench_memory(images)
     if args.what == "launches":
         names = args.methods or launches.METHODS
         own = [

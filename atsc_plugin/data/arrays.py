@@ -4,13 +4,13 @@ Whatever is wrong with somebody's data is told here with counts and the first na
 result of every reader is {"train": (images N x H x W x 3, labels), "test": ..., perhaps "val"} and the class names.
 """
 
+import os
 import pickle
 import zipfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from atsc_plugin.cards import LARGEST_CLASSES
 from atsc_plugin.data import pictures
@@ -109,8 +109,11 @@ def _check_shape(path, name, images, labels):
         )
 
 
-def read_folder(root, image_size):
-    """train/ and val/ or test/, each with a folder a class, decoded into memory; resized when a size is asked for."""
+def list_folder(root):
+    """({split: (files relative to the root as an array of bytes, labels)}, class names); a lone val/ is the test split.
+
+    Bytes: names need not be UTF-8, and an array of them costs a tenth of as many paths.
+    """
     root = expand_user(root)
     present = [split for split in SPLITS if (root / split).is_dir()]
     if "train" not in present or len(present) < 2:
@@ -123,45 +126,60 @@ def read_folder(root, image_size):
         raise PluginError(
             f"{root / 'train'} has {len(names) or 'no'} class folders; expected one folder a class with its images."
         )
-    splits = {split: _read_classes(root / split, names, image_size) for split in present}
+    splits = {split: _class_files(root, split, names) for split in present}
     if "test" not in splits:  # a lone val/ is what is reported; it is then no validation split
         splits["test"] = splits.pop("val")
     return splits, [printable(name) for name in names]
 
 
-def _read_classes(folder, names, image_size):
+def _class_files(root, split, names):
+    folder = root / split
     foreign = sorted({path.name for path in folder.iterdir() if path.is_dir()} - set(names))
     if foreign:
         raise PluginError(f"{folder} has {len(foreign)} class folders that train/ has not: {_some(foreign)}.")
-    files = [
-        (label, path)
-        for label, name in enumerate(names)
-        for path in sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in pictures.SUFFIXES)
-    ]
+    labels, files = [], []
+    for label, name in enumerate(names):
+        inside = sorted(os.listdir(folder / name)) if (folder / name).is_dir() else []
+        wanted = [file for file in inside if os.path.splitext(file)[1].lower() in pictures.SUFFIXES]
+        files += [os.fsencode(os.path.join(split, name, file)) for file in wanted]
+        labels += [label] * len(wanted)
     if not files:
         raise PluginError(f"{folder} holds no images ({', '.join(sorted(pictures.SUFFIXES))}) in its class folders.")
-    unreadable, sizes = [], Counter()
-    for _, path in files:  # sizes first: what has no place in memory is told before it is decoded
-        try:
-            sizes[pictures.size_of(path)] += 1
-        except pictures.Unreadable as error:
-            unreadable.append((path, error))
-    _check_sizes(folder, sizes, image_size)
-    images, labels = [], []
-    for label, path in files if not unreadable else ():
-        try:
-            image = pictures.decoded(path)
-        except pictures.Unreadable as error:
-            unreadable.append((path, error))
-            continue
-        if image_size and image.size != (image_size, image_size):
-            image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-        images.append(np.asarray(image))
-        labels.append(label)
+    return np.array(files), np.array(labels, dtype=np.int64)
+
+
+def refuse_unreadable(folder, unreadable):
+    """Name the images of [(file, reason)], counted; nothing where there are none."""
     if unreadable:
-        lines = [f"{path.relative_to(folder.parent)}: {error}" for path, error in unreadable]
+        lines = [f"{os.fsdecode(file)}: {reason}" for file, reason in unreadable]
         raise PluginError(f"{folder}: {len(lines)} unreadable images: {_some(lines)}. Repair or remove them.")
-    return np.stack(images), np.array(labels, dtype=np.int64)
+
+
+def read_folder(root, image_size, crop=0.0):
+    """The images of `list_folder` decoded into memory; fitted to a size, as in evaluation, when one is asked for."""
+    splits, names = list_folder(root)
+    for split, (files, labels) in splits.items():
+        splits[split] = _decoded(expand_user(root), files, image_size, crop), labels
+    return splits, names
+
+
+def _decoded(root, files, image_size, crop):
+    folder = root / os.fsdecode(files[0].split(b"/")[0])
+    unreadable, sizes, images = [], Counter(), []
+    for file in files:  # sizes first: what has no place in memory is told before it is decoded
+        try:
+            sizes[pictures.size_of(root / os.fsdecode(file))] += 1
+        except pictures.Unreadable as error:
+            unreadable.append((file, error))
+    _check_sizes(folder, sizes, image_size)
+    for file in files if not unreadable else ():
+        try:
+            image = pictures.decoded(root / os.fsdecode(file))
+            images.append(np.asarray(pictures.fitted(image, image_size, crop) if image_size else image))
+        except pictures.Unreadable as error:
+            unreadable.append((file, error))
+    refuse_unreadable(folder, unreadable)
+    return np.stack(images)
 
 
 def _check_sizes(folder, sizes, image_size):

@@ -1,8 +1,9 @@
 """A data set ready to train on: its loaders, its classes, how its images are normalised, and which images they are.
 
-Images that fit into memory (`memory_data`) live on the device whole. A host's own data set does too where its images
-are an array and its transforms are known; else worker processes load it (`host_loaders`). torchvision is imported
-where a host's data set is read only: it takes two seconds and 200 MB.
+Images that fit into memory (`memory_data`) live on the device whole; larger folders stream (`streamed_data`). A host's
+own data set lives on the device too where its images are an array and its transforms are known; else worker processes
+load it (`host_loaders`). torchvision is imported by workers and for a host's data set only: it takes two seconds and
+200 MB.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,17 +24,21 @@ from torch.utils.data import DataLoader, Subset
 
 from atsc_plugin import host
 from atsc_plugin.data import pictures
-from atsc_plugin.data.arrays import check_labels, read_cifar10, read_folder, read_npz
+from atsc_plugin.data.arrays import check_labels, list_folder, read_cifar10, read_folder, read_npz
 from atsc_plugin.data.containers import CLASS_NAMES as CIFAR100_NAMES
 from atsc_plugin.data.containers import Container, find_cifar100, read_cifar100
 from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.data.digits100 import CLASS_NAMES, cached_digits100
 from atsc_plugin.errors import PluginError
+from atsc_plugin.files import key_of
 from atsc_plugin.seeds import stream
+from atsc_plugin.untrusted import expand_user
 
 FLIPS = {"digits100": False, "npz": False, "folder": True, "cifar10": True}  # what DATASET.FLIP auto means
 
 _RESIZED_TOGETHER = 1000
+_MEASURED_TOGETHER = 2000 * 32**2  # pixels, of which statistics makes float64
+_LARGEST_DECODED = 2 << 30  # bytes of a folder's images that one process decodes before the first step
 
 
 @dataclass
@@ -52,10 +58,12 @@ class Data:
     class_names: list[str] = field(default_factory=list)
     test_identity: str | None = None  # None: a host's own files, known by their name
     source: str = ""  # CIFAR-100: the container it was read from
+    eval_crop: float = 0.0
+    loading: str = ""  # how the training images come, and why not from the device's memory
 
     def facts(self) -> dict[str, Any]:
         """What a deployed student's card says of the data."""
-        names = ("classes", "image_size", "mean", "std", "class_names")
+        names = ("classes", "image_size", "mean", "std", "class_names", *(["eval_crop"] if self.eval_crop else []))
         return {"dataset": self.name, **{name: getattr(self, name) for name in names}}
 
 
@@ -71,21 +79,98 @@ class LoaderOptions:
     world: int = 1
 
 
+def own_data(node: Any, options: LoaderOptions, image_size: int) -> Data:
+    """A data set of ours; `node` is DATASET, `image_size` what the networks take."""
+    if node.TYPE == "folder" and node.ROOT:
+        splits, names = list_folder(node.ROOT)
+        if reason := _why_workers(node) or _too_large(splits, image_size, options.device, node.LOADER):
+            return streamed_data(splits, names, node, options, image_size, reason)
+    return memory_data(node, options, image_size)
+
+
+def _why_workers(node):
+    """What asks for worker processes, as a person reads it; empty where nothing does."""
+    asked = {key: node[key] for key in ("AUGMENT", "ERASING", "CROP") if node[key] not in ("none", 0.0, "pad")}
+    asked |= {"LOADER": node.LOADER} if node.LOADER == "host" else {}
+    return ", ".join(f"DATASET.{key} {value}" for key, value in asked.items())
+
+
+def _too_large(splits, side, device, loader):
+    needed = 3 * side**2 * sum(len(labels) for _, labels in splits.values())
+    free = min(_free_bytes(torch.device("cpu")), _free_bytes(device))
+    if loader == "device" or needed <= min(_LARGEST_DECODED, free // 4):  # three copies while they are made ready
+        return ""
+    return f"decoded, its images have {needed >> 20:,} MiB"
+
+
+def streamed_data(
+    splits: dict, names: list[str], node: Any, options: LoaderOptions, image_size: int, reason: str
+) -> Data:
+    """A folder whose images worker processes read in every epoch; `splits` and `names` are `list_folder`'s."""
+    from atsc_plugin.data import streams
+
+    if not node.IMAGE_SIZE:
+        raise PluginError(
+            f"DATASET.IMAGE_SIZE is 0, but the images of {node.ROOT} stream ({reason}); expected the side to bring "
+            "them to, e.g. 224."
+        )
+    root, workers = expand_user(node.ROOT), node.NUM_WORKERS
+    classes = check_labels(splits, names, str(root))
+    known = streams.checked_files(root, splits, image_size, node.EVAL_CROP, not (node.MEAN and node.STD))
+    mean, std = list(node.MEAN) or known["mean"], list(node.STD) or known["std"]
+    splits = _with_validation(splits, node.VAL_SPLIT, "folder")
+    crop, plain = (image_size, node.EVAL_CROP), streams.evaluation_transform(mean, std)
+    flip = FLIPS["folder"] if node.FLIP == "auto" else node.FLIP == "horizontal"
+    augmented = streams.training_transform(node, image_size, node.PADDING, flip, mean, std)
+    files, labels = splits["train"]
+    source = streams.Files(root, files, *(() if node.CROP == "resized" else crop))
+    others = {
+        split: streams.evaluation_loader(
+            streams.Images(streams.Files(root, files, *crop), labels, plain, False), workers, options
+        )
+        for split, (files, labels) in splits.items()
+        if split != "train"
+    }
+    seen = {split: key_of([known["files"][split], *crop]) for split in ("train", "test")}
+    return Data(
+        name="folder",
+        identity=f"folder-{len(labels)}-{seen['train']}",
+        classes=classes,
+        image_size=image_size,
+        train=streams.training_loader(streams.Images(source, labels, augmented, True), workers, options),
+        val=others.get("val"),
+        test=others["test"],
+        train_images=len(labels),
+        mean=mean,
+        std=std,
+        class_names=names,
+        test_identity=f"folder-test-{len(splits['test'][1])}-{seen['test']}",
+        eval_crop=node.EVAL_CROP,
+        loading=f"{workers} workers: {reason}",
+    )
+
+
 def memory_data(node: Any, options: LoaderOptions, image_size: int) -> Data:
-    """A data set that lives on the device whole; `node` is DATASET, `image_size` what the networks take."""
+    """A data set that lies in memory: on the device whole, or with workers that augment it."""
     name = node.TYPE
     splits, names = _read(node)
     classes = check_labels(splits, names, node.ROOT or name)
     splits = _with_validation(splits, node.VAL_SPLIT, name)
     _check_memory(splits, image_size, node.PADDING)
     tensors = {split: _tensors(*arrays, image_size, node.IMAGE_SIZE, split) for split, arrays in splits.items()}
-    mean, std = _statistics(tensors["train"][0])
+    mean, std = statistics(tensors["train"][0].split(max(1, _MEASURED_TOGETHER // image_size**2)))
     mean, std = list(node.MEAN) or mean, list(node.STD) or std
     common = {"mean": mean, "std": std, "device": options.device}
     flip = FLIPS[name] if node.FLIP == "auto" else node.FLIP == "horizontal"
     seed = stream(options.seed, "data")
     augmented = {"seed": seed, "padding": node.PADDING, "flip": flip, "rank": options.rank, "world": options.world}
-    train = DeviceLoader(*tensors["train"], options.batch_size, **augmented, **common)
+    if reason := _why_workers(node):
+        from atsc_plugin.data import streams
+
+        transform = streams.training_transform(node, image_size, node.PADDING, flip, mean, std)
+        train = streams.training_loader(streams.Images(*tensors["train"], transform, True), node.NUM_WORKERS, options)
+    else:
+        train = DeviceLoader(*tensors["train"], options.batch_size, **augmented, **common)
     others = {split: DeviceLoader(*pair, options.eval_batch_size, **common) for split, pair in tensors.items()}
     return Data(
         name=name,
@@ -100,6 +185,8 @@ def memory_data(node: Any, options: LoaderOptions, image_size: int) -> Data:
         std=std,
         class_names=names,
         test_identity=content_identity(f"{name}-test", *tensors["test"]),
+        eval_crop=node.EVAL_CROP,
+        loading=f"{node.NUM_WORKERS} workers: {reason}" if reason else "on the device",
     )
 
 
@@ -114,7 +201,9 @@ def _read(node):
         )
     if node.TYPE == "npz":
         return read_npz(node.ROOT)
-    return read_folder(node.ROOT, node.IMAGE_SIZE) if node.TYPE == "folder" else read_cifar10(node.ROOT, node.DOWNLOAD)
+    if node.TYPE == "folder":
+        return read_folder(node.ROOT, node.IMAGE_SIZE, node.EVAL_CROP)
+    return read_cifar10(node.ROOT, node.DOWNLOAD)
 
 
 @lru_cache(maxsize=2)  # a run that trains its teacher first asks twice
@@ -194,10 +283,10 @@ def content_identity(name: str, images: torch.Tensor, labels: torch.Tensor) -> s
     return f"{name}-{len(labels)}-{digest.hexdigest()}"
 
 
-def _statistics(images):
-    """Mean and standard deviation by channel, in 0..1, in pieces so that no float copy of the set is made."""
+def statistics(parts: Iterable[torch.Tensor]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation by channel, in 0..1, of pieces uint8 N x 3 x H x W: no float copy of all is made."""
     total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
-    for part in images.split(2000):
+    for part in parts:
         scaled = part.double() / 255
         total += scaled.sum(dim=(0, 2, 3))
         squares += scaled.square().sum(dim=(0, 2, 3))
@@ -222,7 +311,7 @@ def host_data(cfg: Any, options: LoaderOptions, image_size: int) -> Data:
         if hasattr(loader.dataset, "loader"):  # torchvision's folders open whatever Pillow recognises, EPS among it
             loader.dataset.loader = pictures.as_torchvision
     check_host_keys(loaded, node, image_size)
-    train, val, test, images, classes, names = host_loaders(loaded, node, options, cfg.SOLVER.TRAINER)
+    train, val, test, images, classes, names, loading = host_loaders(loaded, node, options, cfg.SOLVER.TRAINER)
     mean, std = host.NORMALISATION[name]
     identity, test_identity = f"{name}-{images}", None
     if name == "cifar100":
@@ -242,6 +331,7 @@ def host_data(cfg: Any, options: LoaderOptions, image_size: int) -> Data:
         class_names=names if len(names) == classes else [],
         test_identity=test_identity,
         source=str(container or ""),
+        loading=loading,
     )
 
 
@@ -255,15 +345,19 @@ def _array_identity(name, dataset, cut_off=0.0):
 
 
 def host_loaders(loaded: tuple, node: Any, options: LoaderOptions, trainer: str) -> tuple:
-    """(train, val or None, test, training images, classes, their names) from a host's own, by DATASET.LOADER."""
+    """(train, val or None, test, training images, classes, their names, how they load) from a host's own loaders."""
     train, test, images, classes = loaded
     names = list(getattr(test.dataset, "classes", []))  # torchvision's data sets name them; a card carries them
     ours = trainer == "plugin"
     hindrance = why_not(train, test, options.device) if ours else f"SOLVER.TRAINER is {trainer}"
     if node.LOADER == "device" and hindrance:
         raise PluginError(f"DATASET.LOADER is device, but {node.TYPE} cannot: {hindrance}. Use auto or host.")
+    asked = _why_workers(node)
+    if asked and node.LOADER != "host" and hindrance:
+        raise PluginError(f"{asked}, but {node.TYPE} cannot be augmented here: {hindrance}. Leave it out.")
     if node.LOADER != "host" and not hindrance:
-        return *on_device(train, test, node.VAL_SPLIT, options), classes, names
+        loading = f"{train.num_workers} workers: {asked}" if asked else "on the device"
+        return *on_device(train, test, node, options), classes, names, loading
     val = None
     if node.VAL_SPLIT:
         train, val = with_validation_loader(train, test, node.VAL_SPLIT)
@@ -272,7 +366,7 @@ def host_loaders(loaded: tuple, node: Any, options: LoaderOptions, trainer: str)
         from atsc_plugin.data.worker_loader import WorkerLoader
 
         train = WorkerLoader(train, options)
-    return train, val, test, images, classes, names
+    return train, val, test, images, classes, names, f"{train.num_workers} workers: {hindrance or asked}"
 
 
 def check_host_keys(loaded: tuple, node: Any, size: int) -> None:
@@ -323,23 +417,32 @@ def augmentation(transform: Any) -> dict[str, Any] | None:
     return {**settings, "mean": list(steps[1].mean), "std": list(steps[1].std)}
 
 
-def on_device(train: DataLoader, test: DataLoader, share: float, options: LoaderOptions) -> tuple:
-    """(train, val or None, test, training images) as device loaders; `share` of the training images for validation."""
+def on_device(train: DataLoader, test: DataLoader, node: Any, options: LoaderOptions) -> tuple:
+    """(train, val or None, test, training images) as device loaders; DATASET.AUGMENT and ERASING want workers."""
     images, labels = train.dataset.data, np.asarray(train.dataset.targets)
     augmented, plain = augmentation(train.dataset.transform), augmentation(test.dataset.transform)
-    kept, cut = validation_indices(len(labels), share) if share else (slice(None), None)
+    kept, cut = validation_indices(len(labels), node.VAL_SPLIT) if node.VAL_SPLIT else (slice(None), None)
 
     def loader(images, labels, batch_size, **rest):
         tensors = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels.astype(np.int64))
         return DeviceLoader(*tensors, batch_size, device=options.device, **rest)
 
-    seed = stream(options.seed, "data")
-    train_loader = loader(
-        images[kept], labels[kept], options.batch_size, **augmented, seed=seed, rank=options.rank, world=options.world
-    )
+    if _why_workers(node):
+        from atsc_plugin.data import streams
+
+        transform = streams.training_transform(node, images.shape[1], **augmented)
+        pixels = torch.from_numpy(images[kept]).permute(0, 3, 1, 2)
+        train_loader = streams.training_loader(
+            streams.Images(pixels, labels[kept], transform, True), train.num_workers, options
+        )
+    else:
+        train_loader = loader(
+            images[kept], labels[kept], options.batch_size, **augmented, seed=stream(options.seed, "data"),
+            rank=options.rank, world=options.world,
+        )  # fmt: skip
     val = None if cut is None else loader(images[cut], labels[cut], options.eval_batch_size, **plain)
     test_loader = loader(test.dataset.data, np.asarray(test.dataset.targets), options.eval_batch_size, **plain)
-    return train_loader, val, test_loader, len(train_loader.labels)
+    return train_loader, val, test_loader, len(labels[kept])
 
 
 def _free_bytes(device):

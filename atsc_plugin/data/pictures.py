@@ -4,6 +4,8 @@ Pixels are uint8 N x H x W x 3, RGB, as image libraries have them; `normalised` 
 N x 3 x H x W that networks take, by the same arithmetic as the loaders: (pixel / 255 - mean) / std.
 """
 
+import hashlib
+import os
 import warnings
 from contextlib import contextmanager
 
@@ -16,9 +18,12 @@ from atsc_plugin.untrusted import expand_user, first_line, open_regular
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
 # Pillow goes by a file's content, not by its name, and for some formats (EPS) it starts another program.
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
+ENDS = 4096  # bytes at each end of a file that tell it from another and say whether it is whole
+END_MARKS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}  # JPEG, PNG
 LARGEST = 110_000_000  # pixels of a file; cameras have up to 108 million
-# Data sets whose evaluation cuts the middle out of a larger image: shorter side before the cut, over the side after.
-ENLARGED = {"imagenet": 256 / 224}
+# Host's data sets whose evaluation cuts the middle out of a larger image: the side after the cut, over the shorter side
+# before it. A folder's card says it itself (DATASET.EVAL_CROP).
+EVAL_CROP = {"imagenet": 224 / 256}
 # EXIF's orientation: what brings the image upright.
 ORIENTATION = 0x0112
 UPRIGHT = {
@@ -51,7 +56,8 @@ def find(paths):
 
 def read(path, card):
     """The pixels of one file at the student's size, H x W x 3; Unreadable where there are none."""
-    return np.asarray(_fitted(decoded(path), card["image_size"], ENLARGED.get(card["dataset"], 0)))
+    crop = card.get("eval_crop", EVAL_CROP.get(card["dataset"], 0.0))
+    return np.asarray(fitted(decoded(path), card["image_size"], crop))
 
 
 def decoded(path):
@@ -79,6 +85,33 @@ def size_of(path):
     """(width, height) of an image file as `decoded` gives it, from its first bytes; Unreadable as there."""
     with _image(path) as image:
         return image.size[::-1] if _orientation(image) in (5, 6, 7, 8) else image.size
+
+
+def check(path):
+    """Refuse, from a file's first and last bytes, what `decoded` would; a hash of those bytes and of its length.
+
+    A file without its format's end mark is decoded whole. Damage in between shows when the image is read.
+    """
+    with _image(path) as image, open_regular(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        head, tail = (_bytes_at(file, place) for place in (0, max(0, size - ENDS)))
+        if image.mode == "F":
+            _eight_bits(image)
+        if not _ends(head, tail, size):
+            image.load()
+    return hashlib.blake2b(b"%d/%b/%b" % (size, head, tail), digest_size=8).digest()
+
+
+def _bytes_at(file, place):
+    file.seek(place)
+    return file.read(ENDS)
+
+
+def _ends(head, tail, size):
+    """Whether the last bytes are the format's end mark; not for formats that have none."""
+    if head.startswith(b"RIFF"):
+        return int.from_bytes(head[4:8], "little") + 8 <= size
+    return any(head.startswith(begin) and end in tail[-12:] for begin, end in END_MARKS.items())
 
 
 @contextmanager
@@ -120,13 +153,15 @@ def _eight_bits(image):
     return Image.fromarray(TO_EIGHT_BITS[np.asarray(image)])
 
 
-def _fitted(image, side, enlarged):
-    """As the data set's evaluation does it: the whole image squeezed into the square, or the middle cut out."""
-    if not enlarged:
+def fitted(image, side, crop):
+    """As evaluation does it: the whole image squeezed into the square, or for a `crop` above 0 the middle cut out.
+
+    The shorter side becomes side / crop before the cut; torchvision's Resize and CenterCrop give the same pixels.
+    """
+    if not crop:
         return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BILINEAR)
-    shorter = round(side * enlarged)
-    scale = shorter / min(image.size)
-    width, height = (max(shorter, int(length * scale)) for length in image.size)
+    shorter = round(side / crop)
+    width, height = (int(shorter * length / min(image.size)) for length in image.size)
     if width * height > LARGEST:
         raise Unreadable(f"it is {image.width} x {image.height} pixels, too narrow to be brought to {shorter}")
     left, top = round((width - side) / 2), round((height - side) / 2)

@@ -11,10 +11,11 @@ import copy
 import random
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 from torchvision import io, transforms
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms.functional import pil_to_tensor
@@ -37,11 +38,12 @@ class RankBatches:
         return steps_of(self.count, self.batch_size, self.world)
 
     def __iter__(self):
-        draw = torch.Generator().manual_seed(stream(self.seed, "order", self.epoch))
-        order = torch.randperm(self.count, generator=draw).tolist()
+        epoch, self.epoch = self.epoch, self.epoch + 1  # as DeviceLoader counts where nobody calls set_epoch
+        draw = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
+        order = torch.randperm(self.count, generator=draw)
         for number in range(self.first, len(self)):
             mine = share(number, self.count, self.batch_size, self.rank, self.world)
-            yield [(self.epoch, index) for index in order[mine]]
+            yield [(epoch, index) for index in order[mine].tolist()]
 
 
 class SeededImages(Dataset):
@@ -55,13 +57,28 @@ class SeededImages(Dataset):
 
     def __getitem__(self, pair):
         epoch, index = pair
-        drawn = stream(self.seed, "augment", epoch, index)
+        with nullcontext() if get_worker_info() else _generators_as_they_were():
+            return self._drawn(stream(self.seed, "augment", epoch, index), index)
+
+    def _drawn(self, drawn, index):
         # A host's transforms may draw from any of the three, and CRD's negatives from numpy's. torch.manual_seed would
         # also seed every device (100 to 200 us an image against 2); the draws from the CPU's generator are the same.
         torch.default_generator.manual_seed(drawn)
         random.seed(drawn)
         np.random.seed(drawn % 2**32)
         return self.dataset[index]
+
+
+@contextmanager
+def _generators_as_they_were():
+    """Around draws in the training process itself: layers draw there too, and see the same with 0 and more workers."""
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
 
 
 class WorkerLoader(DataLoader):
@@ -78,6 +95,7 @@ class WorkerLoader(DataLoader):
             pin_memory=options.device.type == "cuda",
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
+            generator=torch.Generator(),  # workers' seeds; drawn from the global one, a resumed run would draw twice
         )
 
     def set_epoch(self, epoch: int) -> None:

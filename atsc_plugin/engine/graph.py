@@ -19,10 +19,12 @@ from atsc_plugin.contract import EAGER_STEP, SECOND_STEP
 from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.engine import distributed, optim, precision
 from atsc_plugin.engine.batches import inputs_of
+from atsc_plugin.engine.mixing import Mixing
 from atsc_plugin.engine.step import Step, all_finite, gradients
 from atsc_plugin.untrusted import first_line
 
 LARGEST = 512 * 32 * 32  # pixels of a batch: above it kernels are long, and launching them costs nothing beside
+DRAWN = 4  # tensors that the loader draws for a batch; what mixing drew stands behind them
 WARM_UP = 3  # steps of a phase before it is recorded: libraries choose algorithms and take their memory in them
 
 Outputs = tuple[Tensor, dict[str, Tensor], Tensor, Tensor]  # logits, losses, labels, whether gradients are finite
@@ -64,13 +66,13 @@ def refusal(step: Step, loader: Any, cfg: Any) -> str:
 
 
 class RecordedStep:
-    """Calls like a step, on what the loader drew for a batch: gather, augmentation, losses, backward, optimizer, EMA.
+    """Calls like a step, on what the loader and mixing drew for a batch: gather, augmentation, mixing, losses, ...
 
     The first WARM_UP steps of a phase run as they are written, and so does the last, smaller batch of an epoch.
     """
 
-    def __init__(self, step: Step, loader: DeviceLoader) -> None:
-        self.step, self.loader = step, loader
+    def __init__(self, step: Step, loader: DeviceLoader, mixing: Mixing | None = None) -> None:
+        self.step, self.loader, self.mixing = step, loader, mixing
         self.recorder = RECORDERS[step.device.type](step.device)
         optim.rates_on_device(step.optimizer, step.device)
         self.phase: Any = None
@@ -101,7 +103,9 @@ class RecordedStep:
 
     def eager(self, drawn: tuple[Tensor, ...], epoch: int) -> Outputs:
         """The step as it is written, and what is recorded."""
-        batch = inputs_of(self.loader.batch(*drawn), self.step.device)
+        batch = inputs_of(self.loader.batch(*drawn[:DRAWN]), self.step.device)
+        if self.mixing:
+            batch = self.mixing(batch, drawn[DRAWN:])
         logits, losses = self.step({**batch, "epoch": epoch})
         # Outputs outlive the step: detached, so that the autograd graph and what it saved do not.
         finite = all_finite(gradients(self.step.parameters()))

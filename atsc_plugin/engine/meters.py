@@ -7,6 +7,7 @@ import torch
 
 from atsc_plugin.engine import distributed
 from atsc_plugin.engine.evaluate import correct
+from atsc_plugin.losses import hard_labels
 
 GRADIENT = "the gradient"
 
@@ -35,7 +36,7 @@ class Meters:
             fine = torch.cat([fine, finite_gradients.view(1)])
         bad = self.bad_since[: len(fine)]
         bad.copy_(torch.where(fine, bad, bad.clamp(max=self.steps)))
-        self.hits += correct(logits, target, 1)
+        self.hits += correct(logits, hard_labels(target), 1)
         self.images += count
 
     def _in_order(self, losses):

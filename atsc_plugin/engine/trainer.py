@@ -23,6 +23,7 @@ from atsc_plugin.engine import checkpoint, distributed, graph, precision, run_di
 from atsc_plugin.engine.batches import batches_from, inputs_of, place_module, progress, set_epoch
 from atsc_plugin.engine.evaluate import LogitsFile, evaluate, in_eval_mode
 from atsc_plugin.engine.meters import Meters, NotFinite, peak_memory_mb
+from atsc_plugin.engine.mixing import mixing_of
 from atsc_plugin.engine.optim import learning_rate, set_learning_rate
 from atsc_plugin.engine.resume import Checkpoints, random_states, restore, seed_all
 from atsc_plugin.engine.signals import StopAsked, StopSignals, launcher_argv, resuming_argv
@@ -80,8 +81,9 @@ class PluginTrainer:
         self.step = Step(self.distiller, cfg)
         self.method = self.step.method
         self.method.driven = True
+        self.mixing = mixing_of(cfg, self.method, (facts or {}).get("classes"))
         self.no_graph = graph.refusal(self.step, train_loader, cfg)
-        self.recorded = None if self.no_graph else graph.RecordedStep(self.step, train_loader)
+        self.recorded = None if self.no_graph else graph.RecordedStep(self.step, train_loader, self.mixing)
         self.settings = precision.chosen(self.step.precision)
         self.facts = {**self._own_facts(), **(facts or {})}
         self.folder = Path(folder or run_dir.run_directory(cfg, Path(experiment_name).name))
@@ -470,15 +472,18 @@ class TrainingPass:
 
     def _step(self, batch):
         """One step: `batch` is what the loader drew where the step is recorded, else the inputs by name."""
-        step, facts = self.trainer.step, self.trainer.facts
-        if self.trainer.recorded:
-            logits, losses, target, finite = self.trainer.recorded(batch, self.epoch)
+        trainer, step, mixing = self.trainer, self.trainer.step, self.trainer.mixing
+        count = len(batch[0] if trainer.recorded else batch["target"])
+        drawn = mixing.draw(self.epoch, self.meters.steps, count, trainer.device) if mixing else ()
+        if trainer.recorded:
+            logits, losses, target, finite = trainer.recorded((*batch, *drawn), self.epoch)
         else:
+            batch = mixing(batch, drawn) if mixing else batch
             target = batch["target"]
             logits, losses = step(batch)
             # A loss scaler tries infinite gradients and halves its scale; `overflows_always` watches that.
             finite = None if step.precision.scaler or losses is None else all_finite(gradients(step.parameters()))
-        facts.setdefault("classes", logits.shape[1])
+        trainer.facts.setdefault("classes", logits.shape[1])
         if losses is None:
             self.meters.skip()
             say(f"epoch {self.epoch}: step {self.meters.steps} left out, {step.skipped.reason}")

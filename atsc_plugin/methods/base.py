@@ -29,6 +29,7 @@ from atsc_plugin.contract import (
     Network,
     compile_children,
 )
+from atsc_plugin.engine import mixing
 from atsc_plugin.errors import ConfigError, HostError, ModelRefused, PluginError
 from atsc_plugin.keys import Key
 
@@ -96,8 +97,8 @@ def networks_of(teacher: nn.Module) -> list[nn.Module]:
 
 
 def constructor_problems(kind: type[Contract], cfg: Any) -> list[str]:
-    """The method's own mistakes, and a trainer that cannot run it."""
-    problems = kind.problems(cfg)
+    """The method's own mistakes, soft labels that it cannot take, and a trainer that cannot run it."""
+    problems = kind.problems(cfg) + mixing.problems(kind, cfg)
     if cfg.SOLVER.TRAINER != "plugin":
         reasons = {need: why for need, why in kind.needs(cfg).items() if need in (SECOND_STEP, OUR_TRAINER)}
         problems += [

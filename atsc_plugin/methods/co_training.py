@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from atsc_plugin.contract import OUR_TRAINER, EpochReport, Network
 from atsc_plugin.engine import distributed
 from atsc_plugin.host import image_size
+from atsc_plugin.losses import hard_labels
 from atsc_plugin.methods.base import Key, Method
 from atsc_plugin.methods.monitor import moving_top1
 from atsc_plugin.networks import named
@@ -74,6 +75,7 @@ class CoTrained(Method):
 
     def count(self, target: Tensor, logits: list[Tensor], *figures: Tensor) -> None:
         """Add a batch to the means: the logits of each network of `beside` in order, then FIGURES, one an image."""
+        target = hard_labels(target)
         self.means.add(len(target), *(100 * (each.argmax(1) == target) for each in logits), *figures)
 
     def train(self, mode=True):

@@ -22,6 +22,7 @@ from atsc_plugin.engine.evaluate import correct
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import key_of, only_writer, whole_file
 from atsc_plugin.host import image_size
+from atsc_plugin.keys import DEFAULTS
 from atsc_plugin.losses import align, full, softened_divergence
 from atsc_plugin.methods.base import Key, Method, method
 from atsc_plugin.networks.maps import check_classes
@@ -30,6 +31,7 @@ from atsc_plugin.untrusted import open_regular, parse_json
 
 LARGEST_IMAGE = 64  # above this every stage is pooled first: the first one of ResNet50 at 224 would need 803 M weights
 POOLED = 8
+AUGMENTS = ("CROP", "AUGMENT", "ERASING")  # in a recipe where they are on: heads of before they came keep their names
 
 
 class Heads(nn.Module):
@@ -132,6 +134,7 @@ def recipe_of(cfg, teacher, heads):
         "seed": cfg.TEACHER.SEED,
         "padding": cfg.DATASET.PADDING,
         "flip": cfg.DATASET.FLIP,
+        **{key.lower(): cfg.DATASET[key] for key in AUGMENTS if cfg.DATASET[key] != DEFAULTS[f"DATASET.{key}"]},
     }
 
 

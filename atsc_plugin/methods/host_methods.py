@@ -72,6 +72,8 @@ def review_maps(teacher: str, student: str) -> dict[str, list[int]]:
 class TensorStep(HostMethod):
     """A host's method whose step is made of tensors alone, the same in every epoch."""
 
+    HARD_LABELS = False
+
     @classmethod
     def needs(cls, cfg):
         return {}
@@ -90,6 +92,7 @@ class KD(TensorStep):
 @host_method("DKD", "DKD")
 class DKD(TensorStep):
     MULTI = "DKD_MULTI"
+    HARD_LABELS = True  # it splits the classes into the label's and the others
     HYPER = {pair: {"DKD.BETA": beta} for pair, (beta, _) in PUBLISHED.items()}
 
     @classmethod
@@ -173,7 +176,7 @@ class ReviewKD(TensorStep):
 
 @host_method("CRD", "CRD")
 class CRD(HostMethod):
-    """Its memory banks hold a feature of every training image, found by the image's number."""
+    """Its memory banks hold a feature of every training image, found by the image's number; HARD_LABELS stays True."""
 
     PER_IMAGE = False
 
@@ -189,3 +192,8 @@ class CRD(HostMethod):
             f"DATASET.VAL_SPLIT is {cfg.DATASET.VAL_SPLIT}, but CRD's memory counts the images of the whole training "
             "split, and would take negatives from those cut off; use 0.0."
         ]
+
+
+# mdistiller's other methods use the labels in F.cross_entropy alone, which takes probabilities too.
+for _name in ("AT", "FITNET", "KDSVD", "NST", "OFD", "PKT", "RKD", "SP", "VID"):
+    host_method(_name, _name)(type(_name, (HostMethod,), {"HARD_LABELS": False}))

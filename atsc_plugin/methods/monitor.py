@@ -17,7 +17,7 @@ from atsc_plugin.data.sample import sample
 from atsc_plugin.engine.batches import place
 from atsc_plugin.engine.distributed import on_the_first, sum_of
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
-from atsc_plugin.losses import pool
+from atsc_plugin.losses import hard_labels, pool
 from atsc_plugin.networks.drift import relative_motion
 from atsc_plugin.networks.maps import evaluating
 
@@ -35,7 +35,7 @@ class Hits(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def add(self, logits, target) -> None:
-        self.hits += (logits.argmax(1) == target).sum()
+        self.hits += (logits.argmax(1) == hard_labels(target)).sum()
         self.seen += len(target)
 
     def top1(self) -> float | None:
