@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from yacs.config import CfgNode
@@ -18,7 +19,7 @@ from atsc_plugin.contract import NONE, SECOND_STEP, SEVERAL
 from atsc_plugin.engine.run_dir import read_tree
 from atsc_plugin.errors import ConfigError
 from atsc_plugin.host import CFG, distiller_dict, host_datasets, trainer_dict
-from atsc_plugin.keys import find, flatten, unknown_name
+from atsc_plugin.keys import Key, find, flatten, unknown_name
 from atsc_plugin.methods.base import METHODS, class_of, constructor_problems, teacher_names
 from atsc_plugin.networks import named
 from atsc_plugin.registration import all_keys
@@ -54,17 +55,17 @@ def load_cfg(path, overrides=()) -> CfgNode:
     named = {*overrides[::2]}
     for name, value in _leaves(tree, problems):
         named.add(name)
-        problems += _set(cfg, name, value, strict=True)
+        problems += set_key(cfg, name, value, strict=True)
         if len(problems) >= MOST_PROBLEMS:
             raise ConfigError([*problems, "... and perhaps more: the rest of the file was not looked at."])
     if len(overrides) % 2:
         problems.append(f"overrides come as KEY VALUE pairs; '{overrides[-1]}' has no value. Add one.")
     for name, text in zip(overrides[::2], overrides[1::2], strict=False):
-        problems += _set(cfg, name, text, strict=False)
+        problems += set_key(cfg, name, text, strict=False)
     problems += name_deployed(cfg, overrides[::2])
     for name, value in pair_settings(cfg).items():
         if name not in named:
-            problems += _set(cfg, name, value, strict=True)
+            problems += set_key(cfg, name, value, strict=True)
     problems += _wandb_problems(cfg, "LOG.WANDB" in named)
     problems += check(cfg)
     if problems:
@@ -108,7 +109,7 @@ def _leaves(tree, problems, prefix=""):
             yield name, value
 
 
-def _set(cfg, name, value, strict):
+def set_key(cfg: CfgNode, name: str, value: Any, strict: bool) -> list[str]:
     """Set one key; a list of zero or one problems. Strict: the exact type, as the host's merge demands of a file."""
     node, leaf = find(cfg, name)
     if node is None or isinstance(node[leaf], CfgNode):
@@ -174,13 +175,7 @@ def datasets():
 
 def check(cfg: CfgNode) -> list[str]:
     """Mistakes in values that have the right type: unknown names, numbers out of range, what does not go together."""
-    problems = []
-    for key in all_keys():
-        node, leaf = find(cfg, key.name)
-        value = node[leaf]
-        if key.choices and value not in key.choices:
-            problems.append(unknown_name(key.name, value, key.choices))
-        problems += _out_of_bounds(key.name, value, key.minimum, key.maximum)
+    problems = value_problems(cfg, all_keys())
     for name, bounds in HOST_BOUNDS.items():
         node, leaf = find(cfg, name)
         if node is not None:
@@ -199,6 +194,18 @@ def check(cfg: CfgNode) -> list[str]:
         problems.append(unknown_name("SOLVER.TYPE", cfg.SOLVER.TYPE, ("SGD",)))
     kind = class_of(cfg.DISTILLER.TYPE)
     return problems + _name_problems(cfg) + _teacher_problems(cfg, kind) + _method_problems(cfg, kind)
+
+
+def value_problems(cfg: CfgNode, keys: Iterable[Key]) -> list[str]:
+    """Values that are none of a key's choices, or outside its bounds."""
+    problems = []
+    for key in keys:
+        node, leaf = find(cfg, key.name)
+        value = node[leaf]
+        if key.choices and value not in key.choices:
+            problems.append(unknown_name(key.name, value, key.choices))
+        problems += _out_of_bounds(key.name, value, key.minimum, key.maximum)
+    return problems
 
 
 def _out_of_bounds(name, value, low, high):

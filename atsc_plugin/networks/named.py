@@ -7,6 +7,7 @@ the commands' `--allow` fills (child processes inherit it). timm is imported whe
 from __future__ import annotations
 
 import ast
+import copy
 import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -52,6 +53,43 @@ def letting_in(packages: Iterable[str]) -> Iterator[None]:
         os.environ[ALLOW] = before
 
 
+_at_hand: dict[str, nn.Module] = {}
+
+
+@contextmanager
+def at_hand(networks: dict[str, nn.Module]) -> Iterator[None]:
+    """Let these names stand for copies of these networks with weights drawn anew, for the length of a block."""
+    _at_hand.update(networks)
+    try:
+        yield
+    finally:
+        _at_hand.clear()
+
+
+def _drawn_anew(network, name):
+    """A copy whose layers have reset their parameters, as each kind of layer does it."""
+    network = copy.deepcopy(network).requires_grad_(True)
+    for module in network.modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            reset = getattr(module, "reset_parameters", None)
+            if reset is None:
+                raise ModelRefused(
+                    f"{name} cannot be drawn anew: its {type(module).__name__} has parameters and no "
+                    "reset_parameters(). Give it one."
+                )
+            reset()
+    return network
+
+
+def name_of(network: nn.Module) -> str:
+    """The name that builds such a network again, where one can be told: timm/NAME, else module:Class."""
+    inner = bare(network)
+    known = vars(inner).get("pretrained_cfg")
+    if type(inner).__module__.startswith("timm.") and isinstance(known, dict) and known.get("architecture"):
+        return f"timm/{known['architecture']}"
+    return f"{type(inner).__module__}:{type(inner).__qualname__}"
+
+
 def is_foreign(name: str) -> bool:
     """Whether a name is none of the host's."""
     return "/" in name or ":" in name
@@ -59,6 +97,8 @@ def is_foreign(name: str) -> bool:
 
 def problems(key: str, dataset: str, name: str, args: Sequence[str] = ()) -> list[str]:
     """What is wrong with a network's name and arguments; nothing is built."""
+    if name in _at_hand:
+        return []
     if not is_foreign(name):
         if name not in host.models_for(dataset):
             return [unknown_name(key, name, host.models_for(dataset))]
@@ -75,6 +115,8 @@ def new_network(
     dataset: str, name: str, classes: int, image_size: int, args: Sequence[str] = (), view: View | None = None
 ) -> nn.Module:
     """A freshly initialised network in the host's clothes, drawn from torch's global stream."""
+    if name in _at_hand:
+        return _drawn_anew(_at_hand[name], name)
     if not is_foreign(name):
         return host.new_network(dataset, name, classes)
     size = view.size if view else image_size
