@@ -60,18 +60,18 @@ def distiller(
     options: Mapping[str, Any],
 ) -> Distillation:
     """A method of the registry around these networks; the package's function of this name says how it is used."""
-    kinds, method = {**load_methods(), **host.distiller_dict}, method.upper()
+    kinds, ours, method = {**load_methods(), **host.distiller_dict}, all_keys(), method.upper()
     if method not in kinds:
         raise ConfigError([unknown_name("method", method, kinds)])
     kind, teachers = class_of(method), _listed(teacher)
     _check_modules(kind, method, student, teachers)
     networks = [_dressed(network, image_size) for network in (student, *teachers)]
     names = _names(networks)
-    cfg = _configuration(method, names, image_size)
+    cfg = _configuration(ours, method, names, image_size)
     keys = keys_of(cfg, kind.nodes() or (method,))
     with _in_words_of(keys), named.at_hand(dict(zip(names, networks, strict=True))):
-        problems = _set_options(cfg, method, keys, options)
-        problems += value_problems(cfg, [key for key in all_keys() if key.name in keys.values()])
+        own = [key for key in ours if key.name in keys.values()]
+        problems = _set_options(cfg, keys, own, options) + value_problems(cfg, own)
         problems += constructor_problems(kind, cfg) + _out_of_reach(kind, cfg)
         if problems:
             raise ConfigError(problems)
@@ -155,11 +155,11 @@ def _built(make, kind, cfg, networks, chosen):
 # ---- options ----
 
 
-def _configuration(method, names, image_size):
+def _configuration(keys, method, names, image_size):
     """The tree with all keys; what the loop decides has values that refuse nothing."""
     cfg = host.CFG.clone()
     cfg.defrost()
-    add_keys(cfg, all_keys())
+    add_keys(cfg, keys)
     cfg.DISTILLER.TYPE, cfg.DISTILLER.STUDENT = method, names[0]
     cfg.DISTILLER.TEACHER, cfg.DISTILLER.TEACHERS = ([*names[1:], ""])[0], names[1:]
     cfg.DATASET.TYPE, cfg.DATASET.IMAGE_SIZE = DATA, image_size
@@ -182,21 +182,22 @@ def _option(key):
     return key.replace(".", "_").lower()
 
 
-def _set_options(cfg, method, keys, options):
+def _set_options(cfg, keys, own, options):
     """Set each option; what is wrong with their names and types, all at once."""
-    problems, ours = [], {key.name for key in all_keys()}
+    problems, typed = [], {key.name for key in own}
     for option, value in options.items():
         if option in keys:
             node, leaf = find(cfg, keys[option])
             if type(value) is int and type(node[leaf]) is float:
                 value = float(value)
-            elif type(value) is float and type(node[leaf]) is int and keys[option] not in ours:
+            elif type(value) is float and type(node[leaf]) is int and keys[option] not in typed:
                 node[leaf] = float(node[leaf])  # the host's KD.TEMPERATURE is a whole number, for no reason of KD's
             problems += set_key(cfg, keys[option], value, strict=True)
         elif near := difflib.get_close_matches(option, keys, n=1, cutoff=0.5):
-            problems.append(f"{option} is no option of {method}; did you mean {near[0]}?")
+            problems.append(f"{option} is no option of {cfg.DISTILLER.TYPE}; did you mean {near[0]}?")
         else:
-            problems.append(f"{option} is no option of {method}; expected one of {', '.join(keys) or 'none'}.")
+            allowed = ", ".join(keys) or "none"
+            problems.append(f"{option} is no option of {cfg.DISTILLER.TYPE}; expected one of {allowed}.")
     return problems
 
 
@@ -512,8 +513,8 @@ def _check_rebuilt(module, card, names):
     scripts = [name for name in names if name.startswith("__main__:") or "<locals>" in name]
     if scripts:
         raise PluginError(
-            f"{scripts[0]} is defined in a script or inside a function, so no other process can build it. Put it into a "
-            'module, and say d.save(path, student="module:Name").'
+            f"{scripts[0]} is defined in a script or inside a function, so no other process can build it. Put it into "
+            'a module, and say d.save(path, student="module:Name").'
         )
     hint = (
         "Say how the networks are built: d.save(path, student='package.module:Name' or 'torchvision/NAME', "
