@@ -103,20 +103,24 @@ def _check_modules(kind, method, student, teachers):
 def _dressed(network, image_size):
     """The network in the host's clothes; one that does not classify such images is refused by name."""
     name = named.name_of(network)
-    try:
+    with _refused(f"{name} does not run on two images of {image_size} pixels", "Use another network or image_size."):
         dressed = dress(network, image_size)
         shape = tuple(_logits(dressed, image_size).shape)
-    except PluginError:
-        raise
-    except Exception as error:  # whatever somebody else's code throws
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise ModelRefused(
-            f"{name} does not run on two images of {image_size} pixels: {type(error).__name__}: {reason}. Use another "
-            "network or image_size."
-        ) from error
     if len(shape) != 2 or shape[0] != 2:
         raise ModelRefused(f"{name} gives {shape} for two images; expected (2, classes).")
     return dressed
+
+
+@contextmanager
+def _refused(what, remedy):
+    """Whatever the code of somebody else throws within, as a refusal."""
+    try:
+        yield
+    except PluginError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise ModelRefused(f"{what}: {type(error).__name__}: {reason}. {remedy}") from error
 
 
 @torch.no_grad()
@@ -146,7 +150,8 @@ def _built(make, kind, cfg, networks, chosen):
         check_classes(first, other, f"student {cfg.DISTILLER.STUDENT}", f"teacher {name}")
     if not teachers:
         return make(student)
-    inner = make(student, teachers if kind.TEACHERS == contract.SEVERAL else teachers[0], cfg)
+    with _refused(f"{cfg.DISTILLER.TYPE} cannot be built around these networks", "Use others, or another method."):
+        inner = make(student, teachers if kind.TEACHERS == contract.SEVERAL else teachers[0], cfg)
     if misfits := contract.of(inner, cfg).misfits(size):
         raise ModelRefused("\n".join(misfits))
     return inner
@@ -303,16 +308,16 @@ class Distillation(nn.Module):
 
     def _enter(self, y, epoch):
         """Tell the method where the loop is; refuse a call that lacks something."""
-        method = self.method
+        method, name = self.method, self._cfg.DISTILLER.TYPE
         if y is None:
             raise PluginError("d(x) in training mode has no labels; expected d(x, y). For a prediction call d.eval().")
         if y.dim() != 1 and method.HARD_LABELS:
             raise PluginError(
-                f"{method.NAME} got labels of shape {tuple(y.shape)}; expected a class number an image, since mixed or "
+                f"{name} got labels of shape {tuple(y.shape)}; expected a class number an image, since mixed or "
                 "smoothed labels would make another method of it."
             )
         if epoch is None and self.scheduled:
-            raise PluginError(f"{method.NAME} has a schedule: expected d(x, y, epoch=...), counted from 1.")
+            raise PluginError(f"{name} has a schedule: expected d(x, y, epoch=...), counted from 1.")
         if epoch is not None and epoch < 1:
             raise PluginError(f"The epoch is {epoch}; epochs are counted from 1. Pass epoch + 1.")
         if epoch not in (None, self.epoch):
@@ -334,7 +339,7 @@ class Distillation(nn.Module):
             self._weight = now
 
     def _weight_now(self):
-        weight = next(p for p in self.student.parameters() if p.requires_grad)
+        weight = next(parameter for parameter in self.parameters() if parameter.requires_grad)
         return id(weight), weight._version
 
     @property
@@ -381,7 +386,7 @@ class Distillation(nn.Module):
 
         It costs an evaluation of the student and of each network beside it, two where that one moves.
         """
-        if iter(loader) is loader:
+        if isinstance(loader, Iterator):
             raise PluginError("report() goes through its batches several times; expected a DataLoader or a list.")
         method, device = self.method, self._weight_device()
         with evaluating(self), distributed.alone():

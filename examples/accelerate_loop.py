@@ -11,9 +11,9 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 import atsc_plugin
 
 
-def train(student, teacher, batches, epochs=1, image_size=digits.SIZE, lr=0.05, accumulate=1, **options):
+def train(student, teacher, batches, epochs=1, image_size=digits.SIZE, lr=0.05, accumulate=1, method="ATSC", **options):
     """The distiller after the loop; `student` has learnt in place."""
-    d = atsc_plugin.distiller(student, teacher, image_size=image_size, **options)
+    d = atsc_plugin.distiller(student, teacher, method, image_size=image_size, **options)
     optimizer = torch.optim.SGD(d.param_groups(lr), momentum=0.9, weight_decay=1e-4)
     idle = DistributedDataParallelKwargs(find_unused_parameters=d.idle_parameters)
     accelerator = Accelerator(gradient_accumulation_steps=accumulate, kwargs_handlers=[idle])

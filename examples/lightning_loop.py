@@ -29,9 +29,11 @@ class Distilled(lightning.LightningModule):
         self.d.after_step()
 
 
-def train(student, teacher, batches, epochs=1, image_size=digits.SIZE, lr=0.05, validation=None, **options):
+def train(
+    student, teacher, batches, epochs=1, image_size=digits.SIZE, lr=0.05, validation=None, method="ATSC", **options
+):
     """The distiller after the loop; `student` has learnt in place."""
-    d = atsc_plugin.distiller(student, teacher, image_size=image_size, **options)
+    d = atsc_plugin.distiller(student, teacher, method, image_size=image_size, **options)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     lightning.Trainer(max_epochs=epochs, **quiet).fit(Distilled(d, lr), batches, validation)
     return d

@@ -6,9 +6,9 @@ import torch
 import atsc_plugin
 
 
-def train(student, teacher, batches, epochs=1, image_size=digits.SIZE, lr=0.05, **options):
+def train(student, teacher, batches, epochs=1, image_size=digits.SIZE, lr=0.05, method="ATSC", **options):
     """The distiller after the loop; `student` has learnt in place."""
-    d = atsc_plugin.distiller(student, teacher, image_size=image_size, **options)
+    d = atsc_plugin.distiller(student, teacher, method, image_size=image_size, **options)
     optimizer = torch.optim.SGD(d.param_groups(lr), momentum=0.9, weight_decay=1e-4)
     for epoch in range(1, epochs + 1):
         for x, y in batches:

@@ -334,7 +334,7 @@ def test_a_loaded_state_continues_exactly(tmp_path, options):
 
     states = torch.load(tmp_path / "state", weights_only=True)
     torch.manual_seed(1)
-    again = atsc_plugin.distiller(TinyNet(), TinyNet(width=6), image_size=32, **options)
+    again = atsc_plugin.distiller(TinyNet(), TinyNet(width=6), "ATSC", image_size=32, **options)
     again.load_state_dict(states[0])
     optimizer = torch.optim.SGD(again.param_groups(0.05), momentum=0.9, weight_decay=1e-4)
     optimizer.load_state_dict(states[1])

@@ -51,8 +51,8 @@ def our_trainer(folder):
     """A loop like theirs around PluginTrainer: the same SGD, one epoch."""
     import atsc_plugin
 
-    def loop(student, teacher, batches, image_size, lr, **options):
-        d = atsc_plugin.distiller(student, teacher, image_size=image_size, **options)
+    def loop(student, teacher, batches, image_size, lr, method="ATSC", **options):
+        d = atsc_plugin.distiller(student, teacher, method, image_size=image_size, **options)
         cfg = d._cfg.clone()
         cfg.defrost()
         cfg.merge_from_list(["SOLVER.LR", lr, "SOLVER.EPOCHS", 1, "SOLVER.MOMENTUM", 0.9, "SOLVER.WEIGHT_DECAY", 1e-4])
