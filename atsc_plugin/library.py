@@ -388,7 +388,7 @@ class Distillation(nn.Module):
         """
         if isinstance(loader, Iterator):
             raise PluginError("report() goes through its batches several times; expected a DataLoader or a list.")
-        method, device = self.method, self._weight_device()
+        method, device = self.method, next(self.student.parameters()).device
         with evaluating(self), distributed.alone():
             scores = evaluate(in_eval_mode(self), loader, device, "student")
             figures = {"top1": scores["top1"], "top5": scores["top5"], "nll": scores["loss"], "ece": scores["ece"]}
@@ -400,9 +400,6 @@ class Distillation(nn.Module):
             warnings.warn(warning, stacklevel=2)
         return {**said.figures, **figures, "warning": warning, "stop": said.stop}
 
-    def _weight_device(self):
-        return next(self.student.parameters()).device
-
     def _before_and_after(self, network, loader, device):
         def top1():
             return evaluate(in_eval_mode(network.module), loader, device, network.name)["top1"]
@@ -412,8 +409,10 @@ class Distillation(nn.Module):
         if network.name in self._start:
             now = _copied(network.module)
             network.module.load_state_dict(self._start[network.name])
-            before = top1()
-            network.module.load_state_dict(now)
+            try:
+                before = top1()
+            finally:
+                network.module.load_state_dict(now)
         return {f"{name}_top1_before": before, f"{name}_top1_after": after}
 
     def deployed(self) -> DeployedStudent:
@@ -478,7 +477,7 @@ class Distillation(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         method, content = self.method, io.BytesIO(state.cpu().numpy().tobytes())
-        stored = torch.load(content, map_location=self._weight_device(), weights_only=True)
+        stored = torch.load(content, map_location="cpu", weights_only=True)
         method.load_constants(stored["constants"])
         with distributed.alone():
             method.load_run_state(stored["run"])

@@ -374,6 +374,8 @@ def test_what_could_not_be_built_again_is_not_written(tmp_path):
         with pytest.raises(PluginError, match=re.compile(message, re.DOTALL)):
             made("KD", student).save(tmp_path / "student", **options)
     assert not list(tmp_path.iterdir())
+    made("KD", host.new_network("cifar100", "resnet8", 10)).save(tmp_path / "hosts", student="resnet8")
+    assert atsc_plugin.load_student(tmp_path / "hosts").card["student"] == "resnet8"
     names = [f"class {number}" for number in range(10)]
     made("KD", TinyNet(width=5)).save(tmp_path / "student", student_args={"width": 5}, class_names=names)
     card = atsc_plugin.load_student(tmp_path / "student", allow=["tiny"]).card

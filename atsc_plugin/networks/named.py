@@ -75,7 +75,8 @@ def _drawn_anew(network, name):
             if reset is None:
                 raise ModelRefused(
                     f"{name} cannot be drawn anew: its {type(module).__name__} has parameters and no "
-                    "reset_parameters(). Give it one."
+                    "reset_parameters(). Give it one, or let the method take the weights as they are where it can "
+                    '(teacher_init="pretrained").'
                 )
             reset()
     return network
