@@ -173,6 +173,18 @@ def datasets():
     return (*OWN_DATASETS, *host_datasets())
 
 
+def value_problems(cfg: CfgNode, keys: Iterable[Key]) -> list[str]:
+    """Values that are none of a key's choices, or outside its bounds."""
+    problems = []
+    for key in keys:
+        node, leaf = find(cfg, key.name)
+        value = node[leaf]
+        if key.choices and value not in key.choices:
+            problems.append(unknown_name(key.name, value, key.choices))
+        problems += _out_of_bounds(key.name, value, key.minimum, key.maximum)
+    return problems
+
+
 def check(cfg: CfgNode) -> list[str]:
     """Mistakes in values that have the right type: unknown names, numbers out of range, what does not go together."""
     problems = value_problems(cfg, all_keys())
@@ -194,18 +206,6 @@ def check(cfg: CfgNode) -> list[str]:
         problems.append(unknown_name("SOLVER.TYPE", cfg.SOLVER.TYPE, ("SGD",)))
     kind = class_of(cfg.DISTILLER.TYPE)
     return problems + _name_problems(cfg) + _teacher_problems(cfg, kind) + _method_problems(cfg, kind)
-
-
-def value_problems(cfg: CfgNode, keys: Iterable[Key]) -> list[str]:
-    """Values that are none of a key's choices, or outside its bounds."""
-    problems = []
-    for key in keys:
-        node, leaf = find(cfg, key.name)
-        value = node[leaf]
-        if key.choices and value not in key.choices:
-            problems.append(unknown_name(key.name, value, key.choices))
-        problems += _out_of_bounds(key.name, value, key.minimum, key.maximum)
-    return problems
 
 
 def _out_of_bounds(name, value, low, high):

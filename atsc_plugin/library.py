@@ -33,7 +33,7 @@ from atsc_plugin.errors import ConfigError, ModelRefused, PluginError
 from atsc_plugin.keys import add_keys, find, flatten, unknown_name
 from atsc_plugin.methods.base import class_of, constructor_problems, load_methods
 from atsc_plugin.networks import named
-from atsc_plugin.networks.adapter import dress
+from atsc_plugin.networks.adapter import bare, dress
 from atsc_plugin.networks.deployed import DeployedStudent, deployed_of, drop_modules, tensors_of
 from atsc_plugin.networks.maps import check_classes, evaluating, probe_image
 from atsc_plugin.registration import all_keys
@@ -82,6 +82,15 @@ def distiller(
 # ---- networks ----
 
 
+def name_of(network: nn.Module) -> str:
+    """The name by which networks/named.py builds such a network, where one can be told: timm/NAME, else module:Class."""
+    network = bare(network)
+    known = vars(network).get("pretrained_cfg")
+    if type(network).__module__.startswith("timm.") and isinstance(known, dict) and known.get("architecture"):
+        return f"timm/{known['architecture']}"
+    return f"{type(network).__module__}:{type(network).__qualname__}"
+
+
 def _listed(teacher):
     if teacher is None:
         return []
@@ -102,7 +111,7 @@ def _check_modules(kind, method, student, teachers):
 
 def _dressed(network, image_size):
     """The network in the host's clothes; one that does not classify such images is refused by name."""
-    name = named.name_of(network)
+    name = name_of(network)
     with _refused(f"{name} does not run on two images of {image_size} pixels", "Use another network or image_size."):
         dressed = dress(network, image_size)
         shape = tuple(_logits(dressed, image_size).shape)
@@ -133,7 +142,7 @@ def _names(networks):
     """What each network is called in messages, and where a method draws another of its kind; no name twice."""
     names: list[str] = []
     for network in networks:
-        name = named.name_of(network)
+        name = name_of(network)
         names.append(f"{name}#{len(names)}" if name in names else name)
     return names
 

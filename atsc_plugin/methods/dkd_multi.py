@@ -17,15 +17,15 @@ class DKDMulti(FrozenTeachers):
     its keys DKD.CE_WEIGHT, ALPHA, BETA, T and WARMUP. With one teacher it is the host's DKD.
     """
 
-    @classmethod
-    def nodes(cls):
-        return ("DKD",)
-
     def __init__(self, student, teacher, cfg):
         if host.dkd_loss is None:
             raise HostError(f"This mdistiller ({host.FOLDER}) has no distillers.DKD.dkd_loss. {host.WAY_OUT}.")
         super().__init__(student, teacher, cfg)
         self.node = cfg.DKD
+
+    @classmethod
+    def nodes(cls):
+        return ("DKD",)
 
     def phase(self, epoch):
         return min(epoch, self.node.WARMUP)

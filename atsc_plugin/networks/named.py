@@ -7,11 +7,11 @@ the commands' `--allow` fills (child processes inherit it). timm is imported whe
 from __future__ import annotations
 
 import ast
-import copy
 import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -68,7 +68,7 @@ def at_hand(networks: dict[str, nn.Module]) -> Iterator[None]:
 
 def _drawn_anew(network, name):
     """A copy whose layers have reset their parameters, as each kind of layer does it."""
-    network = copy.deepcopy(network).requires_grad_(True)
+    network = deepcopy(network).requires_grad_(True)
     for module in network.modules():
         if next(module.parameters(recurse=False), None) is not None:
             reset = getattr(module, "reset_parameters", None)
@@ -80,15 +80,6 @@ def _drawn_anew(network, name):
                 )
             reset()
     return network
-
-
-def name_of(network: nn.Module) -> str:
-    """The name that builds such a network again, where one can be told: timm/NAME, else module:Class."""
-    inner = bare(network)
-    known = vars(inner).get("pretrained_cfg")
-    if type(inner).__module__.startswith("timm.") and isinstance(known, dict) and known.get("architecture"):
-        return f"timm/{known['architecture']}"
-    return f"{type(inner).__module__}:{type(inner).__qualname__}"
 
 
 def is_foreign(name: str) -> bool:
