@@ -83,7 +83,7 @@ def distiller(
 
 
 def name_of(network: nn.Module) -> str:
-    """The name by which networks/named.py builds such a network, where one can be told: timm/NAME, else module:Class."""
+    """The name by which networks/named.py builds such a network, if one can be told: timm/NAME, else module:Class."""
     network = bare(network)
     known = vars(network).get("pretrained_cfg")
     if type(network).__module__.startswith("timm.") and isinstance(known, dict) and known.get("architecture"):
