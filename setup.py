@@ -50,12 +50,14 @@ setup(
             "pyarrow>=15",
             "matplotlib>=3.8",  # examples/quickstart.py
             "timm>=1.0",
+            "accelerate>=1.0",  # examples/accelerate_loop.py: 5 MB beside what timm brings
             *EXPORT,
         ],
         "export": EXPORT,
         "timm": ["timm>=1.0"],  # networks "timm/NAME"
         "plots": ["matplotlib>=3.8"],  # the curves of `report --out`
         "parquet": ["pyarrow>=15"],  # CIFAR-100 as Hugging Face has it
+        "examples": ["accelerate>=1.0", "lightning>=2.4"],  # examples/*_loop.py; Lightning brings 30 MB
         "slurm": ["submitit>=1.5"],  # `leaderboard --launcher submitit`
     },
     entry_points={"console_scripts": ["atsc-plugin = atsc_plugin.__main__:main"]},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from yacs.config import CfgNode
@@ -19,7 +20,7 @@ from atsc_plugin.engine import mixing
 from atsc_plugin.engine.run_dir import read_tree
 from atsc_plugin.errors import ConfigError
 from atsc_plugin.host import CFG, FORKS_COSINE, distiller_dict, host_datasets, trainer_dict, warmup_epochs
-from atsc_plugin.keys import DEFAULTS, RECIPE, find, flatten, unknown_name
+from atsc_plugin.keys import DEFAULTS, RECIPE, Key, find, flatten, unknown_name
 from atsc_plugin.methods.base import METHODS, class_of, constructor_problems, teacher_names
 from atsc_plugin.networks import named
 from atsc_plugin.registration import all_keys
@@ -73,17 +74,17 @@ def load_cfg(path, overrides=()) -> CfgNode:
     named = {*overrides[::2]}
     for name, value in _leaves(tree, problems):
         named.add(name)
-        problems += _set(cfg, name, value, strict=True)
+        problems += set_key(cfg, name, value, strict=True)
         if len(problems) >= MOST_PROBLEMS:
             raise ConfigError([*problems, "... and perhaps more: the rest of the file was not looked at."])
     if len(overrides) % 2:
         problems.append(f"overrides come as KEY VALUE pairs; '{overrides[-1]}' has no value. Add one.")
     for name, text in zip(overrides[::2], overrides[1::2], strict=False):
-        problems += _set(cfg, name, text, strict=False)
+        problems += set_key(cfg, name, text, strict=False)
     problems += name_deployed(cfg, overrides[::2])
     for name, value in pair_settings(cfg).items():
         if name not in named:
-            problems += _set(cfg, name, value, strict=True)
+            problems += set_key(cfg, name, value, strict=True)
     problems += _wandb_problems(cfg, "LOG.WANDB" in named)
     problems += check(cfg)
     if problems:
@@ -127,7 +128,7 @@ def _leaves(tree, problems, prefix=""):
             yield name, value
 
 
-def _set(cfg, name, value, strict):
+def set_key(cfg: CfgNode, name: str, value: Any, strict: bool) -> list[str]:
     """Set one key; a list of zero or one problems. Strict: the exact type, as the host's merge demands of a file."""
     node, leaf = find(cfg, name)
     if node is None or isinstance(node[leaf], CfgNode):
@@ -191,15 +192,21 @@ def datasets():
     return (*OWN_DATASETS, *host_datasets())
 
 
-def check(cfg: CfgNode) -> list[str]:
-    """Mistakes in values that have the right type: unknown names, numbers out of range, what does not go together."""
+def value_problems(cfg: CfgNode, keys: Iterable[Key]) -> list[str]:
+    """Values that are none of a key's choices, or outside its bounds."""
     problems = []
-    for key in all_keys():
+    for key in keys:
         node, leaf = find(cfg, key.name)
         value = node[leaf]
         if key.choices and value not in key.choices:
             problems.append(unknown_name(key.name, value, key.choices))
         problems += _out_of_bounds(key.name, value, key.minimum, key.maximum)
+    return problems
+
+
+def check(cfg: CfgNode) -> list[str]:
+    """Mistakes in values that have the right type: unknown names, numbers out of range, what does not go together."""
+    problems = value_problems(cfg, all_keys())
     for name, bounds in HOST_BOUNDS.items():
         node, leaf = find(cfg, name)
         if node is not None:

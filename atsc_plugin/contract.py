@@ -66,6 +66,11 @@ class Contract:
     # ---- before any work ----
 
     @classmethod
+    def nodes(cls) -> tuple[str, ...]:
+        """The nodes of the configuration that hold its options; () for the one that is called like the method."""
+        return tuple(dict.fromkeys(key.name.partition(".")[0] for key in cls.KEYS))
+
+    @classmethod
     def problems(cls, cfg: Any) -> list[str]:
         """Mistakes in the configuration, all at once."""
         return []
@@ -203,6 +208,10 @@ class HostMethod(Contract):
     @classmethod
     def needs(cls, cfg: Any) -> dict[str, str]:
         return {EAGER_STEP: f"what {cfg.DISTILLER.TYPE} does in a step is not known"}
+
+    def phase(self, epoch: int) -> Any:
+        """What an unknown method does with the epoch is not known either."""
+        return epoch
 
     def networks(self) -> list[Network]:
         teacher = dict(self.distiller.named_children()).get("teacher")

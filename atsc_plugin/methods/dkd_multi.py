@@ -25,6 +25,10 @@ class DKDMulti(FrozenTeachers):
         super().__init__(student, teacher, cfg)
         self.node = cfg.DKD
 
+    @classmethod
+    def nodes(cls):
+        return ("DKD",)
+
     def phase(self, epoch):
         return min(epoch, self.node.WARMUP)
 

@@ -78,6 +78,9 @@ class TensorStep(HostMethod):
     def needs(cls, cfg):
         return {}
 
+    def phase(self, epoch):
+        return None
+
 
 @host_method("NONE", "vanilla")
 class Vanilla(TensorStep):
@@ -160,7 +163,7 @@ class ReviewKD(TensorStep):
     def misfits(self, image_size):
         teacher, name, node = self.distiller.teacher, self.cfg.DISTILLER.TEACHER, self.cfg.REVIEWKD
         with evaluating(teacher), torch.no_grad():
-            feats = teacher(torch.zeros(2, 3, image_size, image_size))[1]
+            feats = teacher(probe_image(teacher, image_size))[1]
         if not feats.get("preact_feats"):
             return [
                 f"teacher {name} has no pre-activation maps, which REVIEWKD compares. Use another teacher or method."

@@ -46,6 +46,10 @@ class ProjectedKD(ProjectedVanilla):
     on the projected student.
     """
 
+    @classmethod
+    def nodes(cls):
+        return (cls.NODE, "KD")
+
     def __init__(self, student, teacher, cfg):
         super().__init__(student, teacher, cfg)
         self.weights, self.temperature = cfg.KD.LOSS, cfg.KD.TEMPERATURE

@@ -65,6 +65,10 @@ class SharedClassifier(Method):
 
     NODE = "SIMKD"
 
+    @classmethod
+    def nodes(cls):
+        return (cls.NODE,)
+
     def __init__(self, student, teacher, cfg, projectors: int = 1, own_classifier: bool = False):
         super().__init__(student, teacher, cfg)
         node = cfg[self.NODE]

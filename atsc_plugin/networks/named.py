@@ -11,6 +11,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -52,6 +53,35 @@ def letting_in(packages: Iterable[str]) -> Iterator[None]:
         os.environ[ALLOW] = before
 
 
+_at_hand: dict[str, nn.Module] = {}
+
+
+@contextmanager
+def at_hand(networks: dict[str, nn.Module]) -> Iterator[None]:
+    """Let these names stand for copies of these networks with weights drawn anew, for the length of a block."""
+    _at_hand.update(networks)
+    try:
+        yield
+    finally:
+        _at_hand.clear()
+
+
+def _drawn_anew(network, name):
+    """A copy whose layers have reset their parameters, as each kind of layer does it."""
+    network = deepcopy(network).requires_grad_(True)
+    for module in network.modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            reset = getattr(module, "reset_parameters", None)
+            if reset is None:
+                raise ModelRefused(
+                    f"{name} cannot be drawn anew: its {type(module).__name__} has parameters and no "
+                    "reset_parameters(). Give it one, or let the method take the weights as they are where it can "
+                    '(teacher_init="pretrained").'
+                )
+            reset()
+    return network
+
+
 def is_foreign(name: str) -> bool:
     """Whether a name is none of the host's."""
     return "/" in name or ":" in name
@@ -59,6 +89,8 @@ def is_foreign(name: str) -> bool:
 
 def problems(key: str, dataset: str, name: str, args: Sequence[str] = ()) -> list[str]:
     """What is wrong with a network's name and arguments; nothing is built."""
+    if name in _at_hand:
+        return []
     if not is_foreign(name):
         if name not in host.models_for(dataset):
             return [unknown_name(key, name, host.models_for(dataset))]
@@ -75,6 +107,8 @@ def new_network(
     dataset: str, name: str, classes: int, image_size: int, args: Sequence[str] = (), view: View | None = None
 ) -> nn.Module:
     """A freshly initialised network in the host's clothes, drawn from torch's global stream."""
+    if name in _at_hand:
+        return _drawn_anew(_at_hand[name], name)
     if not is_foreign(name):
         return host.new_network(dataset, name, classes)
     size = view.size if view else image_size
