@@ -1,17 +1,8 @@
-"""DCM: its smoothed divergence, which heads learn from which, who is moved, and what makes it DML."""
+"""DCM: its smoothed divergence, which heads learn from which, who is moved, and what full heads are."""
 
 import pytest
 import torch
-from co_trained import (
-    assert_same_losses,
-    assert_same_run,
-    co_trained_config,
-    distiller_of,
-    losses_of,
-    network,
-    reached,
-    trainer_of,
-)
+from co_trained import co_trained_config, distiller_of, losses_of, network, reached
 from tiny import TinyNet, batch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -92,14 +83,6 @@ def test_dense_links_into_a_head_are_three_times_kd_to_the_mean_probability(conf
     (wanted,) = torch.autograd.grad(3 * softened_divergence(head, mean, 1.0), head)
     torch.testing.assert_close(gradient, wanted)
     assert distiller.divergence([theirs[0]] * 3, [theirs[0]] * 3, distiller.pairs).item() == pytest.approx(0, abs=1e-12)
-
-
-def test_final_links_without_heads_are_dml_to_the_bit(config, tmp_path):
-    cfg = config("DCM.HEADS", "none", "DCM.LINKS", "final", "DCM.SMOOTH", 0.0)
-    dml = cfg.clone()
-    dml.DISTILLER.TYPE, dml.DML.TEACHER.INIT = "DML", "pretrained"
-    assert_same_losses(losses_of(distiller_of(cfg)), losses_of(distiller_of(dml)))
-    assert_same_run(trainer_of(cfg, tmp_path / "dcm"), trainer_of(dml, tmp_path / "dml"))
 
 
 def test_swapping_the_networks_and_their_heads_swaps_the_losses(config):

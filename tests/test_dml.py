@@ -1,4 +1,4 @@
-"""DML: its losses written out, who is moved by which, and what is left when a term or a network is taken away."""
+"""DML: its losses written out, who is moved by which, and what equal or exchanged networks do."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""PEERS: who learns from whom, its identities with KD and mutual learning, and which student leaves."""
+"""PEERS: who learns from whom, what one student and equal ones learn, and which student leaves."""
 
 import pytest
 import torch

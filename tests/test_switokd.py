@@ -1,4 +1,4 @@
-"""SWITOKD: the decision against worked numbers, what a pause leaves alone, and DML where it never pauses."""
+"""SWITOKD: the decision against worked numbers, and what a pause leaves alone."""
 
 import pytest
 import torch
@@ -74,15 +74,6 @@ def test_the_decision_is_that_of_the_batchs_means(config):
     sharp, wrong = 20 * torch.nn.functional.one_hot(target, 10).float(), torch.zeros(6, 10)
     wrong[:, :] = torch.nn.functional.one_hot((target + 1) % 10, 10) * 2.0 + sharp / 10
     assert not distiller.pauses(sharp, wrong, target)
-
-
-def test_while_both_learn_the_losses_are_dmls_to_the_bit(config):
-    cfg = config()
-    distiller = distiller_of(cfg)
-    assert not distiller.train().pauses(*logits_of(distiller), batch()[1])
-    losses = losses_of(distiller)
-    cfg.merge_from_list(["DISTILLER.TYPE", "DML", "DML.TEACHER.INIT", "pretrained"])
-    assert_same_losses(losses, losses_of(distiller_of(cfg)))
 
 
 def test_every_loss_reaches_its_own_network_and_none_of_a_paused_teachers_reaches_any(config):
