@@ -116,7 +116,7 @@ def measured(args, device):
     methods = args.methods or (["fused"] if args.what == "epoch" else ["released", "fused", "SIMKD", "KD"])
     settings = args.amp, args.compile, args.layout, args.graph
     arms = steps.arms_of(methods, args.teacher, args.student, batch, *settings)
-    if args.graph != ["none"] and device.type != "cuda":
+    if args.what == "step" and args.graph != ["none"] and device.type != "cuda":
         print(f"note: a {device.type} records no graph; recorded steps are plain calls here", file=sys.stderr)
     if args.what == "epoch":
         return loading.bench_epoch(arms[0], images, device, rounds)
