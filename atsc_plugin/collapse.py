@@ -10,10 +10,15 @@ NAMES = ("teacher_top1", "start_top1", "teacher_agreement", "feature_scale")
 LOGGED = re.compile(rf"(t\d+_)?({'|'.join(NAMES)})")
 
 
+def accuracy_share(figures):
+    """The teacher's top-1 as a share of theta_0's."""
+    return figures["teacher_top1"] / figures["start_top1"] if figures["start_top1"] else 1.0
+
+
 def collapsed(figures):
     """Whether one teacher's figures of an epoch are those of a lost one; nan is."""
-    share = figures["teacher_top1"] / figures["start_top1"] if figures["start_top1"] else 1.0
-    return not all(value >= COLLAPSED for value in (share, figures["teacher_agreement"], figures["feature_scale"]))
+    shares = accuracy_share(figures), figures["teacher_agreement"], figures["feature_scale"]
+    return not all(value >= COLLAPSED for value in shares)
 
 
 def figures_of(line):

@@ -72,12 +72,3 @@ def assert_same_losses(one, other):
     assert one.keys() == other.keys()
     for name in one:
         assert torch.equal(one[name], other[name]), name
-
-
-def assert_same_run(one, other, rename=lambda name: name):
-    """Two trainers' runs end in the same weights, bit for bit."""
-    one.train(), other.train()
-    state = one.distiller.state_dict()
-    for name, tensor in other.distiller.state_dict().items():
-        if (theirs := rename(name)) is not None:
-            assert torch.equal(tensor, state[theirs]), name

@@ -1,6 +1,8 @@
 """The monitor's figures worked out by hand, and the guard on a planted collapse, a slow one, a healthy teacher."""
 
+import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,13 +10,14 @@ from small_atsc import atsc_config
 from tiny import TinyNet, batch
 from torch.utils.data import DataLoader, TensorDataset
 
+from atsc_plugin.collapse import accuracy_share, collapsed, figures_of
 from atsc_plugin.data.sample import drawn
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import RunStopped
 from atsc_plugin.methods import monitor
 from atsc_plugin.methods.atsc import ATSC
-from atsc_plugin.methods.monitor import feature_figures
+from atsc_plugin.methods.monitor import feature_figures, slow_fall
 
 
 @pytest.fixture
@@ -186,6 +189,54 @@ def test_a_teacher_that_learns_its_task_may_move_away_but_not_collapse(cfg):
     *before, fourth = falling(distiller_of(cfg), 0.8, 4)
     assert before == [None] * 3
     assert "has collapsed" in fourth
+
+
+def warned_in(*top1):
+    """The epochs with a warning of a teacher that has the first top-1 at its start and the others after each epoch."""
+    shares = [value / top1[0] for value in top1]
+    return [epoch for epoch in range(1, len(shares)) if slow_fall(shares[: epoch + 1])]
+
+
+def test_a_slow_fall_is_summed_up_against_the_start():
+    """91 -> 79 in steps of 1 or 2 points, with a rise on the way: 81.9 are nine tenths of 91."""
+    assert warned_in(91, 90, 88, 86, 86.5, 84, 82, 81, 80, 79) == [7, 8, 9]
+    assert warned_in(91, 85, 80, 82, 84, 79) == [5]  # not while it rises; a new low is one
+    assert warned_in(91, 87, 83, 79) == [3]
+    assert warned_in(91, 79, 80, 81, 80, 85, 90) == []  # fell at once, and made it good
+    assert warned_in(91, 89, 87, 85, 83, 82) == []  # nine tenths are left
+    # the recorded run that comes nearest: its teacher learns its task at the full rate, which falls after epoch 8
+    assert warned_in(70.7, 59.1, 59.8, 64.0, 61.4, 64.3, 67.2, 65.5, 63.4, 75.2, 74.9, 76.5, 76.4) == []
+
+
+def test_no_recorded_teacher_that_kept_its_accuracy_is_warned_of():
+    teachers = {}
+    for path in (Path(__file__).resolve().parents[1] / "docs/results").glob("*/curves.csv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                numbers = {name: float(text) for name, text in line.items() if text and name != "run"}
+                for number, figures in enumerate(figures_of(numbers)):
+                    teachers.setdefault((path.parent.name, line["run"], number), []).append(figures)
+    assert len(teachers) >= 223
+    for teacher, epochs in teachers.items():
+        shares = [1.0, *map(accuracy_share, epochs)]
+        if shares[-1] > 0.9 and not any(map(collapsed, epochs)):
+            assert not any(slow_fall(shares[: epoch + 1]) for epoch in range(1, len(shares))), teacher
+
+
+@pytest.mark.parametrize("learns", ["features", "task"])
+def test_the_guard_warns_of_a_slow_fall_whatever_moves_the_teacher_and_knows_it_after_a_resume(cfg, learns):
+    cfg.merge_from_list(["ATSC.TEACHER.LEARNS", learns])
+    warnings = []
+    distiller = distiller_of(cfg)
+    for top1 in (90.0, 86.0, 83.0, 80.0):
+        figures = {"teacher_top1": top1, "start_top1": 91.0, "teacher_agreement": 0.9, "feature_scale": 1.0, "kappa": 1}
+        state, distiller = distiller.run_state(), distiller_of(cfg)
+        distiller.load_run_state(state)
+        distiller.monitors[0]._measure = lambda *_, figures=figures: figures
+        warnings.append(distiller.after_epoch(1, []).warning)
+    assert warnings[:3] == [None] * 3
+    told = "the teacher is losing its accuracy (12% lost, its lowest so far): teacher top-1 80.0 (began at 91.0)"
+    assert warnings[3].startswith(told) and "ATSC.TEACHER.LR_SCALE" in warnings[3]
 
 
 def test_the_advice_names_no_key_that_the_released_step_refuses(cfg):

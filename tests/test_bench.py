@@ -5,13 +5,17 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import atsc_plugin
 from atsc_plugin import host
 from atsc_plugin.__main__ import main
+from atsc_plugin.bench import steps
+from atsc_plugin.bench.launches import step_of
 from atsc_plugin.bench.roofline import CountedOperations
-from atsc_plugin.bench.steps import Arm, PreparedStep, arms_of
+from atsc_plugin.bench.steps import CLASSES, Arm, PreparedStep, arms_of
 from atsc_plugin.bench.timing import interleaved, row, text_table
+from atsc_plugin.engine import graph
 
 CPU = torch.device("cpu")
 
@@ -77,6 +81,45 @@ def test_the_released_step_costs_a_second_backward_and_moves_what_the_published_
         assert torch.allclose(tensor, theirs[name], atol=1e-6), name
 
 
+def convolution(outputs, inputs=3, kernel=3):
+    """FLOPs of a pass of four images through a convolution that makes maps of 8 x 8."""
+    return 4 * 2 * inputs * kernel**2 * outputs * 64
+
+
+def linear(width):
+    return 4 * 2 * width * CLASSES
+
+
+# Of a student of width 4 and a teacher of width 8. A pass back costs two forward ones, the weights' gradient and the
+# input's; images want none.
+FORWARD_8, ALL_8 = convolution(8) + linear(8), 2 * convolution(8) + 3 * linear(8)
+ALL_4 = 2 * convolution(4) + 3 * linear(4)
+PROJECTOR = convolution(4, 4, 1) + convolution(4, 4) + convolution(8, 4, 1)
+FLOPS = {
+    "NONE": ALL_4,
+    "KD": FORWARD_8 + ALL_4,
+    # the student's own head runs with its trunk; the prediction through the teacher's classifier has no gradient
+    "SIMKD": FORWARD_8 + 2 * convolution(4) + linear(4) + 3 * PROJECTOR + linear(8),
+    # and the teacher's trunk learns by the feature loss, its classifier by a CE whose input sg(pool(F_t)) does not
+    "ATSC": FORWARD_8 + convolution(8) + 2 * linear(8) + 2 * convolution(4) + linear(4) + 3 * PROJECTOR + linear(8),
+    "DML": ALL_8 + ALL_4,
+    "PEERS": FORWARD_8 + 2 * ALL_4,
+}
+
+
+@pytest.mark.parametrize("method", FLOPS)
+def test_a_steps_flops_are_so_many_passes_of_teacher_and_student(tiny, method):
+    arm = Arm(method, "tiny_teacher", "tiny", 4)
+    frozen = ["PEERS.TEACHER.INIT", "frozen"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "CIFAR100", [*steps.CIFAR100, *frozen])
+        step, gflops = PreparedStep(arm, CPU), step_of(arm, CPU)[1]
+    with FlopCounterMode(display=False) as torchs:
+        step()
+    assert torchs.get_total_flops() == step.operations().flops() == FLOPS[method]
+    assert gflops == FLOPS[method] * 64 / 4 / 1e9
+
+
 def test_every_registered_method_that_needs_no_more_than_images_is_an_arm(tiny):
     """COTEACH and methods to come are arms without a line in `bench`; several teachers have arms of their own."""
     for method in ("NONE", "DKD", "COTEACH", "AVERKD", "ATSC_x2"):
@@ -105,6 +148,19 @@ def test_layouts_and_formats_make_four_arms_of_a_method(tiny):
     ]
     for arm, stride in zip(arms[:2], (1024, 1), strict=True):
         assert PreparedStep(arm, CPU).inputs["image"].stride(1) == stride
+
+
+def test_a_recorded_arm_stands_beside_the_one_that_runs_as_it_is_written(tiny, tmp_path, capsys):
+    """On a CPU the recording is a plain call; the released step, which is never recorded, stays alone."""
+    words = ["--methods", "released", "KD", "--graph", "none", "auto", "--json", str(tmp_path / "step.json")]
+    assert main(["bench", "step", *SMALL, *words]) == 0
+    assert "note: a cpu records no graph; recorded steps are plain calls here" in capsys.readouterr().err
+    rows = {row["arm"]: row for row in json.loads((tmp_path / "step.json").read_text())["rows"]}
+    assert list(rows) == ["released contiguous", "KD", "KD graph"]
+    assert rows["KD"]["gflops"] == rows["KD graph"]["gflops"] > 0
+    assert "cpu" not in graph.RECORDERS
+    assert main(["bench", "step", *SMALL, "--methods", "SWITOKD", "--graph", "auto"]) == 2
+    assert "SWITOKD graph: the step is not recorded, since SWITOKD pauses its teacher" in capsys.readouterr().err
 
 
 def test_bench_step_prints_a_table_and_ratios_that_multiply_and_writes_them(tiny, tmp_path, capsys):

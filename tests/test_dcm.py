@@ -1,24 +1,19 @@
-"""DCM: its smoothed divergence, which heads learn from which, who is moved, and what makes it DML."""
+"""DCM: its smoothed divergence, which heads learn from which, who is moved, and what full heads are."""
 
 import pytest
 import torch
-from co_trained import (
-    assert_same_losses,
-    assert_same_run,
-    co_trained_config,
-    distiller_of,
-    losses_of,
-    network,
-    reached,
-    trainer_of,
-)
+from co_trained import co_trained_config, distiller_of, losses_of, network, reached
 from tiny import TinyNet, batch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from atsc_plugin.errors import ModelRefused
+from atsc_plugin.host import cifar_model_dict
 from atsc_plugin.losses import softened_divergence
 from atsc_plugin.methods import dcm
 from atsc_plugin.methods.dcm import _outputs, links, smoothed_divergence
 from atsc_plugin.networks.deployed import deployed_of
+from atsc_plugin.networks.stages import stage_facts
 
 
 @pytest.fixture
@@ -70,8 +65,9 @@ def test_so_many_terms(config, monkeypatch, rule, kl, ce):
     assert len(links(rule, 3, 3)) == kl / 2
 
 
-def test_every_loss_moves_its_own_network_and_heads_and_no_source(config):
-    distiller = distiller_of(config())
+@pytest.mark.parametrize("heads", ["light", "full"])
+def test_every_loss_moves_its_own_network_and_heads_and_no_source(config, heads):
+    distiller = distiller_of(config("DCM.HEADS", heads))
     moved = {name: reached(distiller, loss) for name, loss in losses_of(distiller).items()}
     own, other = {"student", "student_heads"}, {"teacher", "teacher_heads"}
     assert moved == {"loss_ce": own, "loss_kd": own, "loss_teacher_ce": other, "loss_teacher_kd": other}
@@ -89,14 +85,6 @@ def test_dense_links_into_a_head_are_three_times_kd_to_the_mean_probability(conf
     assert distiller.divergence([theirs[0]] * 3, [theirs[0]] * 3, distiller.pairs).item() == pytest.approx(0, abs=1e-12)
 
 
-def test_final_links_without_heads_are_dml_to_the_bit(config, tmp_path):
-    cfg = config("DCM.HEADS", "none", "DCM.LINKS", "final", "DCM.SMOOTH", 0.0)
-    dml = cfg.clone()
-    dml.DISTILLER.TYPE, dml.DML.TEACHER.INIT = "DML", "pretrained"
-    assert_same_losses(losses_of(distiller_of(cfg)), losses_of(distiller_of(dml)))
-    assert_same_run(trainer_of(cfg, tmp_path / "dcm"), trainer_of(dml, tmp_path / "dml"))
-
-
 def test_swapping_the_networks_and_their_heads_swaps_the_losses(config):
     one = distiller_of(config())
     other = distiller_of(config(), student=network("deep", 2), teacher=network("deep", 1))
@@ -107,8 +95,9 @@ def test_swapping_the_networks_and_their_heads_swaps_the_losses(config):
     assert second["loss_teacher_ce"].item() == first["loss_ce"].item()
 
 
-def test_heads_run_in_training_alone_and_leave_nothing_in_the_student(config):
-    distiller = distiller_of(config())
+@pytest.mark.parametrize("heads", ["light", "full"])
+def test_heads_run_in_training_alone_and_leave_nothing_in_the_student(config, heads):
+    distiller = distiller_of(config("DCM.HEADS", heads))
     ran = []
     for heads in (distiller.student_heads, distiller.teacher_heads):
         for head in heads.values():
@@ -123,6 +112,46 @@ def test_heads_run_in_training_alone_and_leave_nothing_in_the_student(config):
         assert torch.equal(predicted, deployed_of(distiller)(images))
     assert distiller.student.state_dict().keys() == network("deep", 1).state_dict().keys()
     assert [z.shape for z in _outputs(distiller.student, distiller.student_heads, images)] == [(6, 10)] * 3
+
+
+def shapes_of(head):
+    return [tuple(block.second.weight.shape[:2]) for block in head if isinstance(block, dcm.ResidualBlock)]
+
+
+def test_full_heads_repeat_the_further_stages_half_as_deep_or_twice_as_wide():
+    """wrn_40_2 has six blocks a stage, of 32, 64 and 128 channels; resnet20 three, of 16, 32 and 64."""
+    for name, depth, width in (("wrn_40_2", 6, 32), ("resnet20", 3, 16)):
+        network = cifar_model_dict[name][0](num_classes=100)
+        facts = stage_facts(network, 32, name)
+        assert dcm.block_counts(network, facts, 32)[1:] == [depth] * 3
+        first, second = dcm.heads_on(network, facts, "full", 32).values()
+        wide = 4 * width
+        assert shapes_of(first) == [(2 * width,) * 2] * depth + [(wide, wide)] * (depth // 2)
+        assert shapes_of(second) == [(2 * wide,) * 2] * depth
+        assert [block.first.stride[0] for block in second[:2]] == [2, 1]
+
+
+@pytest.mark.parametrize(("name", "times"), [("wrn_16_2", 2.70), ("wrn_40_2", 2.79)])
+def test_a_wide_residual_network_with_full_heads_costs_what_the_released_one_does(name, times):
+    network = cifar_model_dict[name][0](num_classes=100).eval()
+    heads = dcm.heads_on(network, stage_facts(network, 32, name), "full", 32).eval()
+    flops = []
+    for used in (nn.ModuleDict(), heads):
+        with torch.no_grad(), FlopCounterMode(display=False) as counted:
+            logits = _outputs(network, used, torch.zeros(1, 3, 32, 32))
+        flops.append(counted.get_total_flops())
+    assert [z.shape for z in logits] == [(1, 100)] * 3
+    assert flops[1] / flops[0] == pytest.approx(times, abs=0.02)
+
+
+def test_a_residual_block_adds_what_it_computes_to_its_input():
+    block = dcm.ResidualBlock(3, 3, 1).eval()
+    x = batch()[0]
+    running = 1 / (1 + block.enter[0].eps) ** 0.5  # BN of mean 0 and variance 1
+    hidden = torch.conv2d((x * running).relu(), block.first.weight, padding=1)
+    by_hand = x + torch.conv2d((hidden * running).relu(), block.second.weight, padding=1)
+    torch.testing.assert_close(block(x), by_hand)
+    assert dcm.ResidualBlock(3, 5, 2)(x).shape == (6, 5, 16, 16)
 
 
 def test_networks_whose_stages_do_not_fit_are_refused_by_name(config):

@@ -1,17 +1,15 @@
-"""DML: its losses written out, who is moved by which, and what is left when a term or a network is taken away."""
+"""DML: its losses written out, who is moved by which, and what equal or exchanged networks do."""
 
 import pytest
 import torch
 from co_trained import (
     assert_same_losses,
-    assert_same_run,
     co_trained_config,
     distiller_of,
     logits_of,
     losses_of,
     network,
     reached,
-    trainer_of,
 )
 from small_runs import QUICK
 from tiny import batch
@@ -75,18 +73,7 @@ def test_swapping_the_networks_swaps_their_losses(config):
     assert_same_losses({name: swapped[name] for name in one}, one)
 
 
-def test_without_its_divergences_each_network_is_trained_as_vanilla_trains_it(config, tmp_path):
-    cfg = config("DML.LOSS.KD_WEIGHT", 0.0, "DML.TEACHER.KD_WEIGHT", 0.0, "DML.TEACHER.INIT", "pretrained")
-    plain = config()
-    plain.DISTILLER.TYPE = "NONE"
-    alone = trainer_of(plain, tmp_path / "alone", student=network("small", 1))
-    assert_same_run(trainer_of(cfg, tmp_path / "both"), alone)
-    teacher = trainer_of(plain, tmp_path / "teacher", student=network("tiny", 2))
-    both = trainer_of(cfg, tmp_path / "again")
-    assert_same_run(both, teacher, lambda name: name.replace("student.", "teacher."))
-
-
-def test_the_student_learns_from_the_momentary_teacher(config, tmp_path):
+def test_the_student_learns_from_the_momentary_teacher(config):
     """KD from a teacher that stands still is another method: one step later the target has moved."""
     distiller = distiller_of(config())
     before = losses_of(distiller)["loss_kd"].item()

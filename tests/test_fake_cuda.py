@@ -115,7 +115,7 @@ def test_launches_of_the_engine_counted_on_a_cpu_are_those_of_the_fake_device(tm
     fake = Watched("ATSC", tmp_path, "SOLVER.AMP", "none").launches
     small = ["--teacher", "tiny", "--student", "tiny", "--methods", "ATSC", "--json", str(tmp_path / "counts.json")]
     assert main(["bench", "launches", "--device", "cpu", *small]) == 0
-    assert "drift  backward  optimizer  meters  all" in capsys.readouterr().out
+    assert "drift  backward  optimizer  meters  all  gflops" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "counts.json").read_text())["rows"]
     same = ("loader", "drift", "optimizer", "meters")  # memory layouts, and a graph walked in Python, change the others
     assert {part: row[part] for part in same} == {part: fake[part] for part in same}
@@ -125,11 +125,14 @@ def test_launches_of_the_engine_counted_on_a_cpu_are_those_of_the_fake_device(tm
 def test_the_table_of_launches_in_the_docs_is_what_is_counted():
     """resnet32x4 -> resnet8x4, one row of the table; the others come from the same command."""
     atsc_plugin.register()
-    counted = step_of(Arm("SIMKD", "resnet32x4", "resnet8x4", IMAGES), torch.device("cpu"))
-    (line,) = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| SimKD | 8 |")]
-    assert [int(cell.replace(",", "")) for cell in line.strip("| ").split("|")[1:]] == [
-        *(counted[part] for part in PARTS), counted.total()
-    ]  # fmt: skip
+    counted, gflops = step_of(Arm("SIMKD", "resnet32x4", "resnet8x4", IMAGES), torch.device("cpu"))
+    cells = {}
+    for line in DOCS.read_text(encoding="utf-8").splitlines():
+        name, *numbers = (cell.strip().replace(",", "") for cell in line.strip("|").split("|"))
+        cells[name] = numbers
+    *launches, flops, to_kd = cells["SimKD"]
+    assert [int(cell) for cell in launches] == [*(counted[part] for part in PARTS), counted.total()]
+    assert flops == f"{gflops:.1f}" and to_kd == f"{gflops / float(cells['KD'][-2]):.2f}"
 
 
 def added_to_the_loss(make):

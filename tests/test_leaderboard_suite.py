@@ -54,6 +54,13 @@ def test_a_trial_lies_in_a_folder_of_its_own_and_stretch_holds_for_it_too(suite)
     assert expand(path)[0].folder == Path("o/s/good/seed_1")
 
 
+def test_an_arm_with_seeds_of_its_own_has_no_other_runs(suite):
+    arms = {"all": {"cfg": "arm.yaml"}, "one": {"cfg": "arm.yaml", "seeds": [2]}}
+    path = suite(arms=arms)
+    assert [(run.arm, run.seed) for run in expand(path)] == [("all", 1), ("all", 2), ("one", 2)]
+    assert [run.arm for run in expand(path, seeds=[1])] == ["all"]
+
+
 def test_an_arm_of_equal_cost_without_stages_of_its_own_stretches_the_hosts(suite):
     Path("bare.yaml").write_text("DISTILLER: {TYPE: NONE}")
     (run,) = expand(suite(arms={"long": {"cfg": "bare.yaml", "stretch": 2}}), seeds=[1])
@@ -95,6 +102,9 @@ def test_an_override_is_read_as_a_value_that_a_file_can_hold(text, value):
         ({"arms": {"a": {"cfg": "arm.yaml", "adapted_by": [1]}}}, "adapted_by: got [1], expected an arm"),
         ({"pairs": ["p", "q"], "arms": {"a": {"cfg": "arm.yaml", "pairs": ["p"]},
                                         "b": {"cfg": "arm.yaml", "adapted_by": "a"}}}, "arm b: a has no run on q"),
+        ({"arms": {"a": {"cfg": "arm.yaml", "seeds": [2, 3]}}}, "a, seeds: got [3], expected of the suite's, [1, 2]"),
+        ({"arms": {"a": {"cfg": "arm.yaml", "seeds": [2]}, "b": {"cfg": "arm.yaml", "adapted_by": "a"}}},
+         "arm b: a has seeds [2] alone; give it the same"),
         ({"name": None}, "suite.yaml is no suite; expected keys name, seeds and arms"),
         ({"arms": {"a": {"cfg": None}}}, "arm a is {'cfg': None}; expected at least cfg"),
         ({"name": "../up"}, "name: got '../up'"),
@@ -182,6 +192,16 @@ def test_suites_with_projectors_have_the_baselines_of_equal_architecture_and_cos
         assert long.epochs == (2.4 if name == "imagenet" else 2) * base.epochs
         tuned = {run.arm for run in runs if run.record["trials"]}
         assert tuned == ({"atsc"} if name in ("quick", "ablation") else set())  # both on the toy
+
+
+def test_the_control_of_the_reverse_term_differs_from_it_in_the_term_alone(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    runs = jobs.expand(read_suite("configs/leaderboard/learning_teachers.yaml"), "o", seeds=[1])
+    keys = {run.arm: run.keys for run in runs}
+    with_it, without = ({"ATSC.TEACHER.EMA": 0.0, **keys[arm]} for arm in ("atsc_reverse", "atsc_task"))
+    different = {key for key in with_it | without if with_it.get(key) != without.get(key)}
+    term = {"ATSC.LOSS.REVERSE_KD_WEIGHT", "ATSC.LOSS.REVERSE_KD_WARMUP_EPOCHS"}
+    assert different - {"EXPERIMENT.NAME", "EXPERIMENT.TAG"} == term
 
 
 def test_the_main_suite_has_eleven_pairs_and_every_student_a_vanilla_run(monkeypatch):

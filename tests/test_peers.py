@@ -1,8 +1,8 @@
-"""PEERS: who learns from whom, its identities with KD and mutual learning, and which student leaves."""
+"""PEERS: who learns from whom, what one student and equal ones learn, and which student leaves."""
 
 import pytest
 import torch
-from co_trained import co_trained_config, distiller_of, losses_of, network, reached, trainer_of
+from co_trained import co_trained_config, distiller_of, losses_of, network, reached
 from runs import tiny_loader
 from tiny import batch
 
@@ -50,15 +50,6 @@ def test_one_student_of_a_frozen_teacher_is_averkds_to_the_bit_and_the_hosts_kds
     assert torch.equal(losses["loss_ce_1"], other["loss_ce"]) and torch.equal(losses["loss_kd_1"], other["loss_kd"])
     host = losses_of(distiller_dict["KD"](network("small", 1), network("tiny", 2), cfg))
     assert losses["loss_kd_1"].item() == pytest.approx(host["loss_kd"].item(), rel=1e-5)
-
-
-def test_without_peers_weight_the_first_student_is_trained_as_if_alone(config, tmp_path):
-    pairs = ("PEERS.TEACHER.INIT", "frozen", "PEERS.LOSS.PEER_WEIGHT", 0.0)
-    both = trainer_of(config(*pairs), tmp_path / "both")
-    alone = trainer_of(config(*pairs, "PEERS.STUDENTS", ["small"]), tmp_path / "alone")
-    both.train(), alone.train()
-    for name, tensor in alone.distiller.student.state_dict().items():
-        assert torch.equal(tensor, both.distiller.student.state_dict()[name]), name
 
 
 def test_peers_are_kd_to_the_mean_probability_of_the_others_and_equal_ones_teach_nothing():

@@ -101,6 +101,16 @@ def test_times_are_medians_so_that_one_busy_hour_does_not_speak_for_all(tmp_path
     assert (line["seconds"].value, line["s / epoch"].value) == (61.0, 61.0 / 6)
 
 
+def test_the_cost_of_an_epoch_is_compared_with_kds_where_kd_is_in_the_table(tmp_path):
+    make_run(tmp_path, "kd", 1, 50.0, seconds=60.0)
+    make_run(tmp_path, "simkd", 1, 50.0, "SIMKD", seconds=90.0)
+    cost = layout.cost(tables_of(tmp_path)[0])
+    assert {line["method"].text: line["to KD"].text for line in cost.rows} == {"KD": "1.00", "SIMKD": "1.50"}
+    (tmp_path / "kd/seed_1/result.json").unlink()
+    cost = layout.cost(tables_of(tmp_path)[0])
+    assert "to KD" not in cost.columns and layout.TO_KD not in cost.notes
+
+
 # Runs without a result, and lost teachers
 
 

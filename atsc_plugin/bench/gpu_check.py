@@ -95,12 +95,11 @@ class Check:
 
 def run(name: str, check: Check) -> None:
     """Run one part to its end, or to the end of its share; what it found lies in check.file."""
-    if check.device.type not in graph.RECORDERS:
-        graph.RECORDERS[check.device.type] = graph.PlainCalls  # all but the recording itself
     check.folder.mkdir(parents=True, exist_ok=True)
     check.write()
     try:
-        PARTS[name](check)
+        with graph.plain_calls_on(check.device):
+            PARTS[name](check)
         check.write("done")
     except OutOfTime as item:
         check.write("out of time")

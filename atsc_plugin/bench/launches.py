@@ -2,7 +2,7 @@
 
 On a GPU each is a kernel launch or a few, and small networks wait for their number, not for arithmetic. They are
 counted on any device, in our trainer's own loop; SGD is the fused one of GPUs. Views and memory without content launch
-nothing.
+nothing. The FLOPs of the same step, forward and backward, are a method's cost where kernels are long.
 """
 
 import sys
@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from atsc_plugin import host
 from atsc_plugin.bench.loading import device_loader
+from atsc_plugin.bench.roofline import flops_of
 from atsc_plugin.bench.steps import Arm, configuration, distiller_of
 from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.engine.trainer import TrainingPass
@@ -34,23 +35,28 @@ ASKERS = {
 }
 NO_KERNEL = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 METHODS = (
-    "NONE", "KD", "DKD", "REVIEWKD", "SIMKD", "DIH", "AVERKD", "PROJECTED_KD", "ATSC", "COTEACH", "published", "ATSC_x2"
+    "NONE", "KD", "DKD", "REVIEWKD", "SIMKD", "DIH", "AVERKD", "PROJECTED_KD", "ATSC", "SHAKE", "ADAPTKD", "DML",
+    "SWITOKD", "BDKD", "PEERS", "COTEACH", "DCM", "published", "ATSC_x2",
 )  # fmt: skip
 BATCHES, IMAGES = 3, 2  # the second of three steps is counted: it makes no state, and the meters are not read
+FLOPS_OF = 64  # images that FLOPs are given for: they grow with the images, launches do not
 
 
 class Launches(TorchDispatchMode):
-    """Counts operations by part, backward passes included; `mark` begins a step."""
+    """Counts operations by part, and their FLOPs, backward passes included; `mark` begins a step."""
 
     def __init__(self):
         super().__init__()
-        self.steps = [Counter()]
+        self.steps, self.flops = [Counter()], [0]
 
     def mark(self) -> None:
         self.steps.append(Counter())
+        self.flops.append(0)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.flops[-1] += flops_of(func, args, kwargs, out)
         if func.namespace == "aten" and not func.is_view and func._overloadpacket.__name__ not in NO_KERNEL:
             self.steps[-1][self.part()] += 1
         return out
@@ -91,8 +97,8 @@ class Loaders:
         return self.data
 
 
-def step_of(arm: Arm, device: torch.device) -> Counter:
-    """{part: operations} of an arm's second step."""
+def step_of(arm: Arm, device: torch.device) -> tuple[Counter, float]:
+    """({part: operations}, GFLOP for FLOPS_OF images) of an arm's second step."""
     with tempfile.TemporaryDirectory() as folder:
         own = ["SOLVER.EPOCHS", 1, "LOG.PREFIX", folder, "TEACHER.CACHE", folder, "DIH.HEADS.EPOCHS", 1]
         cfg, launches = configuration(arm, *own), Launches()
@@ -107,10 +113,17 @@ def step_of(arm: Arm, device: torch.device) -> Counter:
         trainer.method.before_epoch(1)
         with launches:
             TrainingPass(trainer, 1).run()
-    return launches.steps[2]
+    return launches.steps[2], launches.flops[2] * FLOPS_OF / arm.batch / 1e9
 
 
 def bench_launches(arms: list[Arm], device: torch.device) -> list[dict]:
-    """A row an arm: operations by part, and all of them."""
-    counts = {arm.name: step_of(arm, device) for arm in arms}
-    return [{"arm": name, **{part: own[part] for part in PARTS}, "all": own.total()} for name, own in counts.items()]
+    """A row an arm: operations by part and all of them, GFLOP, and GFLOP to KD's where KD is among the arms."""
+    rows = []
+    for arm in arms:
+        counts, gflops = step_of(arm, device)
+        rows.append(
+            {"arm": arm.name, **{part: counts[part] for part in PARTS}, "all": counts.total(), "gflops": gflops}
+        )
+    for kd in [row["gflops"] for row in rows if row["arm"] == "KD"]:
+        rows = [row | {"gflops_to_kd": row["gflops"] / kd} for row in rows]
+    return rows

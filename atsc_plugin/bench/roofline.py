@@ -26,8 +26,7 @@ class CountedOperations(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        count = flop_registry.get(func._overloadpacket)
-        flops = count(*args, **kwargs, out_val=out) if count else 0
+        flops = flops_of(func, args, kwargs, out)
         self.operations.append((flops, 0 if func.is_view else _bytes((args, kwargs)) + _bytes(out)))
         return out
 
@@ -39,6 +38,12 @@ class CountedOperations(TorchDispatchMode):
         return sum(
             max(flops / peak["flops_per_second"], moved / peak["bytes_per_second"]) for flops, moved in self.operations
         )
+
+
+def flops_of(func, args, kwargs, out) -> int:
+    """FLOPs of one dispatched operation; none but convolutions and matrix products have any."""
+    count = flop_registry.get(func._overloadpacket)
+    return count(*args, **kwargs, out_val=out) if count else 0
 
 
 def _bytes(tree):

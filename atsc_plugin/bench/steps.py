@@ -16,7 +16,7 @@ from atsc_plugin.bench.roofline import CountedOperations, measured_peak
 from atsc_plugin.bench.timing import interleaved, row
 from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.engine.batches import layout_of
-from atsc_plugin.engine.graph import WARM_UP, RecordedStep, refusal
+from atsc_plugin.engine.graph import WARM_UP, RecordedStep, plain_calls_on, refusal
 from atsc_plugin.engine.step import Step
 from atsc_plugin.errors import PluginError, out_of_memory
 
@@ -128,10 +128,11 @@ class PreparedStep:
         """The recorded step, on a loader of as many images as the batch has."""
         images = (image * 64 + 128).clamp(0, 255).byte().contiguous()
         loader = DeviceLoader(images, target, len(target), [0.5] * 3, [0.25] * 3, self.device, 0, padding=4, flip=True)
-        if reason := refusal(self.step, loader, cfg):
-            raise PluginError(f"{self.arm.name}: the step is not recorded, since {reason}.")
         self.drawn = next(loader.draws_from(0))
-        return RecordedStep(self.step, loader)
+        with plain_calls_on(self.device):
+            if reason := refusal(self.step, loader, cfg):
+                raise PluginError(f"{self.arm.name}: the step is not recorded, since {reason}.")
+            return RecordedStep(self.step, loader)
 
     def __call__(self):
         self.method.before_step(1, 1)
@@ -177,14 +178,16 @@ class PreparedStep:
         return (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
 
 
-def arms_of(methods, teacher: str, student: str, batch: int, amps, compiles, layouts=("auto",)) -> list[Arm]:
+def arms_of(
+    methods, teacher: str, student: str, batch: int, amps, compiles, layouts=("auto",), graphs=("none",)
+) -> list[Arm]:
     """Every combination; the released step in fp32 and torch's own layout, as it ran, and fused beside it in both."""
     arms = []
-    for method, amp, mode, layout in product(methods, amps, compiles, layouts):
-        plain = (amp, mode) == ("none", "none")
+    for method, amp, mode, layout, graph in product(methods, amps, compiles, layouts, graphs):
+        plain = (amp, mode, graph) == ("none", "none", "none")
         if plain or method not in ("released", "published"):
             own = "contiguous" if method == "released" else layout
-            arms.append(Arm(method, teacher, student, batch, amp, mode, own))
+            arms.append(Arm(method, teacher, student, batch, amp, mode, own, graph != "none"))
         if plain and method == "fused" and "released" in methods:
             arms.append(Arm(method, teacher, student, batch, layout="contiguous"))
     return list(dict.fromkeys(arms))

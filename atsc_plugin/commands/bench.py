@@ -16,6 +16,7 @@ EXAMPLES = """
   bench step --batch 64 --rounds 9 --json step.json
   bench step --methods fused KD --amp none bf16 --compile none default
   bench step --methods KD fused --amp none bf16 --layout contiguous channels_last
+  bench step --methods KD fused --graph none auto
   bench loader --rounds 5
   bench files
   bench epoch --images 6400
@@ -55,6 +56,8 @@ def parser():
     layouts = ("auto", "contiguous", "channels_last")
     say = f"memory layouts: {', '.join(layouts)}; auto is the engine's own"
     add("--layout", nargs="+", default=["auto"], choices=layouts, metavar="LAYOUT", help=say)
+    say = "step: none, or auto: recorded as one CUDA graph, the loader's work on the batch included"
+    add("--graph", nargs="+", default=["none"], choices=("none", "auto"), metavar="GRAPH", help=say)
     add("--rounds", type=_count, help="turns of each arm (default: 7; quick: 3)")
     add("--images", type=_count, help=f"images a pass (default: {FULL}; quick: {QUICK})")
     add("--profile", action="store_true", help="step: also where the first arm's time goes")
@@ -117,7 +120,10 @@ def measured(args, device):
         ]
         return launches.bench_launches(own, device), {}
     methods = args.methods or (["fused"] if args.what == "epoch" else ["released", "fused", "SIMKD", "KD"])
-    arms = steps.arms_of(methods, args.teacher, args.student, batch, args.amp, args.compile, args.layout)
+    settings = args.amp, args.compile, args.layout, args.graph
+    arms = steps.arms_of(methods, args.teacher, args.student, batch, *settings)
+    if args.what == "step" and args.graph != ["none"] and device.type != "cuda":
+        print(f"note: a {device.type} records no graph; recorded steps are plain calls here", file=sys.stderr)
     if args.what == "epoch":
         return loading.bench_epoch(arms[0], images, device, rounds)
     if args.profile:

@@ -101,7 +101,7 @@ def _runs(suite, args):
         overrides=jobs.parse_overrides(args.opts),
     )
     if not found:
-        raise PluginError(f"{args.suite} has no run with these --arms on these --pairs. Name others.")
+        raise PluginError(f"{args.suite} has no run with these --arms, --pairs and --seeds. Name others.")
     return found
 
 

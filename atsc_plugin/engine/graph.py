@@ -9,7 +9,8 @@ a step is recorded, how it runs, and what records it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -164,3 +165,15 @@ class PlainCalls:
 
 
 RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaGraph}  # by type of device
+
+
+@contextmanager
+def plain_calls_on(device: torch.device) -> Iterator[None]:
+    """In this block a device that records nothing runs recorded steps too, all but the recording itself."""
+    added = {} if device.type in RECORDERS else {device.type: PlainCalls}
+    RECORDERS.update(added)
+    try:
+        yield
+    finally:
+        for kind in added:
+            del RECORDERS[kind]

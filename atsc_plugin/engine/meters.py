@@ -21,6 +21,7 @@ class Meters:
 
     def __init__(self, device):
         self.names, self.losses = [], torch.zeros(0, dtype=torch.float64, device=device)
+        self.images_of = {}  # how many images each term was computed on: some steps have no such term
         self.bad_since = torch.full((1,), math.inf, device=device)  # the first bad step of each loss, of the gradient
         self.steps = self.skipped = 0
         self.hits = torch.zeros((), dtype=torch.int64, device=device)
@@ -30,6 +31,7 @@ class Meters:
         count = len(target)
         self.steps += 1
         values = torch.stack(self._in_order(losses))
+        self.images_of = self.images_of | {name: self.images_of.get(name, 0) + count for name in losses}
         self.losses += values.double() * count
         fine = values.abs() < math.inf  # NaN is not
         if finite_gradients is not None:
@@ -58,10 +60,12 @@ class Meters:
         """Put the sums of all ranks into each of them: counts are summed, never averaged."""
         if distributed.world() == 1:
             return
-        sums = torch.cat([self.losses, torch.stack([self.hits, self.hits.new_tensor(self.images)]).double()])
-        *losses, hits, images = distributed.total(sums).unbind()
-        self.losses = torch.stack(losses) if losses else self.losses
-        self.hits, self.images = hits.round().to(self.hits.dtype), int(images)
+        counts = [self.images, *(self.images_of[name] for name in self.names)]
+        sums = torch.cat([self.losses, self.losses.new_tensor(counts), self.hits.double().view(1)])
+        self.losses, counts, hits = distributed.total(sums).split([len(self.names), len(counts), 1])
+        self.hits = hits.round().to(self.hits.dtype).view(())
+        self.images, *each = map(int, counts.tolist())
+        self.images_of = dict(zip(self.names, each, strict=True))
         distributed.total(self.bad_since, least=True)
 
     def state(self):
@@ -77,6 +81,7 @@ class Meters:
         for name, value in state.items():
             setattr(self, name, value)
         self.names = list(state["losses"])
+        self.images_of = state.get("images_of", dict.fromkeys(self.names, self.images))  # older checkpoints have none
         since = [state["bad_since"].get(name, torch.tensor(math.inf)) for name in [*self.names, GRADIENT]]
         self.losses = torch.tensor([float(value) for value in state["losses"].values()], dtype=torch.float64).to(device)
         self.bad_since = torch.tensor([float(value) for value in since]).to(device)
@@ -89,12 +94,14 @@ class Meters:
         self.losses = self.losses + more.losses
         self.bad_since = torch.minimum(self.bad_since, more.bad_since)
         self.hits, self.images = self.hits + more.hits, self.images + more.images
+        self.images_of = {name: count + more.images_of[name] for name, count in self.images_of.items()}
 
     def forget(self):
         """Count from zero what was summed so far, but for the number of steps."""
         self.losses = torch.zeros_like(self.losses)
         self.bad_since = torch.full_like(self.bad_since, math.inf)
         self.hits, self.images = torch.zeros_like(self.hits), 0
+        self.images_of = dict.fromkeys(self.names, 0)
 
     def check(self):
         """NotFinite names what went bad first: soon all of it is. Waits for the device once."""
@@ -108,9 +115,10 @@ class Meters:
         raise NotFinite(f"loss term '{name}' is {total} since step {since[name]:.0f}")
 
     def means(self):
-        """Mean of each loss term over the images so far."""
+        """Mean of each loss term over the images so far that it was computed on."""
         self.check()
-        return dict(zip(self.names, (self.losses / self.images).tolist(), strict=True))
+        sums = zip(self.names, self.losses.tolist(), strict=True)
+        return {name: total / max(self.images_of[name], 1) for name, total in sums}
 
     def postfix(self):
         return {name: f"{mean:.3f}" for name, mean in self.means().items()} | {"top1": f"{self._top1():.1f}"}

@@ -138,7 +138,8 @@ def expand(suite: Suite, output, *, seeds=None, arms=None, pairs=None, overrides
             last = dict(overrides) | ({} if teacher_seed is None else {"TEACHER.SEED": teacher_seed})
             keys = {arm.name: _keys(suite, arm, pair, last, folder.name, names[arm.name]) for arm in members}
             for seed in seeds:
-                runs += [_run(suite, arm, pair, seed, folder, names, keys[arm.name], overrides) for arm in members]
+                seeded = [arm for arm in members if arm.seeds is None or seed in arm.seeds]
+                runs += [_run(suite, arm, pair, seed, folder, names, keys[arm.name], overrides) for arm in seeded]
     return runs
 
 

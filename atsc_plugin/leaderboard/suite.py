@@ -17,6 +17,7 @@
       atsc_drift_1: {cfg: configs/cifar100/atsc.yaml, set: {ATSC.DRIFT.WEIGHT: 1.0}}
       simkd_equal_cost: {cfg: configs/cifar100/simkd.yaml, stretch: 2}        # epochs and decay stages times 2
       after: {cfg: configs/cifar100/simkd.yaml, adapted_by: atsc_drift_1}     # from the teacher that run left
+      released: {cfg: configs/cifar100/atsc_published.yaml, seeds: [1]}       # with these of the seeds alone
 
 An arm may have `trials` of its own; unequal ones need `unequal_trials: why`, which is printed.
 """
@@ -93,6 +94,7 @@ class Arm:
     stretch: float = _key(lambda by: type(by) in (int, float) and 0 < by <= 1000, "a number above 0, at most 1000", 1)
     pairs: list = _key(_list_of(_is_name), "a list of the suite's pairs")
     trials: int = _key(_is_count, "a whole number")
+    seeds: list = _key(_are_seeds, "a list of the suite's seeds")
     adapted_by: str | None = _key(_is_name, "an arm")
 
     def config(self, pair: str | None) -> Path:
@@ -167,6 +169,8 @@ def _arm(name, body, suite, problems):
         return None
     before, node, known = len(problems), _checked(body, Arm, f"arm {name}, ", problems), suite["pairs"]
     node["pairs"] = list(known) if node["pairs"] is None else node["pairs"]
+    if unknown := [seed for seed in node["seeds"] or () if seed not in (suite["seeds"] or ())]:
+        problems.append(f"arm {name}, seeds: got {short_repr(unknown)}, expected of the suite's, {suite['seeds']}")
     node["trials"] = suite["trials"] if node["trials"] is None else node["trials"]
     problems += [
         f"arm {name}: unknown pair {pair}; {_near(pair, known)}" for pair in node["pairs"] if pair not in known
@@ -188,8 +192,12 @@ def _source_problems(arm, arms):
     others = [name for name, other in arms.items() if not other.adapted_by]
     if arm.adapted_by not in others:
         return [f"arm {arm.name}, adapted_by: unknown arm {arm.adapted_by}; {_near(arm.adapted_by, others)}"]
-    lacking = [str(pair) for pair in arm.pairs if pair not in arms[arm.adapted_by].pairs]
-    return [f"arm {arm.name}: {arm.adapted_by} has no run on {', '.join(lacking)}"] if lacking else []
+    source = arms[arm.adapted_by]
+    lacking = [str(pair) for pair in arm.pairs if pair not in source.pairs]
+    problems = [f"arm {arm.name}: {arm.adapted_by} has no run on {', '.join(lacking)}"] if lacking else []
+    if source.seeds and source.seeds != arm.seeds:
+        problems.append(f"arm {arm.name}: {arm.adapted_by} has seeds {source.seeds} alone; give it the same")
+    return problems
 
 
 def _near(name, known):

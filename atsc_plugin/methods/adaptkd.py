@@ -13,8 +13,8 @@ from atsc_plugin.losses import full, pool, softened_divergence
 from atsc_plugin.methods.base import EpochReport, Key, Method, Network, method
 from atsc_plugin.methods.monitor import Extended, moving_top1
 from atsc_plugin.networks.drift import StartingPoint
-from atsc_plugin.networks.maps import check_classes, teacher_map, unused_parameters
-from atsc_plugin.networks.stages import stage_facts
+from atsc_plugin.networks.maps import check_classes, teacher_map
+from atsc_plugin.networks.stages import convolutions_behind, stage_facts
 
 
 class LogitAdapter(nn.Module):
@@ -63,14 +63,7 @@ def last_stage_kernels(teacher, side, name):
     """Names of the convolutions' kernels behind the last but one of the teacher's maps."""
     if len(stage_facts(teacher, side, name).shapes) < 2:
         raise ModelRefused(f"{name} has a single map in feats, so it has no last stage. Use another ADAPTKD.MODULE.")
-
-    def last_but_one(network, image):
-        logits, feats = network(image)
-        return logits, feats["feats"][-2]
-
-    layers = dict(teacher.named_modules())
-    behind = [parameter.rpartition(".") for parameter in unused_parameters(teacher, last_but_one, side)]
-    found = [f"{path}.weight" for path, _, leaf in behind if leaf == "weight" and isinstance(layers[path], nn.Conv2d)]
+    found = [f"{path}.weight" for path in convolutions_behind(teacher, -2, side)]
     if not found:
         raise ModelRefused(f"{name} has no convolution behind its last but one map. Use another ADAPTKD.MODULE.")
     return found

@@ -102,8 +102,8 @@ KEYS = (
     Key(
         "ATSC.TEACHER.EVERY",
         1,
-        "k: the teacher learns in steps 0, k, 2k, ... of an epoch; in the others its losses are left out (zeros in the "
-        "log's means) and it costs a forward pass (ours)",
+        "k: the teacher learns in steps 0, k, 2k, ... of an epoch; in the others its losses are left out (the log's "
+        "means are over the steps that have them) and it costs a forward pass (ours)",
         minimum=1,
     ),
     Key(
@@ -122,7 +122,7 @@ KEYS = (
     Key(
         "ATSC.GUARD",
         "warn",
-        "when the teacher collapses: warn, stop (the run ends with exit status 3), or none",
+        "when the teacher collapses, loses accuracy or drifts away: warn, stop (the run ends with exit status 3), none",
         choices=("warn", "stop", "none"),
     ),
     Key(

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atsc_plugin.errors import ModelRefused
+from atsc_plugin.host import image_size
 from atsc_plugin.losses import full, softened_divergence
 from atsc_plugin.methods.base import Key, method
 from atsc_plugin.methods.dml import DML, mutual_keys
-from atsc_plugin.networks.stages import StageFacts
+from atsc_plugin.networks.stages import StageFacts, convolutions_behind
 
 MOST_HEADS = 2  # auxiliary ones a network
 
@@ -47,11 +48,67 @@ def light_head(channels: int, classes: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
-def heads_on(facts: StageFacts) -> nn.ModuleDict:
-    """A light head on each hidden stage, by the stage's index in feats."""
-    return nn.ModuleDict(
-        {str(stage): light_head(facts.shapes[stage][0], facts.classes) for stage in hidden_stages(facts)}
-    )
+class ResidualBlock(nn.Module):
+    """x -> s + W_2 a(W_1 h), h = a(x), a = ReLU(BN(.)); s = x, or a 1x1 convolution of h where the shape changes.
+
+    The block of wide residual networks (Zagoruyko and Komodakis, BMVC 2016).
+    """
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.enter, self.middle = (nn.Sequential(nn.BatchNorm2d(width), nn.ReLU()) for width in (before, after))
+        self.first = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.second = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        changes = stride != 1 or before != after
+        self.shortcut = nn.Conv2d(before, after, 1, stride, bias=False) if changes else None
+        for layer in self.children():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        entered = self.enter(x)
+        skip = x if self.shortcut is None else self.shortcut(entered)
+        return skip + self.second(self.middle(self.first(entered)))
+
+
+def full_head(facts: StageFacts, depths: list[int], stage: int) -> nn.Sequential:
+    """The stages behind `stage` once more, then BN, ReLU, average, linear; `depths` are every stage's blocks.
+
+    On the last hidden stage: the last stage at double width. On the one before it: both, the last with half the blocks.
+    """
+    last, (width, size, _), layers = len(facts.shapes) - 1, facts.shapes[stage], []
+    if stage == last - 1:
+        again = [(last, 2, depths[last])]
+    else:
+        again = [(last - 1, 1, depths[last - 1]), (last, 1, max(1, depths[last] // 2))]
+    for number, wider, depth in again:
+        channels, height, _ = facts.shapes[number]
+        for stride in [max(1, size // height), *[1] * (depth - 1)]:
+            layers.append(ResidualBlock(width, wider * channels, stride))
+            width = wider * channels
+        size = height
+    layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(width, facts.classes))
+
+
+def block_counts(network: nn.Module, facts: StageFacts, side: int) -> list[int]:
+    """How many blocks of two convolutions larger than 1x1 lie before each map of feats and behind the one before."""
+    behind = []
+    for index in range(len(facts.shapes)):
+        layers = map(network.get_submodule, convolutions_behind(network, index, side))
+        behind.append(sum(max(layer.kernel_size) > 1 for layer in layers))
+    return [1, *(max(1, (more - fewer) // 2) for more, fewer in zip(behind, behind[1:], strict=False))]
+
+
+def heads_on(network: nn.Module, facts: StageFacts, kind: str, side: int) -> nn.ModuleDict:
+    """A head on each hidden stage, by the stage's index in feats; none for the kind none."""
+    if kind == "none":
+        return nn.ModuleDict()
+    stages = hidden_stages(facts)
+    if kind == "light":
+        return nn.ModuleDict({str(stage): light_head(facts.shapes[stage][0], facts.classes) for stage in stages})
+    depths = block_counts(network, facts, side)
+    return nn.ModuleDict({str(stage): full_head(facts, depths, stage) for stage in stages})
 
 
 @method("DCM")
@@ -64,8 +121,12 @@ class DCM(DML):
     Three links into a head are 3 x KD to the mean probability: KD_WEIGHT 1 is three times DML's. LINKS final with HEADS
     none and SMOOTH 0 is DML. Controls: KD weights 0 (deep supervision alone), DML with KD weights 3.
 
-    Deviations: HEADS light (3x3 convolution, BN, ReLU, average, linear) are ours and cheaper; the paper's heads copy
-    the network's further stages and cost 2.8 times the network. The rate falls at the end of an epoch, not its start.
+    HEADS full are the released ones on wide residual networks: the network's further stages again, the last at half
+    depth or at double width. Network and heads together cost 2.8 times the network. On other networks they keep these
+    blocks and take the widths, sizes and numbers of blocks of that network's stages (ours).
+
+    Deviations: HEADS light (3x3 convolution, BN, ReLU, average, linear), the default, are ours and cheaper. The rate
+    falls at the end of an epoch, not its start.
     """
 
     NODE = "DCM"
@@ -75,8 +136,8 @@ class DCM(DML):
             "DCM.HEADS",
             "light",
             "auxiliary classifiers on the last two hidden stages of each network. light: 3x3 convolution, BN, ReLU, "
-            "average, linear (ours); none: the final classifiers alone",
-            choices=("light", "none"),
+            "average, linear (ours); full: the network's further stages again, as released; none: no auxiliary ones",
+            choices=("light", "full", "none"),
         ),
         Key(
             "DCM.LINKS",
@@ -90,12 +151,12 @@ class DCM(DML):
 
     def __init__(self, student, teacher, cfg):
         super().__init__(student, teacher, cfg)
-        wanted = self.node.HEADS == "light"
-        facts = (self.student_stages, self.teacher_stages)
-        self.student_heads, self.teacher_heads = (heads_on(each) if wanted else nn.ModuleDict() for each in facts)
+        wanted, side = self.node.HEADS, image_size(cfg.DATASET)
+        self.student_heads = heads_on(self.student, self.student_stages, wanted, side)
+        self.teacher_heads = heads_on(self.teacher, self.teacher_stages, wanted, side)
         counts = len(self.student_heads) + 1, len(self.teacher_heads) + 1
         names = f"student {cfg.DISTILLER.STUDENT}", f"teacher {cfg.DISTILLER.TEACHER}"
-        if wanted and 1 in counts:
+        if wanted != "none" and 1 in counts:
             raise ModelRefused(f"{names[counts.index(1)]} has no hidden stage for a head. Use DCM.HEADS none.")
         if self.node.LINKS == "same" and counts[0] != counts[1]:
             raise ModelRefused(

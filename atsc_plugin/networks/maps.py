@@ -225,8 +225,13 @@ def check_classes(student: Any, teacher: Any, student_name: str, teacher_name: s
         )
 
 
-def unused_parameters(model: nn.Module, source: MapSource, image_size: int) -> list[str]:
-    """Names of the parameters that cannot move the map: the student's own head and whatever else lies behind it."""
+def unused_parameters(
+    model: nn.Module, source: Callable[[nn.Module, Tensor], tuple[Any, Tensor]], image_size: int
+) -> list[str]:
+    """Names of the parameters that cannot move the map: the student's own head and whatever else lies behind it.
+
+    source(model, image) gives (anything, the map), as a MapSource does.
+    """
     names, parameters = zip(*[(n, p) for n, p in model.named_parameters() if p.requires_grad], strict=True)
     with evaluating(model), torch.enable_grad():
         total = source(model, probe_image(model, image_size))[1].sum()

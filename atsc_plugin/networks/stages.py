@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from atsc_plugin.errors import ModelRefused
 from atsc_plugin.losses import align, full
-from atsc_plugin.networks.maps import evaluating, outputs_of, probe_image
+from atsc_plugin.networks.maps import evaluating, outputs_of, probe_image, unused_parameters
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,18 @@ def check_stages(indices: list[int], facts: StageFacts, key: str, name: str) -> 
         raise ModelRefused(
             f"{key} names {outside[0]}; {name} has maps 0 (the stem) to {len(facts.shapes) - 1} in feats."
         )
+
+
+def convolutions_behind(model: nn.Module, index: int, image_size: int) -> list[str]:
+    """Names of the convolutions that the map of this index in feats does not depend on."""
+
+    def source(network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
+        logits, feats = network(image)
+        return logits, feats["feats"][index]
+
+    layers = dict(model.named_modules())
+    paths = [name.rpartition(".") for name in unused_parameters(model, source, image_size)]
+    return [path for path, _, leaf in paths if leaf == "weight" and isinstance(layers[path], nn.Conv2d)]
 
 
 def attention(feature_map: Tensor) -> Tensor:

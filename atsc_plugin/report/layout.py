@@ -30,6 +30,7 @@ COST = (
     "the bare student. Times are training alone, without evaluation, median over runs. Memory is the device's, or the "
     "process's on a CPU."
 )
+TO_KD = "To KD: s / epoch over KD's."
 TEACHERS = (
     "Last epoch, on the images that choose the best epoch, mean over runs, one teacher beside the other. Agreement: "
     "how often the teacher predicts what it predicted at the start. Scale: standard deviation of its map against the "
@@ -146,8 +147,12 @@ def teachers(table: Table) -> Grid:
     return Grid("Teachers during training", rows, (TEACHERS,))
 
 
+def _epoch_seconds(row: Row) -> float:
+    return statistics.median(run.get("seconds") / run.get("epochs") for run in row.runs)
+
+
 def cost(table: Table) -> Grid:
-    rows = []
+    rows, kd = [], [_epoch_seconds(row) for row in table.rows if row.runs and row.plain and row.any("method") == "KD"]
     for row in table.rows:
         figures = {name: row.any(name) for name in ("epochs", "params_trained", "params_deployed", "params_student")}
         if row.runs:
@@ -155,12 +160,13 @@ def cost(table: Table) -> Grid:
             extra = None if student is None else deployed - student
             line = {"epochs": epochs, "trained": trained, "deployed": deployed, "extra": extra}
             line |= {"seconds": row.median("seconds"), "images/s": row.median("images_per_second")}
-            line["s / epoch"] = statistics.median(run.get("seconds") / run.get("epochs") for run in row.runs)
+            line["s / epoch"] = _epoch_seconds(row)
+            line["to KD"] = line["s / epoch"] / kd[0] if kd else None
             line["peak MB"] = max(row.figures("peak_memory_mb"), default=None)
-            forms = {"extra": "{:+,}", "s / epoch": "{:.1f}"}
+            forms = {"extra": "{:+,}", "s / epoch": "{:.1f}", "to KD": "{:.2f}"}
             cells = {name: _number(value, forms.get(name, "{:,.0f}")) for name, value in line.items()}
             rows.append({"method": Cell(row.label), **cells})
-    return Grid("Cost", rows, (COST,))
+    return Grid("Cost", rows, (COST, TO_KD) if kd else (COST,))
 
 
 def figures_elsewhere(table: Table) -> Grid:
