@@ -19,7 +19,7 @@ from atsc_plugin.config import load_cfg
 from atsc_plugin.engine import checkpoint, precision
 from atsc_plugin.engine.evaluate import evaluate
 from atsc_plugin.engine.layouts import state_of_network
-from atsc_plugin.engine.optim import learning_rate, without_decay
+from atsc_plugin.engine.optim import learning_rate, set_learning_rate, without_decay
 from atsc_plugin.engine.step import Step
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import ConfigError, PluginError
@@ -93,6 +93,20 @@ def test_a_run_makes_its_steps_at_those_rates_and_logs_the_last_of_each_epoch(tm
     assert [rate for rate, _ in seen] == pytest.approx(wanted, rel=1e-12)
     assert [half for _, half in seen] == pytest.approx([rate / 2 for rate in wanted], rel=1e-12)
     assert [line["lr"] for line in log_of(trainer.folder)] == pytest.approx(wanted[2::3], rel=1e-12)
+
+
+def test_the_released_second_step_has_the_firsts_rate_and_the_average_comes_after_it(tmp_path):
+    cfg = config(tmp_path, "SOLVER.SCHEDULE", "cosine", "SOLVER.EMA", 0.5)
+    step, (image, target) = trainer_of(cfg, tmp_path / "run", "published").step, batch()
+    step.method.begin()
+    step.distiller.train()
+    set_learning_rate(step.optimizer, 0.0123)
+    before = step.distiller.teacher.fc.bias.detach().clone()
+    step({"image": image, "target": target, "epoch": 1})
+    assert step.second_optimizer.param_groups[0]["lr"] == 0.0123
+    after = step.distiller.teacher.fc.bias
+    assert not torch.equal(after, before)
+    assert torch.allclose(step.average.classifier.bias, (before + after) / 2, atol=1e-7)
 
 
 # ---- the optimizer ----
