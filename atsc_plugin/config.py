@@ -57,9 +57,7 @@ FOLLOWED = {
     "MEAN": ([], OWN_DATASETS),
     "STD": ([], OWN_DATASETS),
 }
-
-
-BY_WORKERS = ("CROP", "AUGMENT", "ERASING")
+BY_WORKERS = ("CROP", "AUGMENT", "ERASING")  # of these, what a device loader does not do
 
 
 def load_cfg(path, overrides=()) -> CfgNode:
@@ -236,15 +234,13 @@ def _data_problems(cfg):
         asked = f"DATASET.{key} is {node[key]}"
         if node.TYPE not in types:
             problems.append(
-                f"{asked}, which {node.TYPE} does not follow; {', '.join(types)} do{'es' * (len(types) == 1)}. Use "
-                f"{neutral}, or DATASET.TYPE folder for image files."
+                f"{asked}, which {node.TYPE} does not follow; expected with one of {', '.join(types)}. Use {neutral}, "
+                "or DATASET.TYPE folder for image files."
             )
         elif key in BY_WORKERS and node.LOADER not in (("auto",) if node.TYPE == "cifar100" else ("auto", "host")):
             problems.append(f"{asked}, which DATASET.LOADER {node.LOADER} does not know. Use auto.")
     if node.EVAL_CROP and not node.IMAGE_SIZE:
-        problems.append(
-            f"DATASET.EVAL_CROP is {node.EVAL_CROP}, but DATASET.IMAGE_SIZE is 0; expected a side."
-        )
+        problems.append(f"DATASET.EVAL_CROP is {node.EVAL_CROP}, but DATASET.IMAGE_SIZE is 0; expected a side.")
     padding = DEFAULTS["DATASET.PADDING"]
     if node.CROP == "resized" and padding != node.PADDING:
         problems.append(f"DATASET.PADDING is {node.PADDING}, but DATASET.CROP resized pads nothing. Leave it out.")
