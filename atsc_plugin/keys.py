@@ -66,7 +66,7 @@ RUN_KEYS = (
     Key(
         "DATASET.MEAN",
         [],
-        "mean by channel in 0..1; empty: of the training images (npz, folder, cifar10, digits100; where they stream, of "
+        "mean by channel in 0..1; empty: of the training images (npz, folder, cifar10, digits100; of a stream "
         "1,000 of them)",
     ),
     Key("DATASET.STD", [], "standard deviation by channel; empty: of the training images"),
@@ -213,8 +213,8 @@ ENGINE_KEYS = (
     Key("SOLVER.CLIP_NORM", 0.0, "the whole gradient is clipped to this norm; 0: no clipping", minimum=0.0),
     *mixing_keys(
         "SOLVER",
-        ". Teacher and student see the same mixed batch; an image's partner comes from its rank's own, so two ranks mix "
-        "other pairs than one. The training top-1 counts the class with the larger share",
+        ". Teacher and student see the same mixed batch; an image's partner comes from its rank's own, so two ranks "
+        "mix other pairs than one. The training top-1 counts the class with the larger share",
     ),
     Key("SOLVER.SYNC_BN", False, "under torchrun on GPUs: BN statistics over the images of all ranks"),
     Key(
