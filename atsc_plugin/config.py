@@ -60,9 +60,7 @@ FOLLOWED = {
     "MEAN": ([], OWN_DATASETS),
     "STD": ([], OWN_DATASETS),
 }
-
-
-BY_WORKERS = ("CROP", "AUGMENT", "ERASING")
+BY_WORKERS = ("CROP", "AUGMENT", "ERASING")  # of these, what a device loader does not do
 
 
 def load_cfg(path, overrides=()) -> CfgNode:
@@ -267,8 +265,8 @@ def _data_problems(cfg):
         asked = f"DATASET.{key} is {node[key]}"
         if node.TYPE not in types:
             problems.append(
-                f"{asked}, which {node.TYPE} does not follow; {', '.join(types)} do{'es' * (len(types) == 1)}. Use "
-                f"{neutral}, or DATASET.TYPE folder for image files."
+                f"{asked}, which {node.TYPE} does not follow; expected with one of {', '.join(types)}. Use {neutral}, "
+                "or DATASET.TYPE folder for image files."
             )
         elif key in BY_WORKERS and node.LOADER not in (("auto",) if node.TYPE == "cifar100" else ("auto", "host")):
             problems.append(f"{asked}, which DATASET.LOADER {node.LOADER} does not know. Use auto.")

@@ -66,8 +66,8 @@ RUN_KEYS = (
     Key(
         "DATASET.MEAN",
         [],
-        "mean by channel in 0..1; empty: of the training images (npz, folder, cifar10, digits100), of a stream "
-        "of 1,000 of its",
+        "mean by channel in 0..1; empty: of the training images (npz, folder, cifar10, digits100; of a stream "
+        "1,000 of them)",
     ),
     Key("DATASET.STD", [], "standard deviation by channel; empty: of the training images"),
     Key(
@@ -196,15 +196,13 @@ def recipe_keys(node: str, network: str) -> tuple[Key, ...]:
     )
 
 
-def mixing_keys(node: str, images: str) -> tuple[Key, ...]:
-    """What makes labels soft, of the SOLVER and the TEACHER node."""
+def mixing_keys(node: str, more: str = "") -> tuple[Key, ...]:
+    """What makes labels soft, of the SOLVER and the TEACHER node; `more` is said of the first."""
     return (
         Key(
             f"{node}.MIXUP",
             0.0,
-            f"alpha of mixup of {images}, a ~ Beta(alpha, alpha); 0: none. Teacher and student see the same mixed "
-            "batch; the partner comes from the rank's own images, so two ranks mix other pairs than one. The training "
-            "top-1 counts the class with the larger share",
+            f"alpha of mixup, a ~ Beta(alpha, alpha); 0: none{more}",
             minimum=0.0,
             maximum=100.0,
         ),
@@ -256,7 +254,11 @@ ENGINE_KEYS = (
         minimum=1,
     ),
     Key("SOLVER.CLIP_NORM", 0.0, "the whole gradient is clipped to this norm; 0: no clipping", minimum=0.0),
-    *mixing_keys("SOLVER", "the images of a batch"),
+    *mixing_keys(
+        "SOLVER",
+        ". Teacher and student see the same mixed batch; an image's partner comes from its rank's own, so two ranks "
+        "mix other pairs than one. The training top-1 counts the class with the larger share",
+    ),
     Key("SOLVER.SYNC_BN", False, "under torchrun on GPUs: BN statistics over the images of all ranks"),
     Key(
         "DATASET.LOADER",
@@ -291,7 +293,7 @@ TEACHER_KEYS = (
     Key("TEACHER.LR_DECAY_RATE", 0.1, "factor at each decay stage", minimum=0.0),
     Key("TEACHER.WEIGHT_DECAY", 0.0005, "its weight decay", minimum=0.0),
     *recipe_keys("TEACHER", "teacher"),
-    *mixing_keys("TEACHER", "its images"),
+    *mixing_keys("TEACHER"),
     Key(
         "DISTILLER.TEACHERS",
         [],

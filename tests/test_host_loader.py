@@ -8,6 +8,7 @@ from yacs.config import CfgNode
 
 from atsc_plugin.data import datasets
 from atsc_plugin.data.datasets import validation_indices, with_validation_loader
+from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.data.worker_loader import WorkerLoader
 from atsc_plugin.errors import PluginError
 
@@ -58,6 +59,19 @@ def test_the_key_decides_and_a_device_loader_that_cannot_be_is_refused():
         datasets.host_loaders(loaders(), node("device"), options(), "base")
     with pytest.raises(PluginError, match="its batches carry contrastive samples. Use auto or host"):
         datasets.host_loaders(loaders(extra=(0, 0)), node("device"), options(), "plugin")
+
+
+def test_a_hosts_images_are_augmented_by_workers_where_its_transforms_are_known():
+    asked = node(share=0.2, augment="trivial")
+    train, val, test, images, *_, loading = datasets.host_loaders(loaders(), asked, options(), "plugin")
+    assert (type(train), type(val), type(test)) == (WorkerLoader, DeviceLoader, DeviceLoader)
+    assert (images, loading) == (24, "0 workers: DATASET.AUGMENT trivial")
+    kept, _ = validation_indices(30, 0.2)
+    labels = {int(i): int(label) for _, some, index in train for label, i in zip(some, index, strict=True)}
+    assert labels == {number: index % 10 for number, index in enumerate(kept)}
+    rotated = transforms.Compose([transforms.RandomRotation(20), *PLAIN])
+    with pytest.raises(PluginError, match="AUGMENT trivial, but cifar100 cannot be augmented here: its transforms are"):
+        datasets.host_loaders(loaders(rotated), asked, options(), "plugin")
 
 
 def test_keys_that_a_hosts_own_loaders_do_not_follow_are_refused():

@@ -1,6 +1,7 @@
 """Mixup, CutMix, label smoothing: the arithmetic, what the draws follow from, who refuses them, resuming, recording."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from runs import Before, assert_the_same_run, config, dying, log_of, tiny_loader
 from tape import Tape
 from tiny import TinyNet, batch
 
-from atsc_plugin import contract, host
+from atsc_plugin import contract, host, teachers
 from atsc_plugin.config import check
 from atsc_plugin.engine import distributed, graph, mixing
 from atsc_plugin.engine.trainer import PluginTrainer
@@ -141,6 +142,13 @@ def test_the_losses_of_soft_labels_of_one_class_are_those_of_the_class(tmp_path,
 def test_a_hosts_trainer_does_not_mix(tmp_path):
     found = check(config("nowhere", *BOTH, "SOLVER.TRAINER", "base"))
     assert sum("SOLVER.TRAINER base does not read it" in problem for problem in found) == 3
+
+
+def test_a_teacher_trained_here_has_its_own_mixing_and_none_of_the_students(tmp_path):
+    data = SimpleNamespace(identity="toy")
+    plain = teachers.recipe(config(tmp_path), data)
+    assert teachers.recipe(config(tmp_path, *BOTH), data) == plain
+    assert teachers.recipe(config(tmp_path, "TEACHER.MIXUP", 0.2), data) == {**plain, "mixup": 0.2}
 
 
 # ---- runs ----

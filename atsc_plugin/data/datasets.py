@@ -88,6 +88,10 @@ def own_data(node: Any, options: LoaderOptions, image_size: int) -> Data:
     return memory_data(node, options, image_size)
 
 
+def _flips(node):
+    return FLIPS[node.TYPE] if node.FLIP == "auto" else node.FLIP == "horizontal"
+
+
 def _why_workers(node):
     """What asks for worker processes, as a person reads it; empty where nothing does."""
     asked = {key: node[key] for key in ("AUGMENT", "ERASING", "CROP") if node[key] not in ("none", 0.0, "pad")}
@@ -120,8 +124,7 @@ def streamed_data(
     mean, std = list(node.MEAN) or known["mean"], list(node.STD) or known["std"]
     splits = _with_validation(splits, node.VAL_SPLIT, "folder")
     crop, plain = (image_size, node.EVAL_CROP), streams.evaluation_transform(mean, std)
-    flip = FLIPS["folder"] if node.FLIP == "auto" else node.FLIP == "horizontal"
-    augmented = streams.training_transform(node, image_size, node.PADDING, flip, mean, std)
+    augmented = streams.training_transform(node, image_size, node.PADDING, _flips(node), mean, std)
     files, labels = splits["train"]
     source = streams.Files(root, files, *(() if node.CROP == "resized" else crop))
     others = {
@@ -161,16 +164,15 @@ def memory_data(node: Any, options: LoaderOptions, image_size: int) -> Data:
     mean, std = statistics(tensors["train"][0].split(max(1, _MEASURED_TOGETHER // image_size**2)))
     mean, std = list(node.MEAN) or mean, list(node.STD) or std
     common = {"mean": mean, "std": std, "device": options.device}
-    flip = FLIPS[name] if node.FLIP == "auto" else node.FLIP == "horizontal"
-    seed = stream(options.seed, "data")
-    augmented = {"seed": seed, "padding": node.PADDING, "flip": flip, "rank": options.rank, "world": options.world}
     if reason := _why_workers(node):
         from atsc_plugin.data import streams
 
-        transform = streams.training_transform(node, image_size, node.PADDING, flip, mean, std)
+        transform = streams.training_transform(node, image_size, node.PADDING, _flips(node), mean, std)
         train = streams.training_loader(streams.Images(*tensors["train"], transform, True), node.NUM_WORKERS, options)
     else:
-        train = DeviceLoader(*tensors["train"], options.batch_size, **augmented, **common)
+        seed, ranks = stream(options.seed, "data"), {"rank": options.rank, "world": options.world}
+        augmented = {"seed": seed, "padding": node.PADDING, "flip": _flips(node)}
+        train = DeviceLoader(*tensors["train"], options.batch_size, **augmented, **ranks, **common)
     others = {split: DeviceLoader(*pair, options.eval_batch_size, **common) for split, pair in tensors.items()}
     return Data(
         name=name,
