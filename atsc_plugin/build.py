@@ -177,7 +177,7 @@ def prepare(cfg, overrides: Sequence[str] = (), dry: bool = False) -> Run:
     distiller.to(device)
     loaders, teacher_from = Loaders(cfg, device, data), None
     if configs and kind.teacher_weights(cfg) == "trained":
-        sources = teachers.find_all(configs, data)
+        sources = teachers.find_all(configs, data, networks)
         texts = [source.text for source in sources]
         teacher_from = texts if kind.TEACHERS == contract.SEVERAL else texts[0]
         if not dry:

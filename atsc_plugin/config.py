@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import os
+import re
 from typing import Any
 
 from yacs.config import CfgNode
@@ -161,10 +162,13 @@ def _decode(text, old):
 
 
 def _names(text):
-    """A list of names as YAML writes it, [resnet20, vgg13], without quotes that a shell would want quoted again."""
-    if not (text.startswith("[") and text.endswith("]")) or "[" in text[1:]:
+    """A list of names as YAML writes it, [resnet20, vgg13], without quotes that a shell would want quoted again.
+
+    Commas in brackets divide nothing: [stages_repeats=[4,8,4], drop_rate=0.1] are two arguments.
+    """
+    if not (text.startswith("[") and text.endswith("]")):
         return text
-    return [name.strip(" '\"") for name in text[1:-1].split(",")]
+    return [name.strip(" '\"") for name in re.split(r",(?![^\[(]*[\])])", text[1:-1])]
 
 
 def datasets():
@@ -223,6 +227,8 @@ def _name_problems(cfg):
     role = "DISTILLER.TEACHERS" if several else "DISTILLER.TEACHER"
     names += [(role, name) for name in teacher_names(cfg) if isinstance(name, str)]
     arguments = {"DISTILLER.STUDENT": cfg.DISTILLER.STUDENT_ARGS}
+    if len(names) == 2:
+        arguments[role] = cfg.DISTILLER.TEACHER_ARGS
     for key, name in names:
         problems += named.problems(key, data, name, arguments.get(key, ()))
     if cfg.DISTILLER.TEACHER_PRETRAINED:
@@ -312,6 +318,11 @@ def _teacher_problems(cfg, kind):
             "two. Put it into the list, or leave it out."
         )
     count = len(teacher_names(cfg))
+    if node.TEACHER_ARGS and count > 1:
+        problems.append(
+            f"DISTILLER.TEACHER_ARGS is {list(node.TEACHER_ARGS)}, but there are {count} teachers; expected one. Leave "
+            "it out."
+        )
     if node.TEACHER_CKPT and count > 1:
         problems.append(
             f"DISTILLER.TEACHER_CKPT names one file for {count} teachers. Name a file for each in "

@@ -164,6 +164,7 @@ TEACHER_KEYS = (
         [],
         "arguments of a student from timm, torchvision or a package, e.g. [drop_rate=0.1]",
     ),
+    Key("DISTILLER.TEACHER_ARGS", [], "the same of a teacher, e.g. [patch_size=4]; where there are several: of none"),
     Key(
         "DISTILLER.TEACHER_PRETRAINED",
         False,
@@ -179,6 +180,19 @@ TEACHER_KEYS = (
     Key("TEACHER.LR_DECAY_STAGES", [150, 180, 210], "epochs after which its rate is multiplied by LR_DECAY_RATE"),
     Key("TEACHER.LR_DECAY_RATE", 0.1, "factor at each decay stage", minimum=0.0),
     Key("TEACHER.WEIGHT_DECAY", 0.0005, "its weight decay", minimum=0.0),
+    Key(
+        "TEACHER.FINE_TUNE_EPOCHS",
+        10,
+        "epochs of `teachers --fine-tune`, which gives weights of other classes a new head; LR_DECAY_STAGES lie where "
+        "they lie in TEACHER.EPOCHS",
+        minimum=1,
+    ),
+    Key(
+        "TEACHER.FINE_TUNE_LR_SCALE",
+        0.1,
+        "there all but the new head learns at TEACHER.LR times this; 0: it is frozen, BN statistics included",
+        minimum=0.0,
+    ),
     Key(
         "DISTILLER.TEACHERS",
         [],

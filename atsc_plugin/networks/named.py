@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from atsc_plugin import host
 from atsc_plugin.errors import ModelRefused, PluginError
 from atsc_plugin.keys import unknown_name
-from atsc_plugin.networks.adapter import Adapted, View, bare, dress
+from atsc_plugin.networks.adapter import Adapted, View, dress
 
 ALLOW = "ATSC_ALLOW"
 # What fetches or reads files in timm and torchvision: a card of somebody else must not ask for it.
@@ -110,8 +110,9 @@ def _keywords(args: Iterable[str]) -> dict[str, Any]:
 
 
 def card_facts(node: Any) -> dict[str, Any]:
-    """What a card says of the student; `node` is DISTILLER."""
-    return {"student": node.STUDENT, **({"student_args": list(node.STUDENT_ARGS)} if node.STUDENT_ARGS else {})}
+    """What a card says of the networks' arguments, and the student's name; `node` is DISTILLER."""
+    args = {"student_args": list(node.STUDENT_ARGS), "teacher_args": list(node.TEACHER_ARGS)}
+    return {"student": node.STUDENT, **{key: value for key, value in args.items() if value}}
 
 
 # ---- makers: (classes, image size, keywords) -> network ----
@@ -206,14 +207,13 @@ def weights_of(name: str) -> Weights:
     raise PluginError(f"{name} has no weights to fetch: DISTILLER.TEACHER_PRETRAINED is for timm/ and torchvision/.")
 
 
-def load_weights(network: nn.Module, name: str) -> None:
-    """Fill a network with them, from the library's cache or, where there is a network, by its download."""
+def pretrained(name: str) -> dict[str, Tensor]:
+    """Their state_dict, from the library's cache or, where there is a network, by its download."""
     weights = weights_of(name)
     try:
-        filled = weights.load()
+        return weights.load().state_dict()
     except Exception as error:  # no network, a full disk, a lost file: each library throws its own
         raise PluginError(
             f"{weights.text} of {name} are not in the cache and cannot be fetched ({type(error).__name__}). With "
             f"network access run: {weights.command}"
         ) from error
-    bare(network).load_state_dict(filled.state_dict())
