@@ -135,7 +135,8 @@ def _set(cfg, name, value, strict):
         if type(old) is float and isinstance(value, str) and "e" in value.lower():
             hint = " YAML reads 1e-4 as text: write 1.0e-4 or 0.0001."
         got = f"{short_repr(value)} ({type(value).__name__})"
-        return [f"{name}: got {got}, expected {type(old).__name__}, e.g. {old!r}.{hint}"]
+        example = f"[{value}]" if isinstance(old, list) and isinstance(value, str) else repr(old)
+        return [f"{name}: got {got}, expected {type(old).__name__}, e.g. {example}.{hint}"]
     node[leaf] = value
     return []
 

@@ -67,11 +67,11 @@ def their_package(tmp_path, monkeypatch):
     [
         ("resnet21", [], "got 'resnet21', expected one of .*did you mean resnet"),
         ("resnet20", ["drop=1"], "takes no arguments"),
-        ("torchvision/resnet19", [], "did you mean resnet1"),
+        ("torchvision/resnet19", [], "has no 'resnet19'; did you mean resnet1.*list_models.. has all"),
         ("torchvision/resnet18", ["width"], "'width', expected NAME=VALUE"),
         ("torchvision/resnet18", ["weights=DEFAULT"], "weights, classes and files are not set by arguments"),
         ("keras/resnet", [], "expected one of the host's networks, timm/NAME"),
-        ("os:system", [], "runs the code of os. If you trust it, say --allow os"),
+        ("os:system", [], "runs the code of os, .* If you trust it, say --allow os"),
     ],
 )
 def test_a_name_that_cannot_be_built_is_told_with_what_can(name, args, message):
@@ -84,7 +84,11 @@ def test_a_name_that_cannot_be_built_is_told_with_what_can(name, args, message):
 def test_a_network_that_timm_does_not_have_is_told_with_those_it_has():
     pytest.importorskip("timm")
     (problem,) = named.problems("DISTILLER.STUDENT", "npz", "timm/test_resn")
-    assert "has no 'test_resn'; it has test_resnet" in problem
+    assert "has no 'test_resn'; did you mean test_resnet" in problem
+    (problem,) = named.problems("DISTILLER.STUDENT", "npz", "timm/resnet18.a1_in1")
+    assert "has no 'resnet18.a1_in1'; did you mean resnet18.a1_in1k" in problem
+    (problem,) = named.problems("DISTILLER.STUDENT", "npz", "resnet18")
+    assert problem.endswith("Others are written timm/NAME, torchvision/NAME or package.module:Name.")
 
 
 def test_no_package_of_others_is_imported_unless_it_is_let_in(their_package, capsys):
@@ -268,6 +272,30 @@ def test_reviewkds_lists_are_read_off_the_networks_or_the_pair_is_refused_by_nam
     cfg.DISTILLER.TEACHER = KINDS["ViT"]
     with pytest.raises(ModelRefused, match="timm/test_resnet has 4 behind its stem, timm/test_vit 3"):
         ReviewKD.derived(cfg, cnn, [vit], 64 // 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Number", "it is a int, expected an nn.Module with parameters"),
+        ("Labelled", "its forward gives a dict, expected logits"),
+        ("Missing", "cannot be imported .AttributeError.* expected package.module:Name of what is called with num_cl"),
+    ],
+)
+def test_what_is_no_network_of_images_and_logits_is_told_as_that(their_package, name, message):
+    with (their_package / "their_nets.py").open("a") as file:
+        file.write(
+            "def Number(num_classes): return 3\n"
+            "class Labelled(Small):\n"
+            "    def forward(self, x): return {'logits': super().forward(x)}\n"
+        )
+    with named.letting_in(["their_nets"]), pytest.raises(PluginError, match=message):
+        network(f"their_nets:{name}")
+
+
+def test_googlenet_is_built_as_its_weights_are_without_auxiliary_classifiers():
+    built = network("torchvision/googlenet", size=64, view=View(64, *[([0.5] * 3, [0.25] * 3)] * 2))
+    assert not [key for key in bare(built).state_dict() if key.startswith("aux")] and bare(built).transform_input
 
 
 # ---- weights from the libraries' caches ----

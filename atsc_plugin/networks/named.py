@@ -7,6 +7,7 @@ the commands' `--allow` fills (child processes inherit it). timm is imported whe
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from atsc_plugin import host
 from atsc_plugin.errors import ModelRefused, PluginError
 from atsc_plugin.keys import unknown_name
 from atsc_plugin.networks.adapter import Adapted, View, dress
+from atsc_plugin.untrusted import first_line
 
 ALLOW = "ATSC_ALLOW"
 # What fetches or reads files in timm and torchvision: a card of somebody else must not ask for it.
@@ -26,6 +28,8 @@ NOT_FOR_ARGUMENTS = {
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"),
     *("weights_backbone", "num_classes", "features_only", "scriptable", "exportable"),
 }
+# torchvision's networks with auxiliary classifiers, which are left out: its weights come without them.
+WITH_AUXILIARIES = ("torchvision/googlenet", "torchvision/inception_v3")
 EXAMPLE = "timm/NAME, torchvision/NAME or package.module:Name"
 
 
@@ -61,7 +65,7 @@ def problems(key: str, dataset: str, name: str, args: Sequence[str] = ()) -> lis
     """What is wrong with a network's name and arguments; nothing is built."""
     if not is_foreign(name):
         if name not in host.models_for(dataset):
-            return [unknown_name(key, name, host.models_for(dataset))]
+            return [f"{unknown_name(key, name, host.models_for(dataset))}. Others are written {EXAMPLE}."]
         return [f"{key}: the host's {name} takes no arguments, got {list(args)}."] if args else []
     try:
         _maker(name)
@@ -78,14 +82,19 @@ def new_network(
     if not is_foreign(name):
         return host.new_network(dataset, name, classes)
     size = view.size if view else image_size
+    # The weights of these two expect that they undo ImageNet's normalisation, which the view gives.
+    undoing = {"transform_input": True} if view and name in WITH_AUXILIARIES else {}
     try:
-        network = dress(_maker(name)(classes, size, _keywords(args)), size, view)
+        made = _maker(name)(classes, size, {**undoing, **_keywords(args)})
+        if not isinstance(made, nn.Module) or not any(True for _ in made.parameters()):
+            raise TypeError(f"it is a {type(made).__name__}, expected an nn.Module with parameters")
+        network = dress(made, size, view)
     except PluginError:
         raise
     except Exception as error:  # whatever somebody else's code throws
         raise ModelRefused(
             f"{name} cannot be built for {classes} classes and run on {size}-pixel images"
-            f"{f' with {list(args)}' if args else ''}: {type(error).__name__}: {str(error).splitlines()[0][:200]}. "
+            f"{f' with {list(args)}' if args else ''}: {type(error).__name__}: {first_line(error).rstrip('.')}. "
             "Choose another network, arguments or DATASET.IMAGE_SIZE."
         ) from error
     if isinstance(network, Adapted):
@@ -138,9 +147,12 @@ def _timm():
 
 def _timm_maker(name):
     timm = _timm()
-    if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name}*")[:3])
-        raise PluginError(f"timm {timm.__version__} has no '{name}'{f'; it has {near}' if near else ''}.")
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise PluginError(_none_such(timm, architecture, timm.list_models(), "list_models()"))
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        raise PluginError(_none_such(timm, name, tagged, f"list_pretrained('{architecture}.*')"))
     pretrained = timm.get_pretrained_cfg(name)
 
     def make(classes, size, keywords):
@@ -150,14 +162,24 @@ def _timm_maker(name):
     return make
 
 
+def _none_such(library, name, known, all_of_them):
+    """The message for a name that a library does not have: the nearest that it has, and what lists all of them."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"{library.__name__} {library.__version__} has no '{name}'; {hint}{library.__name__}.{all_of_them} has all."
+
+
 def _torchvision_maker(name):
+    import torchvision
     from torchvision import models
 
-    if name not in models.list_models(module=models):
-        raise PluginError(unknown_name("torchvision", name, models.list_models(module=models)))
+    if name not in (known := models.list_models(module=models)):
+        raise PluginError(_none_such(torchvision, name, known, "models.list_models()"))
 
     def make(classes, size, keywords):
         fixed = {"image_size": size} if name.startswith("vit_") else {}
+        if f"torchvision/{name}" in WITH_AUXILIARIES:
+            fixed = {"aux_logits": False, "init_weights": True}
         return models.get_model(name, num_classes=classes, **{**fixed, **keywords})
 
     return make
@@ -168,11 +190,17 @@ def _dotted_maker(name):
     allowed = [entry for entry in os.environ.get(ALLOW, "").split(",") if entry]
     if not any(path == entry or path.startswith(f"{entry}.") for entry in allowed):
         package = path.partition(".")[0]
-        raise PluginError(f"{name} runs the code of {package}. If you trust it, say --allow {package}.")
+        raise PluginError(
+            f"{name} runs the code of {package}, expected one that is let in. If you trust it, say --allow {package} "
+            f'(in Python: allow=["{package}"]).'
+        )
     try:
         make = getattr(importlib.import_module(path), attribute)
     except Exception as error:  # their code: anything
-        raise PluginError(f"{name} cannot be imported ({type(error).__name__}: {error}).") from error
+        raise PluginError(
+            f"{name} cannot be imported ({type(error).__name__}: {first_line(error)}); expected package.module:Name of "
+            "what is called with num_classes=N. Mend the name, or put the package on PYTHONPATH."
+        ) from error
     return lambda classes, size, keywords: make(num_classes=classes, **keywords)
 
 
