@@ -202,8 +202,9 @@ def _of_these_classes(cfg, data, source, classes, fine_tune):
             return Source(path, True, f"fine-tuning {source.text} for {epochs} epochs into {path}", fine_tune=True)
     raise PluginError(
         f"{cfg.DISTILLER.TEACHER} tells {classes} classes apart, the data {data.classes}, and {cfg.DISTILLER.TYPE} "
-        f"uses its logits. It is {source.text}. Give it a new head, trained for TEACHER.FINE_TUNE_EPOCHS {epochs}, by\n"
-        f"  {same_arguments('teachers --fine-tune')}\nand run this again."
+        f"uses its logits. It is {source.text}. Name weights of {data.classes} classes; or give these a new head, "
+        f"trained for TEACHER.FINE_TUNE_EPOCHS {epochs}, by\n  {same_arguments('teachers --fine-tune')}\nand run this "
+        "again."
     )
 
 

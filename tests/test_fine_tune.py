@@ -98,6 +98,7 @@ def test_a_teacher_of_other_classes_is_refused_with_the_command_that_a_run_then_
     argv = ["/x/atsc_plugin/__main__.py", "train", "--dry-run", "--cfg", str(QUICK / "kd.yaml"), *TINY, *SEVEN]
     monkeypatch.setattr(sys, "argv", argv)
     said = refused(capsys, tiny("kd", *SEVEN), "tiny_teacher tells 7 classes apart, the data 100, and KD uses its")
+    assert "Name weights of 100 classes; or give these a new head, trained for" in said.err
     command = said.err.splitlines()[1].split("atsc_plugin ")[1].split()
     assert command == ["teachers", "--fine-tune", *argv[3:]]
     assert main([*command, "TEACHER.FINE_TUNE_EPOCHS", "1", *SMALL]) == 0
