@@ -133,8 +133,8 @@ def check_fit(cfg, distiller, method, data):
             if role == "STUDENT" or method.TEACHER_CLASSES:
                 problems.append(
                     f"{name} tells {got[1]} classes apart, the data {data.classes}, and {cfg.DISTILLER.TYPE} uses its "
-                    f"logits. Choose a DISTILLER.{role} that heeds num_classes. (Weights for other classes of one that "
-                    "does: `teachers --fine-tune`.)"
+                    f"logits. Choose a DISTILLER.{role} that is built for num_classes. (For weights of one that is: "
+                    "`teachers --fine-tune`.)"
                 )
         elif got != (2, data.classes):
             problems.append(

@@ -164,7 +164,7 @@ TEACHER_KEYS = (
         [],
         "arguments of a student from timm, torchvision or a package, e.g. [drop_rate=0.1]",
     ),
-    Key("DISTILLER.TEACHER_ARGS", [], "the same of a teacher, e.g. [patch_size=4]; where there are several: of none"),
+    Key("DISTILLER.TEACHER_ARGS", [], "the same for the teacher, where there is one, e.g. [patch_size=4]"),
     Key(
         "DISTILLER.TEACHER_PRETRAINED",
         False,

@@ -7,12 +7,14 @@ import urllib.error
 import numpy as np
 import pytest
 import torch
+from deploy_files import write_student
 from small_runs import QUICK, SMALL
 from tiny import TinyNet, batch
 
 import atsc_plugin
 from atsc_plugin import contract, host, students
 from atsc_plugin.__main__ import main
+from atsc_plugin.cards import name_deployed
 from atsc_plugin.config import load_cfg
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.errors import ModelRefused, PluginError
@@ -171,6 +173,14 @@ def test_a_tail_is_rebuilt_from_a_teacher_with_arguments(tmp_path):
 def test_arguments_that_no_teacher_takes_are_refused(words, message, tmp_path, capsys):
     assert main(["train", "--cfg", str(QUICK / "kd.yaml"), "--dry-run", *words, "LOG.PREFIX", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_deployed_teacher_takes_no_arguments(tmp_path):
+    write_student(tmp_path / "deploy_last")
+    cfg = CFG.clone()
+    cfg.merge_from_list(["DISTILLER.TEACHER_CKPT", str(tmp_path), "DISTILLER.TEACHER_ARGS", ["width=6"]])
+    (problem,) = name_deployed(cfg)
+    assert problem.endswith("is a deployed resnet8, which its card builds. Leave it out.")
 
 
 def test_commas_in_brackets_do_not_divide_arguments():

@@ -183,8 +183,10 @@ def head_of_others(network, state):
     """(tensors of the head, its number of classes) where the number of classes alone differs; else ([], None)."""
     own = bare(network).state_dict()
     other = [name for name in own if name in state and own[name].shape != state[name].shape]
-    rows = {(len(own[name]), len(state[name])) for name in other if own[name].dim() and state[name].dim()}
-    alike = own.keys() == state.keys() and all(own[name].shape[1:] == state[name].shape[1:] for name in other)
+    if own.keys() != state.keys() or any(own[name].dim() != state[name].dim() for name in other):
+        return [], None
+    rows = {(len(own[name]), len(state[name])) for name in other}
+    alike = all(own[name].shape[1:] == state[name].shape[1:] for name in other)
     return (other, rows.pop()[1]) if alike and len(rows) == 1 else ([], None)
 
 
@@ -214,5 +216,5 @@ def fill(network, state, origin, name, classes, new_head=False, says=""):
             f"{origin} does not fit a {name}: {'; '.join(misfits)}.{hint} Name the network the file was made with."
         )
     with as_plugin_error(f"{origin} does not fit a {name} ({{}}). Name the network the file was made with."):
-        inner.load_state_dict({**state, **{key: own[key] for key in head}})  # sparse, quantised or complex tensors
+        inner.load_state_dict({**state, **{key: own[key] for key in head}})  # or sparse, quantised, complex tensors
     return head
