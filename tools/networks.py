@@ -5,10 +5,12 @@
     python tools/networks.py --onnx 60   also export deployed students and compare their logits, for 60 minutes at most
 
 Every network teaches a resnet8 for one step; the deployed student is written, rebuilt by name and compared. With --onnx
-a second table has CNN and ViT teaching CNN and ViT by KD, SimKD and ATSC.
+a second table has CNN and ViT teaching CNN and ViT by KD, SimKD and ATSC, and rows that the page has in full, by the
+same versions, stay.
 """
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -37,6 +39,7 @@ TORCHVISION = [
     "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11_bn", "vit_b_16",
 ]  # fmt: skip
 KINDS = ["timm/test_resnet", "timm/test_vit"]
+LARGEST = 10**8  # parameters of a student that is exported: gigabytes are copied several times over
 SIDES = {"alexnet": 64, "inception_v3": 96, "googlenet": 64, "maxvit_t": 224}  # the others: 32 pixels
 
 
@@ -70,6 +73,12 @@ def distiller_of(method, teacher, student, side):
     return host.distiller_dict[method](*networks[::-1], cfg), cfg
 
 
+def direction(method, teacher, student):
+    """The row of a method with a teacher and a student."""
+    made = distiller_of(method, teacher, student, 32)
+    return [method, teacher, student, *differences(*made, 32, ["torch", "onnx"])]
+
+
 def differences(distiller, cfg, side, formats):
     """Largest difference of a logit by the largest logit: of what is rebuilt by name, then of each format."""
     method, image = contract.of(distiller, cfg), torch.randn(4, 3, side, side)
@@ -86,6 +95,7 @@ def differences(distiller, cfg, side, formats):
         stem = Path(folder) / "deploy_last"
         checkpoint.save_tensors(tensors_of(module), stem, card)
         wanted, found = module(image), [students.load(stem)[0](image)]
+        formats = formats if sum(map(torch.numel, tensors_of(module).values())) < LARGEST else []
         drop_modules(module.backbone, module.unused)
         for name in formats:
             kind = verified.FORMATS[name]
@@ -105,25 +115,34 @@ def table(columns, rows):
     return lines
 
 
+def in_full(text, versions):
+    """The rows of a page, as cells, that these versions wrote with a figure in the last column."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    return [row for row in rows if versions in text and re.fullmatch(r"\de[+-]\d+", row[-1])]
+
+
 def main(minutes):
     warnings.simplefilter("ignore")
     import timm
     import torchvision
 
     atsc_plugin.register()
-    end = time.monotonic() + 60 * minutes
-    lines = [f"timm {timm.__version__}, torchvision {torchvision.__version__}, torch {torch.__version__}.", ""]
+    end, page = time.monotonic() + 60 * minutes, ROOT / "docs/networks.md"
+    versions = f"timm {timm.__version__}, torchvision {torchvision.__version__}, torch {torch.__version__}."
+    there = in_full(page.read_text(encoding="utf-8"), versions) if minutes else []
+    lines = [versions, ""]
+
+    def rows(keys, make):
+        for key in keys:
+            yield next((row for row in there if row[: len(key)] == list(map(str, key))), None) or make(*key)
+
     if minutes:
-        directions = (
-            (method, *pair, *differences(*distiller_of(method, *pair, 32), 32, ["torch", "onnx"]))
-            for method, *pair in product(("KD", "SIMKD", "ATSC"), KINDS, KINDS)
-        )
         columns = ["method", "teacher", "student", "rebuilt", "torch.export", "ONNX"]
-        lines += [*table(columns, directions), ""]
+        directions = product(("KD", "SIMKD", "ATSC"), KINDS, KINDS)
+        lines += [*table(columns, rows(directions, direction)), ""]
     columns = ["network", "px", "target", "side", "channels", "tail", "rebuilt", "ONNX"]
-    rows = (row(*network, ["onnx"] if time.monotonic() < end else []) for network in networks())
-    lines += table(columns, ([*cells, *["not tried"] * (len(columns) - len(cells))] for cells in rows))
-    page = ROOT / "docs/networks.md"
+    made = rows(networks(), lambda name, side: row(name, side, ["onnx"] if time.monotonic() < end else []))
+    lines += table(columns, ([*cells, *["not tried"] * (len(columns) - len(cells))] for cells in made))
     head, marker, _ = page.read_text(encoding="utf-8").partition(MARKER)
     page.write_text(head + marker + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
