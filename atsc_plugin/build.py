@@ -133,8 +133,8 @@ def check_fit(cfg, distiller, method, data):
             if role == "STUDENT" or method.TEACHER_CLASSES:
                 problems.append(
                     f"{name} tells {got[1]} classes apart, the data {data.classes}, and {cfg.DISTILLER.TYPE} uses its "
-                    f"logits. Use a DISTILLER.{role} of these data: a file of one (TEACHER_CKPT), or "
-                    "TEACHER.TRAIN_IF_MISSING True."
+                    f"logits. Choose a DISTILLER.{role} that is built for num_classes. (For weights of one that is: "
+                    "`teachers --fine-tune`.)"
                 )
         elif got != (2, data.classes):
             problems.append(
@@ -177,7 +177,7 @@ def prepare(cfg, overrides: Sequence[str] = (), dry: bool = False) -> Run:
     distiller.to(device)
     loaders, teacher_from = Loaders(cfg, device, data), None
     if configs and kind.teacher_weights(cfg) == "trained":
-        sources = teachers.find_all(configs, data)
+        sources = teachers.find_all(configs, data, networks)
         texts = [source.text for source in sources]
         teacher_from = texts if kind.TEACHERS == contract.SEVERAL else texts[0]
         if not dry:

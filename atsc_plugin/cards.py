@@ -170,5 +170,10 @@ def name_deployed(cfg, overridden: Sequence = ()) -> list[str]:
         for key, name, file in pairs
         if (network := network_of(file)) not in (None, name)
     ]
-    node.TEACHER = network_of(node.TEACHER_CKPT) or node.TEACHER
+    if (network := network_of(node.TEACHER_CKPT)) and node.get("TEACHER_ARGS"):
+        problems.append(
+            f"DISTILLER.TEACHER_ARGS is {list(node.TEACHER_ARGS)}, but {node.TEACHER_CKPT} is a deployed {network}, "
+            "which its card builds. Leave it out."
+        )
+    node.TEACHER = network or node.TEACHER
     return problems

@@ -10,6 +10,7 @@ import ast
 import difflib
 import os
 from collections.abc import Iterable
+import re
 from typing import Any
 
 from yacs.config import CfgNode
@@ -152,7 +153,8 @@ def set_key(cfg: CfgNode, name: str, value: Any, strict: bool) -> list[str]:
         if type(old) is float and isinstance(value, str) and "e" in value.lower():
             hint = " YAML reads 1e-4 as text: write 1.0e-4 or 0.0001."
         got = f"{short_repr(value)} ({type(value).__name__})"
-        return [f"{name}: got {got}, expected {type(old).__name__}, e.g. {old!r}.{hint}"]
+        example = f"[{value}]" if isinstance(old, list) and isinstance(value, str) else repr(old)
+        return [f"{name}: got {got}, expected {type(old).__name__}, e.g. {example}.{hint}"]
     node[leaf] = value
     return []
 
@@ -179,10 +181,13 @@ def _decode(text, old):
 
 
 def _names(text):
-    """A list of names as YAML writes it, [resnet20, vgg13], without quotes that a shell would want quoted again."""
-    if not (text.startswith("[") and text.endswith("]")) or "[" in text[1:]:
+    """A list of names as YAML writes it, [resnet20, vgg13], without quotes that a shell would want quoted again.
+
+    Commas in brackets divide nothing: [stages_repeats=[4,8,4], drop_rate=0.1] are two arguments.
+    """
+    if not (text.startswith("[") and text.endswith("]")):
         return text
-    return [name.strip(" '\"") for name in text[1:-1].split(",")]
+    return [name.strip(" '\"") for name in re.split(r",(?![^\[(]*[\])])", text[1:-1])]
 
 
 def datasets():
@@ -292,6 +297,8 @@ def _name_problems(cfg):
     role = "DISTILLER.TEACHERS" if several else "DISTILLER.TEACHER"
     names += [(role, name) for name in teacher_names(cfg) if isinstance(name, str)]
     arguments = {"DISTILLER.STUDENT": cfg.DISTILLER.STUDENT_ARGS}
+    if len(names) == 2:
+        arguments[role] = cfg.DISTILLER.TEACHER_ARGS
     for key, name in names:
         problems += named.problems(key, data, name, arguments.get(key, ()))
     if cfg.DISTILLER.TEACHER_PRETRAINED:
@@ -389,6 +396,11 @@ def _teacher_problems(cfg, kind):
             "two. Put it into the list, or leave it out."
         )
     count = len(teacher_names(cfg))
+    if node.TEACHER_ARGS and count > 1:
+        problems.append(
+            f"DISTILLER.TEACHER_ARGS is {list(node.TEACHER_ARGS)}, but there are {count} teachers; expected one. Leave "
+            "it out."
+        )
     if node.TEACHER_CKPT and count > 1:
         problems.append(
             f"DISTILLER.TEACHER_CKPT names one file for {count} teachers. Name a file for each in "

@@ -4,6 +4,9 @@ Every message says what it got, what was expected and what to do. The commands p
 without a traceback; whoever uses the package as a library catches `PluginError`.
 """
 
+import argparse
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -48,3 +51,15 @@ def out_of_memory(error: BaseException) -> bool:
 def started_as() -> str:
     """What a command line of this program begins with here."""
     return "atsc-plugin" if Path(sys.argv[0]).stem == "atsc-plugin" else "python -m atsc_plugin"
+
+
+def same_arguments(command: str) -> str:
+    """A command line of `command` with the --cfg, --allow and KEY VALUE that this program was started with."""
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--cfg", default="FILE")
+    options.add_argument("--allow", action="append", default=[])
+    given, rest = options.parse_known_args(sys.argv[1:])
+    keys = [number for number, word in enumerate(rest) if re.fullmatch(r"[A-Z]+(\.[A-Z0-9_]+)+", word)]
+    pairs = [word for number in keys for word in rest[number : number + 2]]
+    allow = [word for package in given.allow for word in ("--allow", package)]
+    return f"{started_as()} {command} {shlex.join(['--cfg', given.cfg, *pairs, *allow])}"

@@ -277,6 +277,7 @@ TEACHER_KEYS = (
         [],
         "arguments of a student from timm, torchvision or a package, e.g. [drop_rate=0.1]",
     ),
+    Key("DISTILLER.TEACHER_ARGS", [], "the same for the teacher, where there is one, e.g. [patch_size=4]"),
     Key(
         "DISTILLER.TEACHER_PRETRAINED",
         False,
@@ -294,6 +295,19 @@ TEACHER_KEYS = (
     Key("TEACHER.WEIGHT_DECAY", 0.0005, "its weight decay", minimum=0.0),
     *recipe_keys("TEACHER", "teacher"),
     *mixing_keys("TEACHER"),
+    Key(
+        "TEACHER.FINE_TUNE_EPOCHS",
+        10,
+        "epochs of `teachers --fine-tune`, which gives weights of other classes a new head; LR_DECAY_STAGES lie where "
+        "they lie in TEACHER.EPOCHS",
+        minimum=1,
+    ),
+    Key(
+        "TEACHER.FINE_TUNE_LR_SCALE",
+        0.1,
+        "there all but the new head learns at TEACHER.LR times this; 0: it is frozen, BN statistics included",
+        minimum=0.0,
+    ),
     Key(
         "DISTILLER.TEACHERS",
         [],

@@ -1,29 +1,35 @@
-"""Where a teacher's weights come from: a named file, the host's checkpoint folder, or training one here and keeping it.
+"""Where a teacher's weights come from: a named file, a library, the host's folder, or training here and keeping them.
 
 A teacher trained here is cached under its network, the identity of its data, its recipe and its seed, so that a
-one-epoch trial never passes for a teacher. It is written whole, under a lock, and writes no result.json.
+one-epoch trial never passes for a teacher. It is written whole, under a lock, and writes no result.json. So is one that
+`teachers --fine-tune` gives a new head; its recipe has the hash of the weights it starts from.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from atsc_plugin import cards, host, students
+from atsc_plugin.contract import NONE, Contract
 from atsc_plugin.engine import checkpoint, distributed, mixing
 from atsc_plugin.engine.batches import device_of
 from atsc_plugin.engine.precision import precision_of
 from atsc_plugin.engine.trainer import PluginTrainer
-from atsc_plugin.errors import PluginError
+from atsc_plugin.errors import PluginError, same_arguments
 from atsc_plugin.files import key_of, only_writer
 from atsc_plugin.keys import DEFAULTS, RECIPE
-from atsc_plugin.methods.base import teacher_names
+from atsc_plugin.methods.base import class_of, teacher_names
 from atsc_plugin.networks import named
-from atsc_plugin.networks.adapter import View
+from atsc_plugin.networks.adapter import View, bare
 from atsc_plugin.networks.deployed_teacher import as_teacher
 from atsc_plugin.seeds import stream
 from atsc_plugin.untrusted import expand_user
@@ -40,6 +46,7 @@ class Source:
     train: bool
     text: str
     ready: bool = False  # a deployed student, built with its weights
+    fine_tune: bool = False  # whether what is trained starts from weights of other classes
 
 
 def configs_by_teacher(cfg):
@@ -81,6 +88,7 @@ def recipe(cfg, data):
         "lr_decay_rate": node.LR_DECAY_RATE,
         "weight_decay": node.WEIGHT_DECAY,
         "momentum": cfg.SOLVER.MOMENTUM,
+        **({"args": list(cfg.DISTILLER.TEACHER_ARGS)} if cfg.DISTILLER.TEACHER_ARGS else {}),
         # The defaults are left out, so that teachers trained before these were looked at keep their names.
         **({} if precision == "fp32" else {"precision": precision}),
         **{name: cfg.DATASET[name] for name in IMAGE_KEYS if cfg.DATASET[name] != DEFAULTS[f"DATASET.{name}"]},
@@ -90,17 +98,22 @@ def recipe(cfg, data):
 
 def cached_file(cfg, data):
     """The file of the teacher with this recipe, there or not."""
-    network = re.sub(r"[/:]", "_", cfg.DISTILLER.TEACHER)
-    name = f"{network}-{data.name}-{cfg.TEACHER.EPOCHS}ep-{key_of(recipe(cfg, data))}.pth"
-    return Path(cfg.TEACHER.CACHE) / name
+    return Path(cfg.TEACHER.CACHE) / f"{_stem(cfg, data)}-{cfg.TEACHER.EPOCHS}ep-{key_of(recipe(cfg, data))}.pth"
 
 
-def find_all(configs, data):
-    """A Source for each configuration; all that are missing are named together."""
+def _stem(cfg, data):
+    return f"{re.sub(r'[/:]', '_', cfg.DISTILLER.TEACHER)}-{data.name}"
+
+
+def find_all(configs, data, networks, fine_tune=False):
+    """A Source for each configuration and its unfilled network; all that are missing are named together.
+
+    `fine_tune`: weights of other classes may be given a new head here, which is else asked for.
+    """
     found, problems = [], []
-    for own in configs:
+    for own, network in zip(configs, networks, strict=True):
         try:
-            found.append(find(own, data, taken=found))
+            found.append(find(own, data, network, found, fine_tune))
         except PluginError as error:
             problems.append(str(error))
     if problems:
@@ -129,8 +142,8 @@ def load_all(configs, sources, networks, data, loaders):
             load(source, own, network, data, loaders)
 
 
-def find(cfg, data, taken=()):
-    """The first source there is; a PluginError that names every place when there is none.
+def find(cfg, data, network, taken=(), fine_tune=False):
+    """The first source there is for an unfilled network; a PluginError that names every place when there is none.
 
     A file of the host's serves one teacher: a second one of the same network is another training, not a copy.
     """
@@ -146,11 +159,13 @@ def find(cfg, data, taken=()):
             )
         if not path.is_file():
             raise PluginError(f"DISTILLER.TEACHER_CKPT names {path}, which is not there. Name an existing file.")
-        return Source(path, False, str(path))
+        _, others = checkpoint.head_of_others(network, checkpoint.state_in(path))
+        return _of_these_classes(cfg, data, Source(path, False, str(path)), others, fine_tune)
     if _pretrained_elsewhere(cfg):
         weights = named.weights_of(name)
         view = f"seen at {weights.size} px with mean {list(weights.mean)} and std {list(weights.std)}"
-        return Source(None, False, f"{weights.text}, {view}")
+        source = Source(None, False, f"{weights.text}, {view}")
+        return _of_these_classes(cfg, data, source, weights.classes, fine_tune)
     if data.name == "imagenet" and not named.is_foreign(name):
         return _pretrained(name, taken)
     stock = host.models_for(data.name).get(name, (None, None))[1] if data.name in host.host_datasets() else None
@@ -165,6 +180,58 @@ def find(cfg, data, taken=()):
         f"No weights for teacher {name}; looked for DISTILLER.TEACHER_CKPT (empty), {stock or 'no file of the host'}, "
         f"{cached}. Name a file with DISTILLER.TEACHER_CKPT, or set TEACHER.TRAIN_IF_MISSING True to train it here."
     )
+
+
+def _uses_classes(cfg):
+    """Whether the method uses the teacher's logits or its classifier."""
+    return class_of(cfg.DISTILLER.TYPE).TEACHER_CLASSES
+
+
+def _of_these_classes(cfg, data, source, classes, fine_tune):
+    """The source, or the teacher that `teachers --fine-tune` makes of it where its classes are others and are used."""
+    if classes in (None, data.classes):
+        return source
+    if not _uses_classes(cfg):
+        return replace(source, text=f"{source.text}, which tells {classes} other classes apart")
+    epochs = cfg.TEACHER.FINE_TUNE_EPOCHS
+    kept = f"{_stem(cfg, data)}-fine-tuned-{epochs}ep"
+    if fine_tune or any(Path(cfg.TEACHER.CACHE).glob(f"{kept}-*.pth")):  # else the weights need not be there to say no
+        own = fine_tuning(cfg)
+        path = Path(cfg.TEACHER.CACHE) / f"{kept}-{key_of(fine_tuned_recipe(own, data))}.pth"
+        if path.is_file():
+            return Source(path, False, f"{path} ({source.text}; fine-tuned here for {epochs} epochs)")
+        if fine_tune:
+            return Source(path, True, f"fine-tuning {source.text} for {epochs} epochs into {path}", fine_tune=True)
+    raise PluginError(
+        f"{cfg.DISTILLER.TEACHER} tells {classes} classes apart, the data {data.classes}, and {cfg.DISTILLER.TYPE} "
+        f"uses its logits. It is {source.text}. Name weights of {data.classes} classes; or give these a new head, "
+        f"trained for TEACHER.FINE_TUNE_EPOCHS {epochs}, by\n  {same_arguments('teachers --fine-tune')}\nand run this "
+        "again."
+    )
+
+
+def fine_tuning(cfg):
+    """The configuration whose TEACHER node is the recipe of a fine-tuning: its epochs, the stages where they lie."""
+    own = cfg.clone()
+    own.defrost()
+    node, epochs = own.TEACHER, cfg.TEACHER.FINE_TUNE_EPOCHS
+    node.LR_DECAY_STAGES = [round(stage * epochs / node.EPOCHS) for stage in node.LR_DECAY_STAGES]
+    node.EPOCHS = epochs
+    own.freeze()
+    return own
+
+
+def fine_tuned_recipe(cfg, data):
+    """`recipe`, and what is fine-tuned; `cfg` comes from `fine_tuning`."""
+    scale = cfg.TEACHER.FINE_TUNE_LR_SCALE
+    return {**recipe(cfg, data), "lr_scale": scale, "from": checkpoint.digest(dict(sorted(_start(cfg).items())))}
+
+
+def _start(cfg):
+    """The state_dict of other classes that a fine-tuning begins with."""
+    if _pretrained_elsewhere(cfg):
+        return named.pretrained(cfg.DISTILLER.TEACHER)
+    return checkpoint.state_in(expand_user(cfg.DISTILLER.TEACHER_CKPT))
 
 
 def deployed(stem, classes):
@@ -196,8 +263,10 @@ def new_teacher(cfg, data):
     classes, view = data.classes, None
     if _pretrained_elsewhere(cfg):
         weights = named.weights_of(cfg.DISTILLER.TEACHER)
-        classes, view = weights.classes, View(weights.size, (data.mean, data.std), (weights.mean, weights.std))
-    return named.new_network(cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER, classes, data.image_size, view=view)
+        view = View(weights.size, (data.mean, data.std), (weights.mean, weights.std))
+        classes = data.classes if _uses_classes(cfg) else weights.classes
+    node = cfg.DISTILLER
+    return named.new_network(cfg.DATASET.TYPE, node.TEACHER, classes, data.image_size, node.TEACHER_ARGS, view)
 
 
 def _pretrained_elsewhere(cfg):
@@ -207,45 +276,48 @@ def _pretrained_elsewhere(cfg):
 
 def load(source, cfg, teacher, data, loaders):
     """Fill `teacher` in place with the source's weights, which are trained first where need be."""
-    if source.ready:
-        print(f"teacher {cfg.DISTILLER.TEACHER} from {source.path}", flush=True)
-        return
-    if _pretrained_elsewhere(cfg):
-        print(f"teacher {cfg.DISTILLER.TEACHER}: {source.text}", flush=True)
-        named.load_weights(teacher, cfg.DISTILLER.TEACHER)
-        return
-    if source.path is None:
-        teacher.load_state_dict(host.imagenet_model_dict[cfg.DISTILLER.TEACHER](pretrained=True).state_dict())
-        return
+    name = cfg.DISTILLER.TEACHER
     if source.train:
-        _train(source.path, cfg, data, loaders)
-    print(f"teacher {cfg.DISTILLER.TEACHER} from {source.path}", flush=True)
-    checkpoint.load_network(teacher, source.path, cfg.DISTILLER.TEACHER, data.classes)
+        _train(source, cfg, data, loaders)
+    print(f"teacher {name} from {source.path or source.text}", flush=True)
+    if source.ready:
+        return
+    if source.path is not None:
+        # of a method that does not use its logits a head of other classes stays as it was drawn
+        checkpoint.load_network(teacher, source.path, name, data.classes, new_head=not _uses_classes(cfg))
+    elif _pretrained_elsewhere(cfg):
+        checkpoint.fill(teacher, named.pretrained(name), source.text, name, data.classes)
+    else:
+        teacher.load_state_dict(host.imagenet_model_dict[name](pretrained=True).state_dict())
 
 
-def _train(path, cfg, data, loaders):
-    """Train the teacher and put it at `path`; whoever waited for the lock finds it there and trains nothing."""
+def _train(source, cfg, data, loaders):
+    """Train the teacher and put it where it is kept; whoever waited for the lock finds it there and trains nothing."""
+    path, own = source.path, fine_tuning(cfg) if source.fine_tune else cfg
     with only_writer(path, "TEACHER.CACHE"):
         if path.is_file():
             return
         print(
-            f"no teacher {cfg.DISTILLER.TEACHER} for {data.name} found: training one for {cfg.TEACHER.EPOCHS} epochs "
-            f"(TEACHER.TRAIN_IF_MISSING); it is kept in {path}",
+            f"teacher {cfg.DISTILLER.TEACHER}: {source.text}"
+            if source.fine_tune
+            else f"no teacher {cfg.DISTILLER.TEACHER} for {data.name} found: training one for {cfg.TEACHER.EPOCHS} "
+            f"epochs (TEACHER.TRAIN_IF_MISSING); it is kept in {path}",
             flush=True,
         )
         scratch = path.with_name(f".teacher-{path.stem}")  # a training that was killed is resumed from there
         with distributed.alone():  # the other ranks wait for the lock, and find it done
-            state = _run(cfg, loaders, scratch)
-        checkpoint.save({"model": state, "recipe": recipe(cfg, data)}, path)
+            state = _run(own, loaders, scratch, source.fine_tune)
+        facts = fine_tuned_recipe(own, data) if source.fine_tune else recipe(own, data)
+        checkpoint.save({"model": state, "recipe": facts}, path)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _run(cfg, loaders, folder):
+def _run(cfg, loaders, folder, fine_tune):
     """Cross-entropy training by our own trainer, on the recipe of the TEACHER node; the state after the last epoch."""
     own = cfg.clone()
     own.defrost()
     own.DISTILLER.TYPE, own.DISTILLER.STUDENT = "NONE", cfg.DISTILLER.TEACHER
-    own.DISTILLER.STUDENT_ARGS = []
+    own.DISTILLER.STUDENT_ARGS = list(cfg.DISTILLER.TEACHER_ARGS)
     own.EXPERIMENT.SEED = cfg.TEACHER.SEED
     for key in ("EPOCHS", "BATCH_SIZE", "LR", "LR_DECAY_STAGES", "LR_DECAY_RATE", "WEIGHT_DECAY", *MORE_KEYS):
         own.SOLVER[key] = cfg.TEACHER[key]
@@ -253,9 +325,49 @@ def _run(cfg, loaders, folder):
         own.SOLVER[key] = plain  # the engine's keys are the student's: a cached teacher must not depend on them
     own.freeze()
     data = loaders(own)
-    teacher = new_teacher(cfg, data).to(device_of(cfg))
-    distiller = host.distiller_dict["NONE"](teacher)
+    teacher = new_teacher(cfg, data)
+    if fine_tune:
+        name = cfg.DISTILLER.TEACHER
+        head = checkpoint.fill(teacher, _start(cfg), f"what {name} starts from", name, data.classes, new_head=True)
+        distiller = FineTuning(teacher, head, cfg.TEACHER.FINE_TUNE_LR_SCALE)
+    else:
+        distiller = host.distiller_dict["NONE"](teacher)
+    distiller.to(device_of(cfg))
     trainer = PluginTrainer("teacher", distiller, data.train, data.val or data.test, own, folder=folder)
     trainer.fit()
     with trainer.step.averaged():
         return {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}
+
+
+class FineTuning(Contract, nn.Module):
+    """loss = CE(z, y) of a network with a new head, named by its tensors; the trunk's rate is `scale` times the head's.
+
+    With a scale of 0 the trunk is frozen and stays in eval mode, its BN statistics included.
+    """
+
+    TEACHERS = NONE
+
+    def __init__(self, network: nn.Module, head: Sequence[str], scale: float) -> None:
+        super().__init__()
+        self.student, self.scale = network, scale
+        named_parameters = dict(bare(network).named_parameters())
+        self.head = [parameter for name, parameter in named_parameters.items() if name in head]
+        self.trunk = [parameter for name, parameter in named_parameters.items() if name not in head]
+        for parameter in self.trunk:
+            parameter.requires_grad_(scale > 0)
+
+    def train(self, mode: bool = True) -> FineTuning:
+        super().train(mode)
+        self.student.train(mode and self.scale > 0)
+        return self
+
+    def get_learnable_parameters(self) -> list[nn.Parameter]:
+        return [*self.head, *(self.trunk if self.scale else ())]
+
+    def param_groups(self, cfg: Any) -> list[dict[str, Any]]:
+        trunk = [{"params": self.trunk, "lr_scale": self.scale}] if self.scale else []
+        return [{"params": self.head}, *trunk]
+
+    def forward(self, image: Tensor, target: Tensor | None = None, **rest: Any) -> Any:
+        logits, _ = self.student(image)
+        return (logits, {"loss_ce": F.cross_entropy(logits, target)}) if self.training else logits

@@ -25,7 +25,7 @@ def test_absent_cifar100_names_the_place_the_source_and_a_config_that_runs_witho
 
 def test_a_misfit_teacher_costs_nothing(here, capsys, tiny_networks):
     torch.save(TinyNet(num_classes=10, width=8).state_dict(), here / "ten.pth")
-    refused(capsys, tiny("kd", "DISTILLER.TEACHER_CKPT", "ten.pth"), "10 classes; the data have 100")
+    refused(capsys, tiny("kd", "DISTILLER.TEACHER_CKPT", "ten.pth"), "tells 10 classes apart, the data 100")
     refused(capsys, tiny("kd", "DISTILLER.TEACHER_CKPT", "none.pth"), "none.pth", "not there")
     assert [path.name for path in here.iterdir()] == ["ten.pth"]
 

@@ -265,7 +265,7 @@ def test_misfit_and_absent_checkpoints_are_told_together_before_any_teacher_is_t
     torch.save(cifar_model_dict["vgg8"][0](num_classes=20).state_dict(), here / "twenty.pth")
     words = ["DISTILLER.TEACHERS", "[resnet8, resnet14, vgg8]"]
     status = train("atsc_multi", *words, "DISTILLER.TEACHER_CKPTS", "['ten.pth', '', 'twenty.pth']")
-    refused(capsys, status, "10 classes; the data have 100", "20 classes; the data have 100")
+    refused(capsys, status, "resnet8 tells 10 classes apart, the data 100", "vgg8 tells 20 classes apart, the data 100")
     status = train("atsc_multi", *words, "DISTILLER.TEACHER_CKPTS", "['no.pth', '', 'none.pth']")
     refused(capsys, status, "no.pth, which is not there", "none.pth, which is not there")
     assert sorted(path.name for path in here.iterdir()) == ["ten.pth", "twenty.pth"]
@@ -281,7 +281,7 @@ def test_a_file_of_the_hosts_is_not_two_teachers(here, capsys, monkeypatch):
         name, identity, classes = "cifar100", "cifar100-50000", 100
 
     cfg = config("DISTILLER.TEACHERS", "[resnet20, resnet20, resnet20]", "DATASET.TYPE", "cifar100")
-    found = teachers.find_all(configs_by_teacher(cfg), Data)
+    found = teachers.find_all(configs_by_teacher(cfg), Data, [None] * 3)
     assert [source.path == path for source in found] == [True, False, False]
     assert [source.train for source in found] == [False, True, True]
     assert found[1].path != found[2].path

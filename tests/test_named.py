@@ -1,19 +1,21 @@
 """Networks of timm, torchvision and packages of others: by name, in the host's clothes, taught, deployed, rebuilt."""
 
-import copy
+import json
 import sys
 import urllib.error
 
 import numpy as np
 import pytest
 import torch
+from deploy_files import write_student
 from small_runs import QUICK, SMALL
 from tiny import TinyNet, batch
 
 import atsc_plugin
 from atsc_plugin import contract, host, students
 from atsc_plugin.__main__ import main
-from atsc_plugin.cards import checked
+from atsc_plugin.cards import name_deployed
+from atsc_plugin.config import load_cfg
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.errors import ModelRefused, PluginError
 from atsc_plugin.export import verified
@@ -21,9 +23,11 @@ from atsc_plugin.host import CFG
 from atsc_plugin.methods.host_methods import ReviewKD
 from atsc_plugin.networks import named
 from atsc_plugin.networks.adapter import Adapted, View, bare
-from atsc_plugin.networks.deployed import deployed_of, drop_modules, tensors_of
+from atsc_plugin.networks.deployed import deployed_of, tensors_of
 from atsc_plugin.networks.maps import teacher_map
 
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+SHALLOW = {"timm/test_resnet": ["layers=[1,1,1,1]"], "timm/test_vit": ["depth=1"]}
 KINDS = {"CNN": "timm/test_resnet", "ViT": "timm/test_vit"}
 
 
@@ -65,11 +69,11 @@ def their_package(tmp_path, monkeypatch):
     [
         ("resnet21", [], "got 'resnet21', expected one of .*did you mean resnet"),
         ("resnet20", ["drop=1"], "takes no arguments"),
-        ("torchvision/resnet19", [], "did you mean resnet1"),
+        ("torchvision/resnet19", [], "has no 'resnet19'; did you mean resnet1.*list_models.. has all"),
         ("torchvision/resnet18", ["width"], "'width', expected NAME=VALUE"),
         ("torchvision/resnet18", ["weights=DEFAULT"], "weights, classes and files are not set by arguments"),
         ("keras/resnet", [], "expected one of the host's networks, timm/NAME"),
-        ("os:system", [], "runs the code of os. If you trust it, say --allow os"),
+        ("os:system", [], "runs the code of os, .* If you trust it, say --allow os"),
     ],
 )
 def test_a_name_that_cannot_be_built_is_told_with_what_can(name, args, message):
@@ -82,7 +86,11 @@ def test_a_name_that_cannot_be_built_is_told_with_what_can(name, args, message):
 def test_a_network_that_timm_does_not_have_is_told_with_those_it_has():
     pytest.importorskip("timm")
     (problem,) = named.problems("DISTILLER.STUDENT", "npz", "timm/test_resn")
-    assert "has no 'test_resn'; it has test_resnet" in problem
+    assert "has no 'test_resn'; did you mean test_resnet" in problem
+    (problem,) = named.problems("DISTILLER.STUDENT", "npz", "timm/resnet18.a1_in1")
+    assert "has no 'resnet18.a1_in1'; did you mean resnet18.a1_in1k" in problem
+    (problem,) = named.problems("DISTILLER.STUDENT", "npz", "resnet18")
+    assert problem.endswith("Others are written timm/NAME, torchvision/NAME or package.module:Name.")
 
 
 def test_no_package_of_others_is_imported_unless_it_is_let_in(their_package, capsys):
@@ -124,6 +132,62 @@ def test_a_network_that_cannot_take_these_images_is_refused_by_name():
         ModelRefused, match="timm/test_vit cannot be built for 10 .* on 32-pixel images with .'cheese=1"
     ):
         network("timm/test_vit", args=["cheese=1"])
+
+
+def test_a_teachers_arguments_make_it_another_teacher_and_are_in_what_the_run_leaves(their_package, capsys):
+    words = ["--cfg", str(QUICK / "simkd.yaml"), *SMALL, "--allow", "their_nets"]
+    words += ["DISTILLER.TEACHER", "their_nets:Small", "TEACHER.EPOCHS", "1", "SOLVER.EPOCHS", "1"]
+    words += ["LOG.PREFIX", str(their_package), "TEACHER.CACHE", str(their_package / "cache")]
+    assert main(["train", *words, "DISTILLER.TEACHER_ARGS", "[width=6]"]) == 0
+    # 6 * 3 * 9 + 6 of the convolution, 6 * 100 + 100 of the classifier
+    assert "their_nets:Small, 868 parameters" in capsys.readouterr().out
+    for width, there in ((6, "trained here before"), (4, "training it here")):
+        assert main(["teachers", "--dry-run", *words, "DISTILLER.TEACHER_ARGS", f"[width={width}]"]) == 0
+        assert there in capsys.readouterr().out
+    (folder,) = their_package.glob("quickstart/*/seed_1")
+    about, card = (json.loads((folder / name).read_text()) for name in ("about.json", "deploy_last.json"))
+    assert about["teacher_args"] == card["teacher_args"] == ["width=6"]
+
+
+def test_a_tail_is_rebuilt_from_a_teacher_with_arguments(tmp_path):
+    pytest.importorskip("timm")
+    atsc_plugin.register()
+    cfg, args = CFG.clone(), ["depths=[1,1,1,1]", "dims=[8,8,8,12]"]
+    cfg.merge_from_list(["DISTILLER.TYPE", "SIMKD", "DISTILLER.TEACHER", "timm/test_convnext"])
+    distiller = host.distiller_dict["SIMKD"](TinyNet(), network("timm/test_convnext", args=args), cfg)
+    (head,) = deployed_of(contract.of(distiller, cfg)).facts()["heads"]
+    assert (head["channels_out"], head["tail"]["args"]) == (12, args)
+    tail = students._tail(head, {"dataset": "npz", "classes": 10})
+    assert tail[0].weight.shape == (12,) and tail[1].weight.shape == (10, 12)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["DISTILLER.TEACHER_ARGS", "[width=6]"], "DISTILLER.TEACHER: the host's resnet20 takes no arguments"),
+        (["DISTILLER.TEACHER", "torchvision/resnet18", "DISTILLER.TEACHER_ARGS", "[6]"], "expected NAME=VALUE"),
+        (["DISTILLER.TYPE", "AVERKD", "DISTILLER.TEACHERS", "[resnet20, resnet8]", "DISTILLER.TEACHER_ARGS", "[a=1]"],
+         "there are 2 teachers"),
+    ],
+)  # fmt: skip
+def test_arguments_that_no_teacher_takes_are_refused(words, message, tmp_path, capsys):
+    assert main(["train", "--cfg", str(QUICK / "kd.yaml"), "--dry-run", *words, "LOG.PREFIX", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_deployed_teacher_takes_no_arguments(tmp_path):
+    write_student(tmp_path / "deploy_last")
+    cfg = CFG.clone()
+    cfg.merge_from_list(["DISTILLER.TEACHER_CKPT", str(tmp_path), "DISTILLER.TEACHER_ARGS", ["width=6"]])
+    (problem,) = name_deployed(cfg)
+    assert problem.endswith("is a deployed resnet8, which its card builds. Leave it out.")
+
+
+def test_commas_in_brackets_do_not_divide_arguments():
+    atsc_plugin.register()
+    cfg = load_cfg(QUICK / "kd.yaml", ["DISTILLER.STUDENT", "torchvision/shufflenet_v2_x0_5", "DISTILLER.STUDENT_ARGS",
+                                       "[stages_repeats=[4,8,4], width=(1,2)]"])  # fmt: skip
+    assert cfg.DISTILLER.STUDENT_ARGS == ["stages_repeats=[4,8,4]", "width=(1,2)"]
 
 
 # ---- the host's clothes ----
@@ -178,12 +242,14 @@ def test_a_view_gives_a_network_its_own_normalisation_and_size():
 @pytest.mark.parametrize("teacher", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("student", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("method", ["KD", "SIMKD", "ATSC"])
-def test_every_direction_takes_a_step_and_what_is_deployed_is_rebuilt_by_name(made, tmp_path, method, teacher, student):
+def test_every_direction_takes_a_step_and_what_is_deployed_is_rebuilt_by_name(tmp_path, method, teacher, student):
+    pytest.importorskip("timm")
     atsc_plugin.register()
     cfg = CFG.clone()
     cfg.merge_from_list(["DISTILLER.TYPE", method, "DISTILLER.TEACHER", teacher, "DISTILLER.STUDENT", student])
-    cfg.merge_from_list(["DATASET.TYPE", "npz"])
-    distiller = host.distiller_dict[method](copy.deepcopy(made[student]), copy.deepcopy(made[teacher]), cfg)
+    cfg.merge_from_list(["DATASET.TYPE", "npz", "DISTILLER.STUDENT_ARGS", SHALLOW[student]])
+    networks = [network(name, args=SHALLOW[name]) for name in (student, teacher)]
+    distiller = host.distiller_dict[method](*networks, cfg)
     asked, (image, target) = contract.of(distiller, cfg), batch()
     asked.begin()
     optimizer = torch.optim.SGD(asked.get_learnable_parameters(), lr=0.01)
@@ -195,26 +261,15 @@ def test_every_direction_takes_a_step_and_what_is_deployed_is_rebuilt_by_name(ma
     module = deployed_of(asked).eval()
     wanted = module(image)
     card = {**named.card_facts(cfg.DISTILLER), "dataset": "npz", "classes": 10, "image_size": 32, **module.facts()}
+    card |= {"mean": [0.5] * 3, "std": [0.25] * 3}
     checkpoint.save_tensors(tensors_of(module), tmp_path / "deploy_last", card)
     again, card = students.load(tmp_path / "deploy_last")
     torch.testing.assert_close(again(image), wanted)
     assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in distiller.parameters())
-
-
-def test_a_vit_that_learns_another_vits_class_token_is_exported_to_onnx_with_equal_logits(made, tmp_path):
-    pytest.importorskip("onnxruntime")
-    atsc_plugin.register()
-    cfg = CFG.clone()
-    cfg.DISTILLER.TYPE = "SIMKD"
-    vit = made[KINDS["ViT"]]
-    module = deployed_of(host.distiller_dict["SIMKD"](copy.deepcopy(vit), copy.deepcopy(vit), cfg)).eval()
-    drop_modules(module.backbone, module.unused)
-    card = {"student": "timm/test_vit", "dataset": "npz", "classes": 10, "image_size": 32, "mean": [], "std": []}
-    kind = verified.FORMATS["onnx"]
-    kind.write(module, checked({**card, **module.facts()}, "card", ()), tmp_path / "s.onnx", False, None)
-    image = batch(3)[0]
-    with torch.no_grad():
-        np.testing.assert_allclose(kind.read(tmp_path / "s.onnx")(image.numpy()), module(image).numpy(), atol=1e-4)
+    formats = ["torch"] if method == "SIMKD" else []  # tools/networks.py --onnx exports all of them in both formats
+    for kind in [*formats, *(["onnx"] if formats and teacher == student == KINDS["ViT"] else [])]:
+        _, compared = verified.verified_export(again, card, tmp_path / "student", kind, PIXELS)
+        assert compared.same_top1 == len(PIXELS) and compared.max_difference < 1e-4
 
 
 def test_reviewkds_lists_are_read_off_the_networks_or_the_pair_is_refused_by_name(made):
@@ -227,6 +282,30 @@ def test_reviewkds_lists_are_read_off_the_networks_or_the_pair_is_refused_by_nam
     cfg.DISTILLER.TEACHER = KINDS["ViT"]
     with pytest.raises(ModelRefused, match="timm/test_resnet has 4 behind its stem, timm/test_vit 3"):
         ReviewKD.derived(cfg, cnn, [vit], 64 // 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Number", "it is a int, expected an nn.Module with parameters"),
+        ("Labelled", "its forward gives a dict, expected logits"),
+        ("Missing", "cannot be imported .AttributeError.* expected package.module:Name of what is called with num_cl"),
+    ],
+)
+def test_what_is_no_network_of_images_and_logits_is_told_as_that(their_package, name, message):
+    with (their_package / "their_nets.py").open("a") as file:
+        file.write(
+            "def Number(num_classes): return 3\n"
+            "class Labelled(Small):\n"
+            "    def forward(self, x): return {'logits': super().forward(x)}\n"
+        )
+    with named.letting_in(["their_nets"]), pytest.raises(PluginError, match=message):
+        network(f"their_nets:{name}")
+
+
+def test_googlenet_is_built_as_its_weights_are_without_auxiliary_classifiers():
+    built = network("torchvision/googlenet", size=64, view=View(64, *[([0.5] * 3, [0.25] * 3)] * 2))
+    assert not [key for key in bare(built).state_dict() if key.startswith("aux")] and bare(built).transform_input
 
 
 # ---- weights from the libraries' caches ----
@@ -258,7 +337,7 @@ def test_weights_come_from_the_cache_and_are_seen_in_their_own_size(cache):
     assert (weights.classes, weights.size) == (1000, 224)
     view = View(weights.size, ([0.5] * 3, [0.25] * 3), (weights.mean, weights.std))
     teacher = network(NAME, weights.classes, view=view)
-    named.load_weights(teacher, NAME)
+    checkpoint.fill(teacher, named.pretrained(NAME), "the cache", NAME, 1000)
     assert all(torch.equal(tensor, there[name]) for name, tensor in bare(teacher).state_dict().items())
     seen = []
     teacher.network.register_forward_pre_hook(lambda _m, args: seen.append(args[0].shape))
@@ -268,13 +347,15 @@ def test_weights_come_from_the_cache_and_are_seen_in_their_own_size(cache):
 
 def test_weights_that_are_not_there_are_told_with_the_command_that_fetches_them(cache):
     with pytest.raises(PluginError, match="not in the cache.*run: python -c .*get_model"):
-        named.load_weights(network(NAME, 1000), NAME)
+        named.pretrained(NAME)
 
 
 def test_a_teacher_of_other_classes_is_refused_by_a_method_that_uses_its_logits(tmp_path, capsys):
     words = ["train", "--cfg", str(QUICK / "kd.yaml"), *SMALL, "DISTILLER.TEACHER", NAME, "LOG.PREFIX", str(tmp_path)]
     assert main([*words, "DISTILLER.TEACHER_PRETRAINED", "True"]) == 2
-    assert f"{NAME} tells 1000 classes apart, the data 100, and KD uses its logits." in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{NAME} tells 1000 classes apart, the data 100, and KD uses its logits." in said
+    assert "teachers --fine-tune --cfg" in said
 
 
 def test_reviewkd_takes_such_a_teacher_and_the_plan_says_how_it_sees_the_images(tmp_path, capsys):

@@ -1,15 +1,21 @@
 #!/usr/bin/env python
-"""Write the table of docs/networks.md: each network as a SimKD teacher, or refused by name. Minutes on a CPU.
+"""Write the tables of docs/networks.md: each network as a SimKD teacher, or refused by name. Minutes on a CPU.
 
-    python tools/networks.py            timm's test networks and torchvision's families at their smallest
-    python tools/networks.py --onnx     also export every deployed student, and compare its logits
+    python tools/networks.py             timm's test networks and torchvision's families at their smallest
+    python tools/networks.py --onnx 60   also export deployed students and compare their logits, for 60 minutes at most
 
-Every network teaches a resnet8 for one step; the deployed student is written, rebuilt by name and compared.
+Every network teaches a resnet8 for one step; the deployed student is written, rebuilt by name and compared. With --onnx
+a second table has CNN and ViT teaching CNN and ViT by KD, SimKD and ATSC, and rows that the page has in full, by the
+same versions, stay.
 """
 
+import argparse
+import re
 import sys
 import tempfile
+import time
 import warnings
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,6 +38,8 @@ TORCHVISION = [
     "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18",
     "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11_bn", "vit_b_16",
 ]  # fmt: skip
+KINDS = ["timm/test_resnet", "timm/test_vit"]
+LARGEST = 10**8  # parameters of a student that is exported: gigabytes are copied several times over
 SIDES = {"alexnet": 64, "inception_v3": 96, "googlenet": 64, "maxvit_t": 224}  # the others: 32 pixels
 
 
@@ -43,58 +51,103 @@ def networks():
     yield from ((f"torchvision/{name}", SIDES.get(name, 32)) for name in TORCHVISION)
 
 
-def row(name, side, onnx):
+def row(name, side, formats):
     """[network, pixels, target, side, channels, tail, difference rebuilt, of ONNX], or why it is refused."""
-    cfg = host.CFG.clone()
-    cfg.merge_from_list(["DISTILLER.TYPE", "SIMKD", "DISTILLER.TEACHER", name, "DISTILLER.STUDENT", "resnet8"])
-    cfg.merge_from_list(["DATASET.TYPE", "npz", "DATASET.IMAGE_SIZE", side])
-    torch.manual_seed(0)
     try:
-        teacher = named.new_network("npz", name, CLASSES, side)
-        distiller = host.distiller_dict["SIMKD"](host.new_network("npz", "resnet8", CLASSES), teacher, cfg)
+        distiller, cfg = distiller_of("SIMKD", name, "resnet8", side)
     except PluginError as error:
         return [name, side, f"refused: {error}", "", "", "", "", ""]
-    facts, image = distiller.maps[0], torch.randn(4, 3, side, side)
-    optimizer = torch.optim.SGD(distiller.get_learnable_parameters(), lr=0.05)
-    distiller.train()(image=image, target=torch.arange(4), epoch=1)[1]["loss_feat"].backward()
-    torch.nn.utils.clip_grad_norm_(distiller.get_learnable_parameters(), 1.0)  # random teachers' maps reach 1e8
+    facts = distiller.maps[0]
+    tail = ", ".join(path.removeprefix("network.") for path, _ in facts.tail)
+    found = "vector" if facts.vector else "map", facts.size, facts.channels, tail
+    return [name, side, *found, *differences(distiller, cfg, side, formats)]
+
+
+def distiller_of(method, teacher, student, side):
+    """(a distiller on random weights, its configuration)"""
+    cfg = host.CFG.clone()
+    cfg.merge_from_list(["DISTILLER.TYPE", method, "DISTILLER.TEACHER", teacher, "DISTILLER.STUDENT", student])
+    cfg.merge_from_list(["DATASET.TYPE", "npz", "DATASET.IMAGE_SIZE", side])
+    torch.manual_seed(0)
+    networks = [named.new_network("npz", name, CLASSES, side) for name in (teacher, student)]
+    return host.distiller_dict[method](*networks[::-1], cfg), cfg
+
+
+def direction(method, teacher, student):
+    """The row of a method with a teacher and a student."""
+    made = distiller_of(method, teacher, student, 32)
+    return [method, teacher, student, *differences(*made, 32, ["torch", "onnx"])]
+
+
+def differences(distiller, cfg, side, formats):
+    """Largest difference of a logit by the largest logit: of what is rebuilt by name, then of each format."""
+    method, image = contract.of(distiller, cfg), torch.randn(4, 3, side, side)
+    method.begin()
+    parameters = method.get_learnable_parameters()
+    optimizer = torch.optim.SGD(parameters, lr=0.05)
+    sum(distiller.train()(image=image, target=torch.arange(4), epoch=1)[1].values()).backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)  # random teachers' maps reach 1e8
     optimizer.step()
-    module = deployed_of(contract.of(distiller, cfg)).eval()
+    module = deployed_of(method).eval()
     card = {**named.card_facts(cfg.DISTILLER), "dataset": "npz", "classes": CLASSES, "image_size": side}
     card |= {"mean": [], "std": [], **module.facts()}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         stem = Path(folder) / "deploy_last"
         checkpoint.save_tensors(tensors_of(module), stem, card)
-        wanted, rebuilt = module(image), students.load(stem)[0](image)
-        differences = [f"{(rebuilt - wanted).abs().max() / wanted.abs().max().clamp_min(1e-9):.0e}", ""]
-        if onnx:
-            drop_modules(module.backbone, module.unused)
+        wanted, found = module(image), [students.load(stem)[0](image)]
+        formats = formats if sum(map(torch.numel, tensors_of(module).values())) < LARGEST else []
+        drop_modules(module.backbone, module.unused)
+        for name in formats:
+            kind = verified.FORMATS[name]
+            place = stem.with_suffix(kind.ending)
             with verified.quiet():
-                verified.FORMATS["onnx"].write(module, card, f"{stem}.onnx", False, None)
-            found = torch.from_numpy(verified.FORMATS["onnx"].read(f"{stem}.onnx")(image.numpy()))
-            differences[1] = f"{(found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-9):.0e}"
-    tail = ", ".join(path.removeprefix("network.") for path, _ in facts.tail)
-    return [name, side, "vector" if facts.vector else "map", facts.size, facts.channels, tail, *differences]
+                kind.write(module, card, place, False, None)
+            found.append(torch.from_numpy(kind.read(place)(image.numpy())))
+    return [f"{(other - wanted).abs().max() / wanted.abs().max().clamp_min(1e-9):.0e}" for other in found]
 
 
-def main(onnx):
+def table(columns, rows):
+    """The lines of a table, printed as they come."""
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for cells in rows:
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def in_full(text, versions):
+    """The rows of a page, as cells, that these versions wrote with a figure in the last column."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    return [row for row in rows if versions in text and re.fullmatch(r"\de[+-]\d+", row[-1])]
+
+
+def main(minutes):
     warnings.simplefilter("ignore")
     import timm
     import torchvision
 
     atsc_plugin.register()
-    lines = [f"timm {timm.__version__}, torchvision {torchvision.__version__}, torch {torch.__version__}.", ""]
-    lines += [
-        "| network | px | target | side | channels | tail | rebuilt | ONNX |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, side in networks():
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row(name, side, onnx)) + " |")
-        print(lines[-1], flush=True)
-    page = ROOT / "docs/networks.md"
+    end, page = time.monotonic() + 60 * minutes, ROOT / "docs/networks.md"
+    versions = f"timm {timm.__version__}, torchvision {torchvision.__version__}, torch {torch.__version__}."
+    there = in_full(page.read_text(encoding="utf-8"), versions) if minutes else []
+    lines = [versions, ""]
+
+    def rows(keys, make):
+        for key in keys:
+            yield next((row for row in there if row[: len(key)] == list(map(str, key))), None) or make(*key)
+
+    if minutes:
+        columns = ["method", "teacher", "student", "rebuilt", "torch.export", "ONNX"]
+        directions = product(("KD", "SIMKD", "ATSC"), KINDS, KINDS)
+        lines += [*table(columns, rows(directions, direction)), ""]
+    columns = ["network", "px", "target", "side", "channels", "tail", "rebuilt", "ONNX"]
+    made = rows(networks(), lambda name, side: row(name, side, ["onnx"] if time.monotonic() < end else []))
+    lines += table(columns, ([*cells, *["not tried"] * (len(columns) - len(cells))] for cells in made))
     head, marker, _ = page.read_text(encoding="utf-8").partition(MARKER)
     page.write_text(head + marker + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main("--onnx" in sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--onnx", type=float, default=0.0, metavar="MINUTES", help="export too, for so long")
+    main(parser.parse_args().onnx)

@@ -72,7 +72,8 @@ def _facts(checked):
         trained = kind.teacher_weights(cfg) == "trained"
         wanted = [
             {"number": number, "name": own.DISTILLER.TEACHER, "seed": own.TEACHER.SEED,
-             "recipe": key_of({**teachers.recipe(own, data), "cache": own.TEACHER.CACHE})}
+             "recipe": key_of({**teachers.recipe(own, data), "cache": own.TEACHER.CACHE,
+                               "pretrained": own.DISTILLER.TEACHER_PRETRAINED})}
             for number, own in enumerate(each, 1) if trained and not own.DISTILLER.TEACHER_CKPT
         ]  # fmt: skip
         configs[path] = {
@@ -93,5 +94,7 @@ def _find_or_train(cfg, number):
         raise PluginError(f"--teacher is {number}; expected 1 to {len(configs)}, the teachers of this configuration.")
     device = build.device_of(cfg)
     data = build.data_of(cfg, device)
-    own, source = configs[number - 1], teachers.find_all(configs, data)[number - 1]
-    teachers.load(source, own, teachers.new_teacher(own, data), data, build.Loaders(cfg, device, data).of)
+    networks = [teachers.new_teacher(own, data) for own in configs]
+    own, network = configs[number - 1], networks[number - 1]
+    source = teachers.find_all(configs, data, networks)[number - 1]
+    teachers.load(source, own, network, data, build.Loaders(cfg, device, data).of)

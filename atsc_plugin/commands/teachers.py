@@ -1,4 +1,8 @@
-"""Train the teachers of a configuration that are missing, each under its own seed, and say what every one reaches."""
+"""Train the teachers of a configuration that are missing, each under its own seed, and say what every one reaches.
+
+With --fine-tune, weights for other classes (DISTILLER.TEACHER_CKPT or TEACHER_PRETRAINED) get a new head and learn
+these data for TEACHER.FINE_TUNE_EPOCHS; runs with the same keys then find that teacher.
+"""
 
 import argparse
 
@@ -9,6 +13,7 @@ EXAMPLES = """
   teachers --cfg configs/quickstart/atsc_multi.yaml                 the three of DISTILLER.TEACHERS
   teachers --cfg configs/quickstart/kd.yaml --seeds 1,2,3           DISTILLER.TEACHER with three seeds
   teachers --cfg configs/cifar100/atsc_multi.yaml DATASET.ROOT /data --dry-run
+  teachers --fine-tune --cfg configs/cifar100/kd.yaml DISTILLER.TEACHER timm/resnet18 DISTILLER.TEACHER_PRETRAINED True
 """
 
 
@@ -19,6 +24,9 @@ def parser():
     )
     options.add_argument(
         "--seeds", type=_seeds, metavar="1,2,3", help="train DISTILLER.TEACHER with each of these seeds instead"
+    )
+    options.add_argument(
+        "--fine-tune", action="store_true", help="give weights for other classes a new head, and train that teacher"
     )
     options.add_argument("--dry-run", action="store_true", help="say what is there and what would be trained, and stop")
     options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. TEACHER.EPOCHS 20")
@@ -32,14 +40,19 @@ def run(args):
     from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 
     configs = teachers.configs_of(cfg, *_names_and_seeds(cfg, args.seeds))
+    if args.fine_tune and not all(own.DISTILLER.TEACHER_CKPT or own.DISTILLER.TEACHER_PRETRAINED for own in configs):
+        raise PluginError(
+            "--fine-tune starts from weights; got none for a teacher. Name a file with DISTILLER.TEACHER_CKPT, or set "
+            "DISTILLER.TEACHER_PRETRAINED True."
+        )
     device = device_of(cfg)
     data = build.data_of(cfg, device)
-    sources = teachers.find_all(configs, data)
+    networks = [teachers.new_teacher(own, data).to(device) for own in configs]
+    sources = teachers.find_all(configs, data, networks, args.fine_tune)
     if args.dry_run:
         for own, source in zip(configs, sources, strict=True):
             print(f"{own.DISTILLER.TEACHER}, seed {own.TEACHER.SEED}: {source.text}")
         return 0
-    networks = [teachers.new_teacher(own, data).to(device) for own in configs]
     teachers.load_all(configs, sources, networks, data, build.Loaders(cfg, device, data).of)
     print(f"top-1 on {data.name} test:")
     for own, source, network in zip(configs, sources, networks, strict=True):

@@ -167,37 +167,54 @@ def _trusted(path, error):
         raise PluginError(f"{path} cannot be loaded ({type(broken).__name__}: {first_line(broken)}).") from broken
 
 
-def load_network(network, path, name, classes):
-    """Fill `network` from a checkpoint file, strictly; an error names keys, shapes and class counts."""
+def load_network(network, path, name, classes, new_head=False):
+    """`fill` a network from a checkpoint file."""
     content = load(path)
-    state = state_of_network(content, path)
+    fill(network, state_of_network(content, path), path, name, classes, new_head, network_named_in(content))
+    return network
+
+
+def state_in(path):
+    """The network's state_dict in a checkpoint file."""
+    return state_of_network(load(path), path)
+
+
+def head_of_others(network, state):
+    """(tensors of the head, its number of classes) where the number of classes alone differs; else ([], None)."""
+    own = bare(network).state_dict()
+    other = [name for name in own if name in state and own[name].shape != state[name].shape]
+    if own.keys() != state.keys() or any(own[name].dim() != state[name].dim() for name in other):
+        return [], None
+    rows = {(len(own[name]), len(state[name])) for name in other}
+    alike = all(own[name].shape[1:] == state[name].shape[1:] for name in other)
+    return (other, rows.pop()[1]) if alike and len(rows) == 1 else ([], None)
+
+
+def fill(network, state, origin, name, classes, new_head=False, says=""):
+    """Fill `network` strictly; an error names keys, shapes and class counts. The names of what stays as it is.
+
+    That is nothing, or with `new_head` a head of another number of classes. `says`: what the file calls the network.
+    """
     inner = bare(network)
-    own = inner.state_dict()
+    own, (head, others) = inner.state_dict(), head_of_others(network, state)
     missing = [key for key in own if key not in state]
     extra = [key for key in state if key not in own]
     shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
-    heads = [key for key in shapes if own[key].dim() == 2 and own[key].shape[1:] == state[key].shape[1:]]
-    if (
-        heads
-        and not missing
-        and not extra
-        and {key.rpartition(".")[0] for key in shapes} == {heads[0].rpartition(".")[0]}
-    ):
+    if head and not new_head:
         raise PluginError(
-            f"{path} holds a {name} for {state[heads[0]].shape[0]} classes; the data have {classes}. Use a checkpoint "
-            "trained on these data."
+            f"{origin} holds a {name} for {others} classes; the data have {classes}. Use a checkpoint trained on these "
+            "data."
         )
-    if missing or extra or shapes:
+    if missing or extra or (shapes and not head):
         misfits = [
             f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
             for keys, what in ((missing, "missing"), (extra, "unknown"), (shapes, "of another shape"))
             if keys
         ]
-        says = network_named_in(content)
         hint = f" The file says that it is a {says}." if says else ""
         raise PluginError(
-            f"{path} does not fit a {name}: {'; '.join(misfits)}.{hint} Name the network the file was made with."
+            f"{origin} does not fit a {name}: {'; '.join(misfits)}.{hint} Name the network the file was made with."
         )
-    with as_plugin_error(f"{path} does not fit a {name} ({{}}). Name the network the file was made with."):
-        inner.load_state_dict(state)  # sparse, quantised or complex tensors of the right shape
-    return network
+    with as_plugin_error(f"{origin} does not fit a {name} ({{}}). Name the network the file was made with."):
+        inner.load_state_dict({**state, **{key: own[key] for key in head}})  # or sparse, quantised, complex tensors
+    return head

@@ -211,6 +211,7 @@ class PluginTrainer:
             "command": " ".join(sys.argv),
             "commit": run_dir.commit(),
             "teacher_from": self.facts.get("teacher_from"),
+            "teacher_args": self.facts.get("teacher_args", []),
         }
 
     # ---- an epoch ----

@@ -87,7 +87,8 @@ KEYS = (
     Key(
         "ATSC.DRIFT.PARAMS",
         "all",
-        "weights that the drift term holds: all, or kernels (more than one dimension, as released)",
+        "weights that the drift term holds: all, or kernels (more than one dimension, as released: no norm's scales "
+        "and shifts and no biases, but a ViT's tokens and positions)",
         choices=("all", "kernels"),
     ),
     Key(
@@ -116,7 +117,8 @@ KEYS = (
     Key(
         "ATSC.TEACHER.BN",
         "batch",
-        "batch: statistics of the batch, as released; affine_frozen: the same with scales and shifts frozen",
+        "batch: statistics of the batch, as released; affine_frozen: the same with scales and shifts frozen, those of "
+        "LayerNorm, GroupNorm and layer scales too",
         choices=("batch", "affine_frozen"),
     ),
     Key(
@@ -165,6 +167,12 @@ LESS_OF_THE_STUDENT = "Lower ATSC.LOSS.REVERSE_KD_WEIGHT, or raise REVERSE_KD_WA
 def drift_parameters(teacher: nn.Module, which: str) -> list[str]:
     """Names of the weights that the drift term holds: kernels (more than one dimension) or all."""
     return [name for name, p in teacher.named_parameters() if which == "all" or p.ndim > 1]
+
+
+def scales_and_shifts(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters of layers that have vectors alone: BN, LayerNorm, GroupNorm and other norms, layer scales."""
+    layers = (list(module.parameters(recurse=False)) for module in network.modules())
+    return [parameter for own in layers if all(each.dim() <= 1 for each in own) for parameter in own]
 
 
 def drift_rate_limit(momentum: float) -> float:
@@ -293,10 +301,15 @@ class ATSC(SharedClassifier):
                 "ATSC.UPDATE fused."
             )
         if self.node.TEACHER.BN == "affine_frozen":
-            for network in self.learning:
-                for layer in network.modules():
-                    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                        layer.requires_grad_(False)
+            for network, title in zip(self.learning, self.titles(), strict=True):
+                frozen = scales_and_shifts(network)
+                if not frozen:
+                    raise ModelRefused(
+                        f"ATSC.TEACHER.BN is affine_frozen, but {title} has no layer of scales and shifts, such as BN "
+                        "or LayerNorm. Use batch."
+                    )
+                for parameter in frozen:
+                    parameter.requires_grad_(False)
 
     def _ends_with_a_bias(self) -> bool:
         last, of_tail = list(self.learning[0].parameters())[-1], list(self.learning_tails[0].parameters())[-1]

@@ -164,5 +164,10 @@ def _units(network):
 
 
 def _logits(output):
-    """Some networks return more than logits while they train (torchvision's GoogLeNet): they come first."""
-    return output if isinstance(output, Tensor) else output[0]
+    """Some networks return more than logits while they train: they come first."""
+    first = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(first, Tensor):
+        raise TypeError(
+            f"its forward gives a {type(first).__name__}, expected logits, or a tuple that begins with them"
+        )
+    return first

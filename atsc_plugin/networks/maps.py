@@ -264,7 +264,13 @@ def outputs_of(model: nn.Module, image: Tensor, name: str) -> tuple[Tensor, dict
         raise ModelRefused(
             f"{name} does not run on {image.shape[-1]}-pixel images: {error}. Choose a network made for this size."
         ) from error
-    if not (isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], dict) and output[1].get("feats")):
+    dressed = isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], dict)
+    if dressed and output[1].get("feats") == []:
+        raise ModelRefused(
+            f"{name} has no feature map (N x C x h x w, or tokens of a square); expected one. Use another network, or "
+            "a method that learns from logits (KD)."
+        )
+    if not (dressed and output[1].get("feats")):
         raise ModelRefused(
             f"{name} returns {type(output).__name__}; expected (logits, dict with 'feats'), as mdistiller's."
         )

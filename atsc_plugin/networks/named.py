@@ -7,6 +7,7 @@ the commands' `--allow` fills (child processes inherit it). timm is imported whe
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,12 +15,13 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from atsc_plugin import host
 from atsc_plugin.errors import ModelRefused, PluginError
 from atsc_plugin.keys import unknown_name
-from atsc_plugin.networks.adapter import Adapted, View, bare, dress
+from atsc_plugin.networks.adapter import Adapted, View, dress
+from atsc_plugin.untrusted import first_line
 
 ALLOW = "ATSC_ALLOW"
 # What fetches or reads files in timm and torchvision: a card of somebody else must not ask for it.
@@ -27,6 +29,8 @@ NOT_FOR_ARGUMENTS = {
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"),
     *("weights_backbone", "num_classes", "features_only", "scriptable", "exportable"),
 }
+# torchvision's networks with auxiliary classifiers, which are left out: its weights come without them.
+WITH_AUXILIARIES = ("torchvision/googlenet", "torchvision/inception_v3")
 EXAMPLE = "timm/NAME, torchvision/NAME or package.module:Name"
 
 
@@ -93,7 +97,7 @@ def problems(key: str, dataset: str, name: str, args: Sequence[str] = ()) -> lis
         return []
     if not is_foreign(name):
         if name not in host.models_for(dataset):
-            return [unknown_name(key, name, host.models_for(dataset))]
+            return [f"{unknown_name(key, name, host.models_for(dataset))}. Others are written {EXAMPLE}."]
         return [f"{key}: the host's {name} takes no arguments, got {list(args)}."] if args else []
     try:
         _maker(name)
@@ -112,14 +116,19 @@ def new_network(
     if not is_foreign(name):
         return host.new_network(dataset, name, classes)
     size = view.size if view else image_size
+    # The weights of these two expect that they undo ImageNet's normalisation, which the view gives.
+    undoing = {"transform_input": True} if view and name in WITH_AUXILIARIES else {}
     try:
-        network = dress(_maker(name)(classes, size, _keywords(args)), size, view)
+        made = _maker(name)(classes, size, {**undoing, **_keywords(args)})
+        if not isinstance(made, nn.Module) or not any(True for _ in made.parameters()):
+            raise TypeError(f"it is a {type(made).__name__}, expected an nn.Module with parameters")
+        network = dress(made, size, view)
     except PluginError:
         raise
     except Exception as error:  # whatever somebody else's code throws
         raise ModelRefused(
             f"{name} cannot be built for {classes} classes and run on {size}-pixel images"
-            f"{f' with {list(args)}' if args else ''}: {type(error).__name__}: {str(error).splitlines()[0][:200]}. "
+            f"{f' with {list(args)}' if args else ''}: {type(error).__name__}: {first_line(error).rstrip('.')}. "
             "Choose another network, arguments or DATASET.IMAGE_SIZE."
         ) from error
     if isinstance(network, Adapted):
@@ -144,8 +153,9 @@ def _keywords(args: Iterable[str]) -> dict[str, Any]:
 
 
 def card_facts(node: Any) -> dict[str, Any]:
-    """What a card says of the student; `node` is DISTILLER."""
-    return {"student": node.STUDENT, **({"student_args": list(node.STUDENT_ARGS)} if node.STUDENT_ARGS else {})}
+    """What a card says of the networks' arguments, and the student's name; `node` is DISTILLER."""
+    args = {"student_args": list(node.STUDENT_ARGS), "teacher_args": list(node.TEACHER_ARGS)}
+    return {"student": node.STUDENT, **{key: value for key, value in args.items() if value}}
 
 
 # ---- makers: (classes, image size, keywords) -> network ----
@@ -171,9 +181,12 @@ def _timm():
 
 def _timm_maker(name):
     timm = _timm()
-    if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name}*")[:3])
-        raise PluginError(f"timm {timm.__version__} has no '{name}'{f'; it has {near}' if near else ''}.")
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise PluginError(_none_such(timm, architecture, timm.list_models(), "list_models()"))
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        raise PluginError(_none_such(timm, name, tagged, f"list_pretrained('{architecture}.*')"))
     pretrained = timm.get_pretrained_cfg(name)
 
     def make(classes, size, keywords):
@@ -183,14 +196,24 @@ def _timm_maker(name):
     return make
 
 
+def _none_such(library, name, known, all_of_them):
+    """The message for a name that a library does not have: the nearest that it has, and what lists all of them."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"{library.__name__} {library.__version__} has no '{name}'; {hint}{library.__name__}.{all_of_them} has all."
+
+
 def _torchvision_maker(name):
+    import torchvision
     from torchvision import models
 
-    if name not in models.list_models(module=models):
-        raise PluginError(unknown_name("torchvision", name, models.list_models(module=models)))
+    if name not in (known := models.list_models(module=models)):
+        raise PluginError(_none_such(torchvision, name, known, "models.list_models()"))
 
     def make(classes, size, keywords):
         fixed = {"image_size": size} if name.startswith("vit_") else {}
+        if f"torchvision/{name}" in WITH_AUXILIARIES:
+            fixed = {"aux_logits": False, "init_weights": True}
         return models.get_model(name, num_classes=classes, **{**fixed, **keywords})
 
     return make
@@ -201,11 +224,17 @@ def _dotted_maker(name):
     allowed = [entry for entry in os.environ.get(ALLOW, "").split(",") if entry]
     if not any(path == entry or path.startswith(f"{entry}.") for entry in allowed):
         package = path.partition(".")[0]
-        raise PluginError(f"{name} runs the code of {package}. If you trust it, say --allow {package}.")
+        raise PluginError(
+            f"{name} runs the code of {package}, expected one that is let in. If you trust it, say --allow {package} "
+            f'(in Python: allow=["{package}"]).'
+        )
     try:
         make = getattr(importlib.import_module(path), attribute)
     except Exception as error:  # their code: anything
-        raise PluginError(f"{name} cannot be imported ({type(error).__name__}: {error}).") from error
+        raise PluginError(
+            f"{name} cannot be imported ({type(error).__name__}: {first_line(error)}); expected package.module:Name of "
+            "what is called with num_classes=N. Mend the name, or put the package on PYTHONPATH."
+        ) from error
     return lambda classes, size, keywords: make(num_classes=classes, **keywords)
 
 
@@ -240,14 +269,13 @@ def weights_of(name: str) -> Weights:
     raise PluginError(f"{name} has no weights to fetch: DISTILLER.TEACHER_PRETRAINED is for timm/ and torchvision/.")
 
 
-def load_weights(network: nn.Module, name: str) -> None:
-    """Fill a network with them, from the library's cache or, where there is a network, by its download."""
+def pretrained(name: str) -> dict[str, Tensor]:
+    """Their state_dict, from the library's cache or, where there is a network, by its download."""
     weights = weights_of(name)
     try:
-        filled = weights.load()
+        return weights.load().state_dict()
     except Exception as error:  # no network, a full disk, a lost file: each library throws its own
         raise PluginError(
             f"{weights.text} of {name} are not in the cache and cannot be fetched ({type(error).__name__}). With "
             f"network access run: {weights.command}"
         ) from error
-    bare(network).load_state_dict(filled.state_dict())

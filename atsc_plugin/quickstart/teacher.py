@@ -59,7 +59,7 @@ def make(cfg: Any, folder: str | Path, overrides: Sequence[str] = ()) -> dict[st
     data = build.data_of(cfg, device)
     (own,) = teachers.configs_by_teacher(cfg)
     network = teachers.new_teacher(own, data).to(device)
-    teachers.load(teachers.find(own, data), own, network, data, build.Loaders(cfg, device, data).of)
+    teachers.load(teachers.find(own, data, network), own, network, data, build.Loaders(cfg, device, data).of)
     top1 = evaluate(in_eval_mode(place_module(network, device)), data.test, device)["top1"]
     deployed, stem = DeployedStudent(network), Path(folder) / SHIPPED.name
     stem.parent.mkdir(parents=True, exist_ok=True)
