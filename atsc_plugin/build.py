@@ -231,7 +231,7 @@ def plan(run: Run) -> list[tuple[str, str]]:
     of_student = parameter_count(p for p in learnable if id(p) in student)
     kind = type(run.distiller)
     pairs = [
-        ("host", f"{host.NAME} {host.VERSION} ({host.FOLDER})"),
+        ("host", f"{host.TITLE} ({host.FOLDER})"),
         ("device", str(run.device)),
         (
             "data",

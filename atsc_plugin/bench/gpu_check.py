@@ -114,7 +114,7 @@ def surroundings(check: Check) -> None:
     with check.item("machine") as found:
         own = environment(check.device)
         found["facts"] = {"python": platform.python_version(), "system": platform.platform(), **own}
-        found["facts"]["host"] = f"{host.NAME} {host.VERSION}"
+        found["facts"]["host"] = host.TITLE
         found["text"] = f"{own['device']}; torch {own['torch']}; load {own['load']} on {own['cores']} cores"
     with check.item("GPU") as found:
         if check.device.type != "cuda":

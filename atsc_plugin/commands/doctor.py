@@ -54,7 +54,7 @@ def _host_and_devices(args, problems):
         return
     from atsc_plugin import host
 
-    print(f"host         {host.NAME} {host.VERSION} ({host.FOLDER})")
+    print(f"host         {host.TITLE} ({host.FOLDER})")
     print(f"methods      {', '.join(host.distiller_dict)}")
     count = torch.cuda.device_count()
     names = [torch.cuda.get_device_name(i) for i in range(count)] or [f"cpu, {torch.get_num_threads()} threads"]

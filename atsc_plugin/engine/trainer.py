@@ -47,7 +47,10 @@ def parameter_count(parameters) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    count = torch.get_num_threads()
+    return f"cpu ({count} thread{'s' * (count > 1)})"
 
 
 def _measured(file: Path) -> float | None:

@@ -82,8 +82,9 @@ class Section(NamedTuple):
 def sections(tables: list[Table]) -> list[Section]:
     lines = []
     for table in tables:
-        devices, hosts = (", ".join(_every(table.runs, *names)) for names in (("device",), ("host", "host_version")))
-        line = f"{table.images}: {table.pair}, {table.epochs} epochs on {devices}, host {hosts}"
+        devices, hosts = (", ".join(dict.fromkeys(map(name, table.runs))) for name in (_device, _host))
+        pair = table.pair.replace("->", "→")
+        line = f"{table.images}: {pair}, {table.epochs:g} epoch{'s' * (table.epochs != 1)} on {devices}, host {hosts}"
         lines.append(line + (f", with {table.trial}" if table.trial else ""))
     made = []
     for line, table in zip(lines, tables, strict=True):
@@ -264,6 +265,16 @@ def _teachers_note(table):
         each = [[run.get("top1_last") for run in row.runs if run.teacher_id == name] for name in names]
         means += [f"{row.label} {' / '.join(f'{statistics.fmean(found):.2f}' for found in each)}"] if all(each) else []
     return [said] + ([f"Top-1 behind each teacher ({' / '.join(names)}): {', '.join(means)}."] if means else [])
+
+
+def _device(run):
+    return run.get("device").replace("(1 threads)", "(1 thread)")  # as older runs wrote it
+
+
+def _host(run):
+    """The host and its version, which names the embedded host itself."""
+    host, version = run.get("host"), run.get("host_version")
+    return version if version.startswith(host) else f"{host} {version}"
 
 
 def _number(value: float | None, form: str = "{:,.0f}") -> Cell:
