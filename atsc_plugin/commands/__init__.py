@@ -1,6 +1,7 @@
 """One module a command: `parser()` for its options and `run(args)`, which returns the exit status."""
 
 import argparse
+import re
 import textwrap
 
 from atsc_plugin.errors import started_as
@@ -27,9 +28,9 @@ def _example(line: str) -> list[str]:
     """`command arguments   remark` as lines of at most WIDTH: the whole command, and the remark above it."""
     words, _, remark = line.partition("   ")
     program = "" if words.startswith("torchrun ") else f"{started_as()} "
-    broken = textwrap.wrap(
-        program + words, WIDTH - 4, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
-    )
+    words = re.sub(r"(--[\w-]+|[A-Z_.]{6,}) (?!--)", "\\1\0", program + words)  # an option stays with its value
+    broken = textwrap.wrap(words, WIDTH - 4, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    broken = [each.replace("\0", " ") for each in broken]
     above = [f"  # {remark.strip()}"] if remark else []
     return [*above, *(f"  {each} \\" for each in broken[:-1]), f"  {broken[-1]}"]
 
