@@ -1,11 +1,14 @@
-"""Errors that a person can mend, and how a command line of this program begins.
+"""Errors that a person can mend, how a message fits a terminal, and how a command line of this program begins.
 
 Every message says what it got, what was expected and what to do. The commands print it and leave with exit status 2,
 without a traceback; whoever uses the package as a library catches `PluginError`.
 """
 
+import shutil
 import sys
+import textwrap
 from pathlib import Path
+from typing import TextIO
 
 
 class PluginError(Exception):
@@ -48,3 +51,19 @@ def out_of_memory(error: BaseException) -> bool:
 def started_as() -> str:
     """What a command line of this program begins with here."""
     return "atsc-plugin" if Path(sys.argv[0]).stem == "atsc-plugin" else "python -m atsc_plugin"
+
+
+def wrapped(text: str, stream: TextIO | None = None, indent: int = 0) -> str:
+    """A message as a terminal shows it best: broken between words, the later lines indented.
+
+    Elsewhere every line stays whole, for grep and logs.
+    """
+    if not (stream or sys.stdout).isatty():
+        return text
+    wrapper, lines = textwrap.TextWrapper(shutil.get_terminal_size().columns), []
+    wrapper.break_long_words = wrapper.break_on_hyphens = False  # paths and names can be copied
+    for line in text.splitlines():
+        wrapper.initial_indent = " " * indent if lines else ""
+        wrapper.subsequent_indent = " " * (indent or len(line) - len(line.lstrip(" -")))
+        lines += wrapper.wrap(line) or [""]
+    return "\n".join(lines)

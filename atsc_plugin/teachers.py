@@ -18,7 +18,7 @@ from atsc_plugin.engine import checkpoint, distributed
 from atsc_plugin.engine.batches import device_of
 from atsc_plugin.engine.precision import precision_of
 from atsc_plugin.engine.trainer import PluginTrainer
-from atsc_plugin.errors import PluginError
+from atsc_plugin.errors import PluginError, wrapped
 from atsc_plugin.files import key_of, only_writer
 from atsc_plugin.keys import DEFAULTS
 from atsc_plugin.methods.base import teacher_names
@@ -226,11 +226,11 @@ def _train(path, cfg, data, loaders):
     with only_writer(path, "TEACHER.CACHE"):
         if path.is_file():
             return
-        print(
+        message = (
             f"no teacher {cfg.DISTILLER.TEACHER} for {data.name} found: training one for {cfg.TEACHER.EPOCHS} epochs "
-            f"(TEACHER.TRAIN_IF_MISSING); it is kept in {path}",
-            flush=True,
+            f"(TEACHER.TRAIN_IF_MISSING); it is kept in {path}"
         )
+        print(wrapped(message), flush=True)
         scratch = path.with_name(f".teacher-{path.stem}")  # a training that was killed is resumed from there
         with distributed.alone():  # the other ranks wait for the lock, and find it done
             teacher = _run(cfg, loaders, scratch)

@@ -155,7 +155,7 @@ def test_the_report_takes_a_run_as_the_trainer_leaves_it(run, capsys):
 def test_doctor_says_what_is_here_and_fails_when_a_config_could_not_start(here, capsys):
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
-    assert "digits100 (composed here)" in said
+    assert "digits100: composed here" in said
     assert "SIMKD" in said
     assert main(["doctor", "--cfg", str(QUICK / "simkd.yaml"), *SMALL]) == 0
     assert main(["doctor", "--cfg", str(ROOT / "configs/cifar100/kd.yaml"), "DATASET.ROOT", str(here)]) == 1

@@ -3,6 +3,7 @@
 import argparse
 import re
 import textwrap
+from typing import NoReturn
 
 from atsc_plugin.errors import started_as
 from atsc_plugin.untrusted import expand_user
@@ -18,10 +19,16 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             f"{started_as()} {command}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        self.examples = "\n".join(line for each in examples.strip().splitlines() for line in _example(each.strip()))
+        self.examples = ["\n".join(_example(each.strip())) for each in examples.strip().splitlines()]
+
+    def error(self, message: str) -> NoReturn:
+        """argparse's own message, and a line that would have worked."""
+        message = message.removesuffix(", KEY VALUE")  # it takes optional keys for required ones
+        super().error(f"{message}\nfor example:\n{self.examples[0]}")
 
     def format_help(self) -> str:
-        return f"examples:\n{self.examples}\n\n{super().format_help()}"
+        lines = "\n".join(self.examples)
+        return f"examples:\n{lines}\n\n{super().format_help()}"
 
 
 def _example(line: str) -> list[str]:

@@ -27,7 +27,7 @@ from atsc_plugin.engine.optim import learning_rate, set_learning_rate
 from atsc_plugin.engine.resume import Checkpoints, random_states, restore, seed_all
 from atsc_plugin.engine.signals import StopAsked, StopSignals, launcher_argv, resuming_argv
 from atsc_plugin.engine.step import Step, all_finite, gradients
-from atsc_plugin.errors import Interrupted, PluginError, RunStopped
+from atsc_plugin.errors import Interrupted, PluginError, RunStopped, wrapped
 from atsc_plugin.files import key_of, write_json
 from atsc_plugin.networks import named
 from atsc_plugin.networks.deployed import deployed_of, tensors_of
@@ -66,7 +66,7 @@ def _measured(file: Path) -> float | None:
 def say(text: str, **where: Any) -> None:
     """A line for people; several ranks say it once."""
     if distributed.first():
-        print(text, flush=True, **where)
+        print(wrapped(text, where.get("file")), flush=True, **where)
 
 
 class PluginTrainer:
