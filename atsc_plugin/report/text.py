@@ -19,7 +19,8 @@ def lines(sections: list[Section], leftovers: list[str], width: int | None = Non
     for section in sections:
         pairs = zip(section.results.rows, results(section.table, front=True).rows, strict=True)
         grid = Grid("", [row | judged for row, judged in pairs])
-        minus = [MINUS.format(other.label) for other in section.table.references]
+        differences = {MINUS.format(other.label) for other in section.table.references}
+        minus = [name for name in grid.columns if name in differences]
         page += [*filled(section.heading, width), ""]
         page += aligned(grid, [name for name in grid.columns if name not in minus], width)
         page += aligned(grid, ["method", *minus], width) if minus else []
@@ -57,7 +58,7 @@ def aligned(grid: Grid, names: list[str], width: int) -> list[str]:
 def _column(grid, name):
     """The head, broken to the width of the cells, and the cells of a column: lines of one width."""
     cells = [row.get(name, Cell()).text.translate(ASCII) for row in grid.rows]
-    lines = [*filled(name, max(8, *map(len, cells))), *cells]
+    lines = [*filled(name, max(12, *map(len, cells))), *cells]
     width, adjusted = max(map(len, lines)), str.ljust if name == "method" else str.rjust
     return [adjusted(line, width) for line in lines]
 
