@@ -9,12 +9,13 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
+import difflib
 import importlib
 import sys
 import traceback
 
 from atsc_plugin import __version__
-from atsc_plugin.errors import Interrupted, PluginError, RunStopped, out_of_memory, started_as
+from atsc_plugin.errors import Interrupted, PluginError, RunStopped, out_of_memory, started_as, wrapped
 from atsc_plugin.untrusted import message_of, printable
 
 COMMANDS = {
@@ -55,7 +56,9 @@ def main(argv=None):
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8, nor the terminal
     if command not in COMMANDS:
-        print(f"error: '{printable(command)}' is no command; expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Expected one of {', '.join(COMMANDS)}."
+        _say(f"error: '{printable(command)}' is no command. {hint}")
         return 2
     module = importlib.import_module(f"atsc_plugin.{MODULES.get(command, f'commands.{command}')}")
     args = module.parse(arguments) if hasattr(module, "parse") else module.parser().parse_intermixed_args(arguments)
@@ -89,9 +92,9 @@ def _run(module, args):
         sys.stdout.flush()
         return status
     except PluginError as error:
-        print(f"{_who()}error: {message_of(error)}", file=sys.stderr)
+        _say(f"{_who()}error: {message_of(error)}")
     except RunStopped as stop:
-        print(f"stopped: {message_of(stop)}", file=sys.stderr)
+        _say(f"stopped: {message_of(stop)}")
         return 3
     except Interrupted as end:  # it has said how to go on
         return end.code
@@ -103,21 +106,21 @@ def _run(module, args):
         return 141  # 128 + SIGPIPE
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        print(
-            f"error: {message_of(error.strerror or error)}{message_of(place)}. What was written before is intact.",
-            file=sys.stderr,
-        )
+        _say(f"error: {message_of(error.strerror or error)}{message_of(place)}. What was written before is intact.")
     except Exception as error:
         if not out_of_memory(error):
             traceback.print_exc()  # a mistake of the program; ranks must end here too
             return 1
-        print(
+        _say(
             f"{_who()}error: memory ran out ({str(error).splitlines()[0][:160] if str(error) else 'MemoryError'}). "
             "Lower SOLVER.BATCH_SIZE or DATASET.TEST.BATCH_SIZE, or raise SOLVER.ACCUMULATE, which takes the memory of "
-            "one micro-batch. SOLVER.AMP bf16 takes about half. What was written before is intact.",
-            file=sys.stderr,
+            "one micro-batch. SOLVER.AMP bf16 takes about half. What was written before is intact."
         )
     return 2
+
+
+def _say(message):
+    print(wrapped(message, sys.stderr), file=sys.stderr)
 
 
 def _who():

@@ -232,7 +232,7 @@ def plan(run: Run) -> list[tuple[str, str]]:
     kind = type(run.distiller)
     soft = ", ".join(f"{key} {cfg.SOLVER[key]:g}" for key in mixing.KEYS if cfg.SOLVER[key])
     pairs = [
-        ("host", f"{host.NAME} {host.VERSION} ({host.FOLDER})"),
+        ("host", f"{host.TITLE} ({host.FOLDER})"),
         ("device", str(run.device)),
         (
             "data",

@@ -9,8 +9,8 @@ from __future__ import annotations
 import ast
 import difflib
 import os
-from collections.abc import Iterable
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from yacs.config import CfgNode

@@ -1,4 +1,4 @@
-"""Errors that a person can mend, and how a command line of this program begins.
+"""Errors that a person can mend, how a message fits a terminal, and how a command line of this program begins.
 
 Every message says what it got, what was expected and what to do. The commands print it and leave with exit status 2,
 without a traceback; whoever uses the package as a library catches `PluginError`.
@@ -7,8 +7,11 @@ without a traceback; whoever uses the package as a library catches `PluginError`
 import argparse
 import re
 import shlex
+import shutil
 import sys
+import textwrap
 from pathlib import Path
+from typing import TextIO
 
 
 class PluginError(Exception):
@@ -63,3 +66,19 @@ def same_arguments(command: str) -> str:
     pairs = [word for number in keys for word in rest[number : number + 2]]
     allow = [word for package in given.allow for word in ("--allow", package)]
     return f"{started_as()} {command} {shlex.join(['--cfg', given.cfg, *pairs, *allow])}"
+
+
+def wrapped(text: str, stream: TextIO | None = None, indent: int = 0) -> str:
+    """A message as a terminal shows it best: broken between words, the later lines indented.
+
+    Elsewhere every line stays whole, for grep and logs.
+    """
+    if not (stream or sys.stdout).isatty():
+        return text
+    wrapper, lines = textwrap.TextWrapper(shutil.get_terminal_size().columns), []
+    wrapper.break_long_words = wrapper.break_on_hyphens = False  # paths and names can be copied
+    for line in text.splitlines():
+        wrapper.initial_indent = " " * indent if lines else ""
+        wrapper.subsequent_indent = " " * (indent or len(line) - len(line.lstrip(" -")))
+        lines += wrapper.wrap(line) or [""]
+    return "\n".join(lines)

@@ -149,6 +149,7 @@ NAME = "embedded" if ROOT == EMBEDDED else "mdistiller"
 _surface = load(ROOT)
 FOLDER = str(_folder(ROOT))
 VERSION = _version(ROOT, FOLDER)
+TITLE = VERSION if VERSION.startswith(NAME) else f"{NAME} {VERSION}"  # the embedded host's version names it
 
 CFG = _surface["CFG"]
 Distiller = _plain_distiller(_surface["Distiller"], CFG)

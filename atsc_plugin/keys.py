@@ -298,8 +298,8 @@ TEACHER_KEYS = (
     Key(
         "TEACHER.FINE_TUNE_EPOCHS",
         10,
-        "epochs of `teachers --fine-tune`, which gives weights of other classes a new head; LR_DECAY_STAGES lie where "
-        "they lie in TEACHER.EPOCHS",
+        "epochs of `teachers --fine-tune`, which gives weights of other classes a new head; LR_DECAY_STAGES and "
+        "WARMUP_EPOCHS shrink as TEACHER.EPOCHS do",
         minimum=1,
     ),
     Key(

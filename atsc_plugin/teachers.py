@@ -24,7 +24,7 @@ from atsc_plugin.engine import checkpoint, distributed, mixing
 from atsc_plugin.engine.batches import device_of
 from atsc_plugin.engine.precision import precision_of
 from atsc_plugin.engine.trainer import PluginTrainer
-from atsc_plugin.errors import PluginError, same_arguments
+from atsc_plugin.errors import PluginError, same_arguments, wrapped
 from atsc_plugin.files import key_of, only_writer
 from atsc_plugin.keys import DEFAULTS, RECIPE
 from atsc_plugin.methods.base import class_of, teacher_names
@@ -211,11 +211,12 @@ def _of_these_classes(cfg, data, source, classes, fine_tune):
 
 
 def fine_tuning(cfg):
-    """The configuration whose TEACHER node is the recipe of a fine-tuning: its epochs, the stages where they lie."""
+    """The configuration whose TEACHER node is the recipe of a fine-tuning: its epochs, warm-up and stages in proportion."""
     own = cfg.clone()
     own.defrost()
     node, epochs = own.TEACHER, cfg.TEACHER.FINE_TUNE_EPOCHS
     node.LR_DECAY_STAGES = [round(stage * epochs / node.EPOCHS) for stage in node.LR_DECAY_STAGES]
+    node.WARMUP_EPOCHS = round(node.WARMUP_EPOCHS * epochs / node.EPOCHS)
     node.EPOCHS = epochs
     own.freeze()
     return own
@@ -297,13 +298,13 @@ def _train(source, cfg, data, loaders):
     with only_writer(path, "TEACHER.CACHE"):
         if path.is_file():
             return
-        print(
+        message = (
             f"teacher {cfg.DISTILLER.TEACHER}: {source.text}"
             if source.fine_tune
             else f"no teacher {cfg.DISTILLER.TEACHER} for {data.name} found: training one for {cfg.TEACHER.EPOCHS} "
-            f"epochs (TEACHER.TRAIN_IF_MISSING); it is kept in {path}",
-            flush=True,
+            f"epochs (TEACHER.TRAIN_IF_MISSING); it is kept in {path}"
         )
+        print(wrapped(message), flush=True)
         scratch = path.with_name(f".teacher-{path.stem}")  # a training that was killed is resumed from there
         with distributed.alone():  # the other ranks wait for the lock, and find it done
             state = _run(own, loaders, scratch, source.fine_tune)

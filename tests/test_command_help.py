@@ -1,17 +1,13 @@
 """Every command's --help begins with examples, which can be copied and name options that the command has."""
 
-import importlib
 import re
 import shlex
 
 import pytest
+from command_lines import module_of, parsed
 
-from atsc_plugin.__main__ import COMMANDS, MODULES, usage
+from atsc_plugin.__main__ import COMMANDS, usage
 from atsc_plugin.errors import started_as
-
-
-def module_of(command):
-    return importlib.import_module(f"atsc_plugin.{MODULES.get(command, f'commands.{command}')}")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -26,8 +22,7 @@ def test_help_begins_with_examples_that_the_parser_takes_and_fits_80_columns(com
     for line in examples:
         if line.strip().startswith(f"{start} "):
             name, *words = shlex.split(line.strip().removeprefix(start))
-            module = module_of(name)
-            assert module.parse(words) if hasattr(module, "parse") else module.parser().parse_intermixed_args(words)
+            assert parsed(name, words)
     too_long = [line for line in text.splitlines() if len(line) > 80 and not re.fullmatch(r" +\S+", line)]
     assert too_long == []
 

@@ -1,5 +1,6 @@
 """The commands as a person uses them: what they leave, and what they say."""
 
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from small_runs import QUICK, ROOT, SMALL, TINY, refused, run_folder, tiny, trai
 from tiny import TinyNet
 
 from atsc_plugin.__main__ import main
+from atsc_plugin.errors import wrapped
 
 
 @pytest.mark.parametrize("method", ["vanilla", "kd", "dkd", "simkd", "atsc_ema"])
@@ -155,7 +157,7 @@ def test_the_report_takes_a_run_as_the_trainer_leaves_it(run, capsys):
 def test_doctor_says_what_is_here_and_fails_when_a_config_could_not_start(here, capsys):
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
-    assert "digits100 (composed here)" in said
+    assert "digits100: composed here" in said
     assert "SIMKD" in said
     assert main(["doctor", "--cfg", str(QUICK / "simkd.yaml"), *SMALL]) == 0
     assert main(["doctor", "--cfg", str(ROOT / "configs/cifar100/kd.yaml"), "DATASET.ROOT", str(here)]) == 1
@@ -181,3 +183,21 @@ def test_usage_help_and_unknown_commands(capsys):
         main(["train", "--help"])
     assert stop.value.code == 0
     assert "--dry-run" in capsys.readouterr().out
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_message_breaks_between_words_in_a_terminal_and_stays_whole_elsewhere(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "24")
+    message = "two mistakes:\n  - a key without a value of its own\nsee /a/path/of/more/than/24/letters-here"
+    assert wrapped(message, io.StringIO()) == message
+    assert wrapped(message, Terminal()).splitlines() == [
+        "two mistakes:", "  - a key without a", "    value of its own", "see", "/a/path/of/more/than/24/letters-here",
+    ]  # fmt: skip
+    assert wrapped("host  a very long description", Terminal(), indent=6).splitlines() == [
+        "host  a very long",
+        "      description",
+    ]

@@ -13,7 +13,7 @@ from run_folders import RESULT, make_run, tables_of
 
 from atsc_plugin import report
 from atsc_plugin.__main__ import main
-from atsc_plugin.report import layout, markdown
+from atsc_plugin.report import layout, markdown, text
 from atsc_plugin.report.runs import Run, cell, parsed, read_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +50,17 @@ def test_the_terminal_has_accuracies_differences_and_verdicts(suite, capsys):
     )  # mean of 31, 42, 53, 64, 75
     assert re.search(r"SIMKD .*\+3\.00 \[\+1\.04, \+4\.96\] higher \(Welch disagrees\)", said)
     assert said.count("Test: last epoch") == 1
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_terminals_width_holds_every_line_of_a_wide_table(width):
+    """Six references and names of 34 letters: the table is cut between columns, each piece with the rows' names."""
+    tables, _ = report.compared([ROOT / "docs/results/cifar10_small"])
+    lines = text.lines(layout.sections(tables), [], width)
+    assert max(map(len, lines)) <= width
+    pieces = sum(set(line) == {"-"} for line in lines)
+    assert pieces == {80: 9, 200: 3}[width]
+    assert sum(line.startswith("projected KD ") for line in lines) == pieces
 
 
 def test_one_seed_a_row_is_said(tmp_path, capsys):

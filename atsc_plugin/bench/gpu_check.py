@@ -33,7 +33,7 @@ from atsc_plugin.config import load_cfg
 from atsc_plugin.contract import SEVERAL
 from atsc_plugin.engine import graph
 from atsc_plugin.engine.step import Step
-from atsc_plugin.errors import PluginError
+from atsc_plugin.errors import PluginError, wrapped
 from atsc_plugin.files import write_json
 from atsc_plugin.methods.base import load_methods
 from atsc_plugin.shipped import config_file
@@ -87,7 +87,8 @@ class Check:
         self.rows.append(found)
         self.write()
         verdict = {True: "ok", False: "FAILED", None: "skipped"}[found["passed"]]
-        print(f"  {name:<38} {verdict:<8}{found['seconds']:>7.1f} s  {found['text']}", flush=True)
+        line = f"  {name:<38} {verdict:<8}{found['seconds']:>7.1f} s  {found['text']}"
+        print(wrapped(line, indent=6), flush=True)
 
     def write(self, ended: str = "") -> None:
         write_json({"ended": ended, "rows": self.rows}, self.file)
@@ -113,7 +114,7 @@ def surroundings(check: Check) -> None:
     with check.item("machine") as found:
         own = environment(check.device)
         found["facts"] = {"python": platform.python_version(), "system": platform.platform(), **own}
-        found["facts"]["host"] = f"{host.NAME} {host.VERSION}"
+        found["facts"]["host"] = host.TITLE
         found["text"] = f"{own['device']}; torch {own['torch']}; load {own['load']} on {own['cores']} cores"
     with check.item("GPU") as found:
         if check.device.type != "cuda":

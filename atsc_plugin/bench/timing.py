@@ -7,6 +7,8 @@ from statistics import median
 
 import torch
 
+from atsc_plugin.engine.trainer import device_name
+
 
 def interleaved(
     arms: dict[str, Callable], device: torch.device, rounds: int, calls: int = 1, warm_up: int = 1
@@ -62,6 +64,5 @@ def _text(value):
 
 def environment(device: torch.device) -> dict:
     """Device, torch, and how many processes are busy now (`load`), this one included."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-    return {"device": name, "torch": torch.__version__, "cores": os.cpu_count(), "load": load}
+    return {"device": device_name(device), "torch": torch.__version__, "cores": os.cpu_count(), "load": load}

@@ -1,7 +1,9 @@
 """One module a command: `parser()` for its options and `run(args)`, which returns the exit status."""
 
 import argparse
+import re
 import textwrap
+from typing import NoReturn
 
 from atsc_plugin.errors import started_as
 from atsc_plugin.untrusted import expand_user
@@ -17,19 +19,25 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             f"{started_as()} {command}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        self.examples = "\n".join(line for each in examples.strip().splitlines() for line in _example(each.strip()))
+        self.examples = ["\n".join(_example(each.strip())) for each in examples.strip().splitlines()]
+
+    def error(self, message: str) -> NoReturn:
+        """argparse's own message, and a line that would have worked."""
+        message = message.removesuffix(", KEY VALUE")  # it takes optional keys for required ones
+        super().error(f"{message}\nfor example:\n{self.examples[0]}")
 
     def format_help(self) -> str:
-        return f"examples:\n{self.examples}\n\n{super().format_help()}"
+        lines = "\n".join(self.examples)
+        return f"examples:\n{lines}\n\n{super().format_help()}"
 
 
 def _example(line: str) -> list[str]:
     """`command arguments   remark` as lines of at most WIDTH: the whole command, and the remark above it."""
     words, _, remark = line.partition("   ")
     program = "" if words.startswith("torchrun ") else f"{started_as()} "
-    broken = textwrap.wrap(
-        program + words, WIDTH - 4, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
-    )
+    words = re.sub(r"(--[\w-]+|[A-Z_.]{6,}) (?!--)", "\\1\0", program + words)  # an option stays with its value
+    broken = textwrap.wrap(words, WIDTH - 4, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    broken = [each.replace("\0", " ") for each in broken]
     above = [f"  # {remark.strip()}"] if remark else []
     return [*above, *(f"  {each} \\" for each in broken[:-1]), f"  {broken[-1]}"]
 

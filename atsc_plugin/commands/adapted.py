@@ -6,7 +6,7 @@ A student trained from scratch on an adapted teacher tells a better teacher from
 from pathlib import Path
 
 from atsc_plugin.commands import Parser
-from atsc_plugin.errors import PluginError
+from atsc_plugin.errors import PluginError, wrapped
 
 EXAMPLES = """
   adapted output/quickstart/atsc,res20,res8/seed_1 --out adapted.pth
@@ -39,7 +39,7 @@ def run(args):
         state = {key.removeprefix(start): tensor for key, tensor in weights.items() if key.startswith(start)}
         place.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save({"model": state, "arch": network["title"], "adapted_by": str(folder)}, place)
-        print(f"{network['name']} {network['title']}, as {folder} left it: {place}")
+        print(wrapped(f"{place}: {network['name']} {network['title']}, as {folder} left it"))
     return 0
 
 

@@ -59,10 +59,14 @@ def parser():
     say = "step: none, or auto: recorded as one CUDA graph, the loader's work on the batch included"
     add("--graph", nargs="+", default=["none"], choices=("none", "auto"), metavar="GRAPH", help=say)
     add("--rounds", type=_count, help="turns of each arm (default: 7; quick: 3)")
-    add("--images", type=_count, help=f"images a pass (default: {FULL}; quick: {QUICK})")
+    add("--images", type=_count, help=f"images a pass (default: {_each(FULL)}; quick: {_each(QUICK)})")
     add("--profile", action="store_true", help="step: also where the first arm's time goes")
     add("--json", metavar="FILE", help="write everything measured")
     return options
+
+
+def _each(numbers):
+    return ", ".join(f"{what} {number:,}" for what, number in numbers.items())
 
 
 def _count(text):

@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from atsc_plugin.commands import Parser, registered_cfg
-from atsc_plugin.errors import PluginError
+from atsc_plugin.errors import PluginError, wrapped
 
 PACKAGES = ("torch", "torchvision", "yacs", "tensorboardX", "numpy", "scipy", "scikit-learn", "safetensors", "tqdm")
 EXAMPLES = """
@@ -24,14 +24,18 @@ def parser():
 
 def run(args):
     problems = []
-    print(f"python       {platform.python_version()} on {platform.system()}, {os.cpu_count()} cores")
-    print(f"packages     {', '.join(_versions(problems))}")
+    _say("python", f"{platform.python_version()} on {platform.system()}, {os.cpu_count()} cores")
+    _say("packages", ", ".join(_versions(problems)))
     if not problems:
         _host_and_devices(args, problems)
     for problem in problems:
-        print(f"MISSING      {problem}")
+        _say("MISSING", problem)
     print("training could not start" if problems else "training can start")
     return 1 if problems else 0
+
+
+def _say(label, text):
+    print(wrapped(f"{label:<12} {text}", indent=13))
 
 
 def _versions(problems):
@@ -53,12 +57,13 @@ def _host_and_devices(args, problems):
         problems.append(f"host: {error}")
         return
     from atsc_plugin import host
+    from atsc_plugin.engine.trainer import device_name
 
-    print(f"host         {host.NAME} {host.VERSION} ({host.FOLDER})")
-    print(f"methods      {', '.join(host.distiller_dict)}")
+    _say("host", f"{host.TITLE} ({host.FOLDER})")
+    _say("methods", ", ".join(host.distiller_dict))
     count = torch.cuda.device_count()
-    names = [torch.cuda.get_device_name(i) for i in range(count)] or [f"cpu, {torch.get_num_threads()} threads"]
-    print(f"devices      {', '.join(names)}")
+    names = [torch.cuda.get_device_name(i) for i in range(count)] or [device_name(torch.device("cpu"))]
+    _say("devices", ", ".join(names))
     _data_and_teachers(host)
     if args.cfg:
         _config(args, problems)
@@ -71,16 +76,18 @@ def _data_and_teachers(host):
     there = {name: place for name, place in places.items() if place.is_dir()}
     if container := find_cifar100(host.data_root()):
         there["cifar100"] = container
-    print(f"data         digits100 (composed here) and {', '.join(there) or 'none'} of {', '.join(places)}")
+    _say("data", "digits100: composed here")
     for name, place in places.items():
-        print(f"             {name}: {f'found: {there[name]}' if name in there else f'not found at {place}'}")
+        _say("", f"{name}: {f'found: {there[name]}' if name in there else f'not found at {place}'}")
     files = {name: entry[1] for name, entry in host.cifar_model_dict.items() if entry[1]}
     found = [name for name, path in files.items() if Path(path).is_file()]
     root = Path(os.path.commonpath(list(files.values()))) if files else "no folder"
-    print(f"teachers     {', '.join(found) or 'none'} of {', '.join(files)} in {Path(root).resolve()}")
+    _say("teachers", f"{', '.join(found) or 'none'} of {', '.join(files)} in {Path(root).resolve()}")
     if len(there) < len(places) or len(found) < len(files):
-        print("             what is absent stops only the configs that use it: DATASET.ROOT or DATASET.DOWNLOAD,")
-        print("             DISTILLER.TEACHER_CKPT or TEACHER.TRAIN_IF_MISSING; configs/quickstart needs neither")
+        _say("", "Only configurations that use absent data or teachers are affected; configs/quickstart is not.")
+        _say(
+            "", "Data: DATASET.ROOT or DATASET.DOWNLOAD. Teachers: DISTILLER.TEACHER_CKPT or TEACHER.TRAIN_IF_MISSING."
+        )
 
 
 def _config(args, problems):
@@ -91,6 +98,6 @@ def _config(args, problems):
         build.check_place(build.place(cfg, args.opts)[1])
         prepared = build.prepare(cfg, args.opts, dry=True)
         for label, text in build.plan(prepared):
-            print(f"{label:<12} {text}")
+            _say(label, text)
     except PluginError as error:
         problems.append(f"{args.cfg}: {error}")

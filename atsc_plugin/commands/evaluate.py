@@ -3,7 +3,7 @@
 import json
 
 from atsc_plugin.commands import Parser, add_student_options, cfg_of_student
-from atsc_plugin.errors import PluginError
+from atsc_plugin.errors import PluginError, wrapped
 
 EXAMPLES = """
   eval output/quickstart/simkd,res20,res8/seed_1              the deployed student of the last epoch
@@ -46,5 +46,5 @@ def run(args):
         f"{opened.source}, {data.name} {args.split} ({scores['images']:,} images): top-1 {scores['top1']:.2f}, "
         f"top-5 {scores['top5']:.2f}, cross entropy {scores['loss']:.4f}"
     )
-    print(json.dumps(result) if args.json else text)
+    print(json.dumps(result) if args.json else wrapped(text))
     return 0

@@ -2,6 +2,7 @@
 
 from atsc_plugin.commands import Parser, registered_cfg
 from atsc_plugin.engine import run_dir
+from atsc_plugin.errors import wrapped
 
 EXAMPLES = """
   train --cfg configs/quickstart/simkd.yaml
@@ -51,7 +52,7 @@ def _train(args, cfg, build, distributed):
 
 def _print_plan(pairs):
     for label, text in pairs:
-        print(f"{label:>8}  {text}", flush=True)
+        print(wrapped(f"{label:>8}  {text}", indent=10), flush=True)
 
 
 def _finished(folder, cfg, args):

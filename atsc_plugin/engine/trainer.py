@@ -28,7 +28,7 @@ from atsc_plugin.engine.optim import learning_rate, set_learning_rate
 from atsc_plugin.engine.resume import Checkpoints, random_states, restore, seed_all
 from atsc_plugin.engine.signals import StopAsked, StopSignals, launcher_argv, resuming_argv
 from atsc_plugin.engine.step import Step, all_finite, gradients
-from atsc_plugin.errors import Interrupted, PluginError, RunStopped
+from atsc_plugin.errors import Interrupted, PluginError, RunStopped, wrapped
 from atsc_plugin.files import key_of, write_json
 from atsc_plugin.networks import named
 from atsc_plugin.networks.deployed import deployed_of, tensors_of
@@ -48,7 +48,10 @@ def parameter_count(parameters) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    count = torch.get_num_threads()
+    return f"cpu ({count} thread{'s' * (count > 1)})"
 
 
 def _measured(file: Path) -> float | None:
@@ -64,7 +67,7 @@ def _measured(file: Path) -> float | None:
 def say(text: str, **where: Any) -> None:
     """A line for people; several ranks say it once."""
     if distributed.first():
-        print(text, flush=True, **where)
+        print(wrapped(text, where.get("file")), flush=True, **where)
 
 
 class PluginTrainer:

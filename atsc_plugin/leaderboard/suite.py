@@ -122,7 +122,8 @@ class Suite:
 
 def read_suite(path: str | Path) -> Suite:
     """The suite of a file; all mistakes in it are told at once."""
-    content, problems = read_yaml(config_file(path), "Suite file"), []
+    advice = " Name one, such as configs/leaderboard/quick.yaml."
+    content, problems = read_yaml(config_file(path), "Suite file", advice), []
     if not isinstance(content, dict) or any(content.get(key) is None for key in ("name", "seeds", "arms")):
         raise PluginError(f"{path} is no suite; expected keys name, seeds and arms (a mapping), optionally common.")
     node = _checked(content, Suite, "", problems)

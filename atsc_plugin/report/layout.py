@@ -83,8 +83,9 @@ class Section(NamedTuple):
 def sections(tables: list[Table]) -> list[Section]:
     lines = []
     for table in tables:
-        devices, hosts = (", ".join(_every(table.runs, *names)) for names in (("device",), ("host", "host_version")))
-        line = f"{table.images}: {table.pair}, {table.epochs} epochs on {devices}, host {hosts}"
+        devices, hosts = (", ".join(dict.fromkeys(map(name, table.runs))) for name in (_device, _host))
+        pair = table.pair.replace("->", "→")
+        line = f"{table.images}: {pair}, {table.epochs:g} epoch{'s' * (table.epochs != 1)} on {devices}, host {hosts}"
         lines.append(line + (f", with {table.trial}" if table.trial else ""))
     made = []
     for line, table in zip(lines, tables, strict=True):
@@ -236,11 +237,15 @@ def notes(table: Table) -> list[str]:
     chosen = " / ".join(SPLITS.get(split, split) for split in sorted(_every(table.runs, "selected_on")))
     notes.append(f"Top-1 in percent on the test split, mean ± standard deviation. Best epoch chosen on {chosen}.")
     notes += _teachers_note(table)
-    trials = [(row.label, row.first.get("trials")) for row in table.rows if row.first.get("trials") is not None]
-    if len({number for _, number in trials}) > 1:
-        notes.append(f"Tuning trials are NOT equal: {', '.join(f'{label} {number}' for label, number in trials)}.")
+    trials = {}
+    for row in table.rows:
+        if row.first.get("trials") is not None:
+            trials.setdefault(row.first.get("trials"), []).append(row.label)
+    if len(trials) > 1:
+        each = (f"{number}: {'; '.join(labels)}." for number, labels in sorted(trials.items()))
+        notes.append(f"Tuning trials are NOT equal. {' '.join(each)}")
     elif trials:
-        notes.append(f"Tuning trials per method: {trials[0][1]}.")
+        notes.append(f"Tuning trials per method: {min(trials)}.")
     at_once = max(run.get("at_once", 1) for run in table.runs)
     notes += [f"Up to {at_once} runs shared the machine: compare times with care."] if at_once > 1 else []
     notes += map(str, table.suite.get("notes", []))
@@ -269,7 +274,17 @@ def _teachers_note(table):
     for row in table.rows:
         each = [[run.get("top1_last") for run in row.runs if run.teacher_id == name] for name in names]
         means += [f"{row.label} {' / '.join(f'{statistics.fmean(found):.2f}' for found in each)}"] if all(each) else []
-    return [said] + ([f"Top-1 behind each teacher ({' / '.join(names)}): {', '.join(means)}."] if means else [])
+    return [said] + ([f"Top-1 behind each teacher ({' / '.join(names)}): {'; '.join(means)}."] if means else [])
+
+
+def _device(run):
+    return run.get("device").replace("(1 threads)", "(1 thread)")  # as older runs wrote it
+
+
+def _host(run):
+    """The host and its version, which names the embedded host itself."""
+    host, version = run.get("host"), run.get("host_version")
+    return version if version.startswith(host) else f"{host} {version}"
 
 
 def _number(value: float | None, form: str = "{:,.0f}") -> Cell:

@@ -17,8 +17,11 @@ def html(
     """The whole page; `plots` has (title, SVG) of each section, `hint` says why there are none."""
     body = ["<h1>Results</h1>", "<p class=soft>A click on a column's head sorts by it.</p>"]
     body += [f"<p class=warn>{escape(hint)}</p>"] if hint else []
+    headings = [escape(section.heading) for section in sections]
+    if len(sections) > 1:
+        body += [f'<p><a href="#s{number}">{heading}</a></p>' for number, heading in enumerate(headings)]
     for number, section in enumerate(sections):
-        body += [f"<h2>{escape(section.heading)}</h2>", listed(section.warnings, "warn")]
+        body += [f'<h2 id="s{number}">{headings[number]}</h2>', listed(section.warnings, "warn")]
         body += [table_of(section.results, folder, f'<a href="#s{number}r{{}}">{{}}</a>'), listed(section.notes)]
         figures = [f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>" for title, svg in plots[number]]
         body += [f'<h3>Plots</h3><div class="plots">{"".join(figures)}</div>'] if figures else []
@@ -48,8 +51,9 @@ def table_of(grid: Grid, folder: Path, name: str) -> str:
     """A table; `name` is how its first column is written, from the row's number and the escaped name."""
     columns = grid.columns
     kinds = {column: "" if number else ' class="text"' for column, number in columns.items()}
+    titles = {column: escape(column).replace(" %", "&nbsp;%") for column in columns}
     head = "".join(
-        f'<th scope="col"{kinds[column]}><button type="button">{escape(column)}</button></th>' for column in columns
+        f'<th scope="col"{kinds[column]}><button type="button">{titles[column]}</button></th>' for column in columns
     )
     rows = []
     for number, row in enumerate(grid.rows):

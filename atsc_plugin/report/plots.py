@@ -98,7 +98,7 @@ def _points(axes, rows, looks):
     tops = {row.label: _mean_and_std(row.figures("top1_last")) for row in rows}
     lost = [row for row in rows if any(run.collapsed for run in row.runs)]
     if 0 < len(lost) < len(rows):
-        message = ", ".join(f"{_plain(row.label)} {tops[row.label][0]:.1f}" for row in lost)
+        message = "; ".join(f"{_plain(row.label)} {tops[row.label][0]:.1f}" for row in lost)
         message = textwrap.fill(f"collapsed, not drawn: {message}", 66)
         axes.text(0.5, 0.02, message, transform=axes.transAxes, ha="center", fontsize=7, color=INK)
     for row in rows:

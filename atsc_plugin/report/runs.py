@@ -111,7 +111,7 @@ def read_runs(paths) -> tuple[list[Run], list[str]]:
     runs, skipped, seen = [], [], set()
     for path in map(Path, paths):
         if not path.is_dir():
-            raise PluginError(f"{clean(path)} is no directory; expected a run directory, or a folder that holds some.")
+            raise PluginError(f"{clean(path)} is no directory; expected one with runs, e.g. output/quickstart.")
         for place in sorted({mark.parent for mark in path.rglob("*") if mark.name in MARKS}):
             if place.resolve() not in seen:
                 seen.add(place.resolve())

@@ -10,7 +10,6 @@ import os
 import time
 
 import torch
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from .utils import (
@@ -38,6 +37,8 @@ class BaseTrainer:
         self.best_acc = -1
         self.log_path = os.path.join(cfg.LOG.PREFIX, experiment_name)
         os.makedirs(self.log_path, exist_ok=True)
+        from tensorboardX import SummaryWriter  # a tenth of a second that no other trainer waits for
+
         self.tf_writer = SummaryWriter(os.path.join(self.log_path, "train.events"))
 
     def init_optimizer(self, cfg):
