@@ -211,7 +211,7 @@ def _of_these_classes(cfg, data, source, classes, fine_tune):
 
 
 def fine_tuning(cfg):
-    """The configuration whose TEACHER node is the recipe of a fine-tuning: its epochs, warm-up and stages in proportion."""
+    """The configuration whose TEACHER node is the recipe of a fine-tuning, shrunk to its epochs."""
     own = cfg.clone()
     own.defrost()
     node, epochs = own.TEACHER, cfg.TEACHER.FINE_TUNE_EPOCHS
