@@ -1,6 +1,6 @@
 """README and docs: links lead somewhere, commands and keys are ones that exist, generated parts are up to date.
 
-tests/test_tutorial.py runs the tutorial's commands, tests/test_quickstart.py the README's first one.
+tests/test_tutorial.py runs the tutorial's commands, and tests/test_quickstart.py a small quickstart.
 """
 
 import csv

@@ -35,7 +35,7 @@ def _example(line: str) -> list[str]:
     """`command arguments   remark` as lines of at most WIDTH: the whole command, and the remark above it."""
     words, _, remark = line.partition("   ")
     program = "" if words.startswith("torchrun ") else f"{started_as()} "
-    words = re.sub(r"(--[\w-]+|[A-Z_.]{6,}) (?!--)", "\\1\0", program + words)  # an option stays with its value
+    words = re.sub(r"(--[\w-]+|[A-Z_.]{6,}) (?!--)", "\\1\0", program + words)  # an option or key stays with its value
     broken = textwrap.wrap(words, WIDTH - 4, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     broken = [each.replace("\0", " ") for each in broken]
     above = [f"  # {remark.strip()}"] if remark else []

@@ -7,7 +7,7 @@ says; with it uint8 N x H x W x 3, RGB 0..255, as image libraries have it. The c
 from pathlib import Path
 
 from atsc_plugin.commands import Parser, add_student_options, cfg_of_student
-from atsc_plugin.errors import PluginError
+from atsc_plugin.errors import PluginError, wrapped
 from atsc_plugin.untrusted import printable
 
 EXAMPLES = """
@@ -71,7 +71,7 @@ def run(args):
     files, result = verified.verified_export(opened.module, opened.card, output, args.format, pixels, **options)
     for file in files:
         print(f"{printable(file)}  {file.stat().st_size:,} bytes")
-    print(f"reloaded and compared: {result.text()}")
+    print(wrapped(f"reloaded and compared: {result.text()}"))
     if args.benchmark:
         _benchmark(opened, cfg, args.compile)
     return 0

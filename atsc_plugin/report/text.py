@@ -58,7 +58,8 @@ def aligned(grid: Grid, names: list[str], width: int) -> list[str]:
 def _column(grid, name):
     """The head, broken to the width of the cells, and the cells of a column: lines of one width."""
     cells = [row.get(name, Cell()).text.translate(ASCII) for row in grid.rows]
-    lines = [*filled(name, max(12, *map(len, cells))), *cells]
+    head = filled(name.replace(" %", "\xa0%"), max(12, *map(len, cells)))
+    lines = [*(line.replace("\xa0", " ") for line in head), *cells]
     width, adjusted = max(map(len, lines)), str.ljust if name == "method" else str.rjust
     return [adjusted(line, width) for line in lines]
 
