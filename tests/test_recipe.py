@@ -352,7 +352,7 @@ def test_a_teacher_with_an_average_is_the_average(tmp_path, monkeypatch):
 
     monkeypatch.setattr(teachers, "PluginTrainer", Watched)
     data = SimpleNamespace(train=tiny_loader(seed=1), val=tiny_loader(), test=None, classes=10, image_size=32)
-    state = teachers._run(cfg, lambda own: data, tmp_path / "scratch")
+    state = teachers._run(cfg, lambda own: data, tmp_path / "scratch", fine_tune=False)
     step = made[0].step
     assert isinstance(step.optimizer, torch.optim.AdamW) and step.solver.EMA == 0.5
     average = step.average.backbone.state_dict()

@@ -92,6 +92,9 @@ def differences(distiller, cfg, side, formats):
     card = {**named.card_facts(cfg.DISTILLER), "dataset": "npz", "classes": CLASSES, "image_size": side}
     card |= {"mean": [], "std": [], **module.facts()}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for parameter in module.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)  # a head that begins with zeros would make all logits equal
         stem = Path(folder) / "deploy_last"
         checkpoint.save_tensors(tensors_of(module), stem, card)
         wanted, found = module(image), [students.load(stem)[0](image)]

@@ -40,9 +40,9 @@ def run(args):
     from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 
     configs = teachers.configs_of(cfg, *_names_and_seeds(cfg, args.seeds))
-    if args.fine_tune and not all(own.DISTILLER.TEACHER_CKPT or own.DISTILLER.TEACHER_PRETRAINED for own in configs):
+    if args.fine_tune and not any(own.DISTILLER.TEACHER_CKPT or own.DISTILLER.TEACHER_PRETRAINED for own in configs):
         raise PluginError(
-            "--fine-tune starts from weights; got none for a teacher. Name a file with DISTILLER.TEACHER_CKPT, or set "
+            "--fine-tune starts from weights; got none. Name a file with DISTILLER.TEACHER_CKPT, or set "
             "DISTILLER.TEACHER_PRETRAINED True."
         )
     device = device_of(cfg)
