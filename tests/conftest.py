@@ -14,6 +14,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+os.fsync = lambda file: None  # a power cut is not tested, and each of thousands of writes would wait for the disk
 
 
 @pytest.fixture(scope="session", autouse=True)
