@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write the tables of docs/networks.md: each network as a SimKD teacher, or refused by name. Minutes on a CPU.
 
-    python tools/networks.py             timm's test networks and torchvision's families at their smallest
+    python tools/networks.py             timm's test networks, families of timm and torchvision
     python tools/networks.py --onnx 60   also export deployed students and compare their logits, for 60 minutes at most
 
 Every network teaches a resnet8 for one step; the deployed student is written, rebuilt by name and compared. With --onnx
@@ -38,6 +38,16 @@ TORCHVISION = [
     "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18",
     "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11_bn", "vit_b_16",
 ]  # fmt: skip
+TIMM = [  # of each family a small one
+    "cait_xxs24_224", "coat_lite_tiny", "convit_tiny", "convnext_atto", "davit_tiny", "dla46_c", "dpn48b",
+    "edgenext_xx_small", "efficientformerv2_s0", "efficientnet_lite0", "efficientvit_b0", "efficientvit_m0",
+    "fasternet_t0", "fastvit_t8", "focalnet_tiny_srf", "gcvit_xxtiny", "ghostnet_100", "hardcorenas_a",
+    "hgnetv2_b0", "hiera_tiny_224", "hrnet_w18_small", "lcnet_050", "legacy_seresnet18", "levit_128s",
+    "mambaout_femto", "mixer_s32_224", "mobilenetv3_small_050", "mobilevit_xxs", "nf_regnet_b0", "pit_ti_224",
+    "poolformer_s12", "pvt_v2_b0", "regnetx_002", "repghostnet_050", "repvit_m0_9", "resnest14d", "rexnet_100",
+    "selecsls42b", "skresnet18", "starnet_s1", "swiftformer_xs", "tiny_vit_5m_224", "tinynet_e", "twins_svt_small",
+    "visformer_tiny", "vit_tiny_patch16_224",
+]  # fmt: skip
 KINDS = ["timm/test_resnet", "timm/test_vit"]
 LARGEST = 10**8  # parameters of a student that is exported: gigabytes are copied several times over
 SIDES = {"alexnet": 64, "inception_v3": 96, "googlenet": 64, "maxvit_t": 224}  # the others: 32 pixels
@@ -48,6 +58,7 @@ def networks():
     import timm
 
     yield from ((f"timm/{name}", 32) for name in timm.list_models("test_*"))
+    yield from ((f"timm/{name}", 64) for name in TIMM)
     yield from ((f"torchvision/{name}", SIDES.get(name, 32)) for name in TORCHVISION)
 
 
