@@ -223,9 +223,11 @@ def fine_tuning(cfg):
 
 
 def fine_tuned_recipe(cfg, data):
-    """`recipe`, and what is fine-tuned; `cfg` comes from `fine_tuning`."""
-    scale = cfg.TEACHER.FINE_TUNE_LR_SCALE
-    return {**recipe(cfg, data), "lr_scale": scale, "from": checkpoint.digest(dict(sorted(_start(cfg).items())))}
+    """`recipe`, and what is fine-tuned, as it sees its images; `cfg` comes from `fine_tuning`."""
+    start = checkpoint.digest(dict(sorted(_start(cfg).items())))
+    view = named.weights_of(cfg.DISTILLER.TEACHER) if _pretrained_elsewhere(cfg) else None
+    seen = {"view": [view.size, list(view.mean), list(view.std)]} if view else {}
+    return {**recipe(cfg, data), "lr_scale": cfg.TEACHER.FINE_TUNE_LR_SCALE, "from": start, **seen}
 
 
 def _start(cfg):

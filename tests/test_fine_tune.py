@@ -167,6 +167,9 @@ def test_a_librarys_weights_of_other_classes_are_fine_tuned_in_their_own_view(he
     capsys.readouterr()
     assert tiny("kd", *words, "TEACHER.FINE_TUNE_LR_SCALE", "0.0") == 0
     assert "seen at 40 px with mean [0.2, 0.2, 0.2]" in capsys.readouterr().out
+    torch.save(there.state_dict(), here / "there.pth")  # the same weights, which then see the images as they are
+    plain = ["DISTILLER.TEACHER", name, "DISTILLER.TEACHER_CKPT", "there.pth", *words[4:]]
+    refused(capsys, tiny("kd", *plain, "TEACHER.FINE_TUNE_LR_SCALE", "0.0"), "tells 7 classes apart, the data 100")
 
 
 def test_a_command_line_is_repeated_with_its_file_its_keys_and_what_it_lets_in(monkeypatch):

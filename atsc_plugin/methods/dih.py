@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from atsc_plugin.engine.batches import inputs_of, progress, set_epoch
-from atsc_plugin.engine.checkpoint import digest
+from atsc_plugin.engine.checkpoint import digest_of
 from atsc_plugin.engine.evaluate import correct
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import key_of, only_writer, whole_file
@@ -124,7 +124,7 @@ def recipe_of(cfg, teacher, heads):
     """All that decides what the heads become, except the data."""
     node = cfg.DIH.HEADS
     return {
-        "teacher": digest(teacher.state_dict()),
+        "teacher": digest_of(teacher),
         "stages": heads.stages,
         "pooled": heads.pooled,
         "epochs": node.EPOCHS,
