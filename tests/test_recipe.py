@@ -33,6 +33,7 @@ KD = "configs/quickstart/kd.yaml"
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny():
+    register()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(host.cifar_model_dict, "tiny", (network, None))
         yield
