@@ -44,11 +44,13 @@ HOST_BOUNDS = {
 }
 # Students that every published CIFAR-100 table trains at a fifth of the usual rate.
 LIGHT_STUDENTS, LIGHT_RATE = ("MobileNetV2", "ShuffleV1", "ShuffleV2"), 0.01
-# The engine's keys with the value at which they do nothing; neither a host's trainer nor a second step knows them.
-NEUTRAL = {"AMP": ("auto", "none"), "COMPILE": ("none",), "ACCUMULATE": (1,), "CLIP_NORM": (0.0,), "SYNC_BN": (False,)}
-# Those that a second step does know.
-NEUTRAL_RECIPE = {key: (DEFAULTS[f"SOLVER.{key}"],) for key in RECIPE}
-NEUTRAL |= dict.fromkeys(mixing.KEYS, (0.0,))  # a second step does know these
+# Keys of SOLVER with the values at which they do nothing. These no second step knows,
+NEUTRAL_SECOND = {"AMP": ("auto", "none")}
+NEUTRAL_SECOND |= {
+    key: (DEFAULTS[f"SOLVER.{key}"],) for key in ("COMPILE", "ACCUMULATE", "CLIP_NORM", "SYNC_BN", "NONFINITE")
+}
+# and these no trainer of a host.
+NEUTRAL = NEUTRAL_SECOND | {key: (DEFAULTS[f"SOLVER.{key}"],) for key in (*RECIPE, *mixing.KEYS)}
 # Keys of DATASET that only some of its TYPEs follow, with the value at which they do nothing.
 AUGMENTED = ("folder", "npz", "cifar10", "digits100", "cifar100")
 FOLLOWED = {
@@ -320,15 +322,13 @@ def _name_problems(cfg):
 def _method_problems(cfg, kind):
     """The method's own mistakes, and what method, engine and ranks ask of each other."""
     solver, needs, problems = cfg.SOLVER, kind.needs(cfg), constructor_problems(kind, cfg)
-    used = [key for key, neutral in NEUTRAL.items() if solver[key] not in neutral]
     if solver.TRAINER != "plugin":
         of_the_host = ("WARMUP_EPOCHS", "MIN_LR") if FORKS_COSINE in solver else ()
-        known = {key: neutral for key, neutral in (NEUTRAL | NEUTRAL_RECIPE).items() if key not in of_the_host}
         problems += [
             f"SOLVER.{key} is {solver[key]}; SOLVER.TRAINER {solver.TRAINER} does not read it. Use SOLVER.TRAINER "
             f"plugin, or {neutral[-1]}."
-            for key, neutral in known.items()
-            if solver[key] not in neutral
+            for key, neutral in NEUTRAL.items()
+            if solver[key] not in neutral and key not in of_the_host
         ]
     elif solver.get(FORKS_COSINE):
         problems.append(
@@ -337,9 +337,9 @@ def _method_problems(cfg, kind):
     if SECOND_STEP in needs:
         problems += [
             f"SOLVER.{key} is {solver[key]}, but {needs[SECOND_STEP]} and the second has no such thing. Use "
-            f"{NEUTRAL[key][-1]}."
-            for key in used
-            if key not in mixing.KEYS
+            f"{neutral[-1]}."
+            for key, neutral in NEUTRAL_SECOND.items()
+            if solver[key] not in neutral
         ]
     if solver.ACCUMULATE > solver.BATCH_SIZE >= 1:
         problems.append(

@@ -223,9 +223,11 @@ def fine_tuning(cfg):
 
 
 def fine_tuned_recipe(cfg, data):
-    """`recipe`, and what is fine-tuned; `cfg` comes from `fine_tuning`."""
-    scale = cfg.TEACHER.FINE_TUNE_LR_SCALE
-    return {**recipe(cfg, data), "lr_scale": scale, "from": checkpoint.digest(dict(sorted(_start(cfg).items())))}
+    """`recipe`, and what is fine-tuned, as it sees its images; `cfg` comes from `fine_tuning`."""
+    start = checkpoint.digest(dict(sorted(_start(cfg).items())))
+    view = named.weights_of(cfg.DISTILLER.TEACHER) if _pretrained_elsewhere(cfg) else None
+    seen = {"view": [view.size, list(view.mean), list(view.std)]} if view else {}
+    return {**recipe(cfg, data), "lr_scale": cfg.TEACHER.FINE_TUNE_LR_SCALE, "from": start, **seen}
 
 
 def _start(cfg):
@@ -261,13 +263,11 @@ def new_teacher(cfg, data):
     if stem := cards.deployed_stem(cfg.DISTILLER.TEACHER_CKPT):
         return deployed(stem, data.classes)  # its card and its tensors belong together
     torch.manual_seed(stream(cfg.TEACHER.SEED, "initialise", "TEACHER"))
-    classes, view = data.classes, None
+    node, view = cfg.DISTILLER, None
     if _pretrained_elsewhere(cfg):
-        weights = named.weights_of(cfg.DISTILLER.TEACHER)
+        weights = named.weights_of(node.TEACHER)
         view = View(weights.size, (data.mean, data.std), (weights.mean, weights.std))
-        classes = data.classes if _uses_classes(cfg) else weights.classes
-    node = cfg.DISTILLER
-    return named.new_network(cfg.DATASET.TYPE, node.TEACHER, classes, data.image_size, node.TEACHER_ARGS, view)
+    return named.new_network(cfg.DATASET.TYPE, node.TEACHER, data.classes, data.image_size, node.TEACHER_ARGS, view)
 
 
 def _pretrained_elsewhere(cfg):
@@ -283,11 +283,11 @@ def load(source, cfg, teacher, data, loaders):
     print(f"teacher {name} from {source.path or source.text}", flush=True)
     if source.ready:
         return
+    new_head = not _uses_classes(cfg)  # then a head of other classes stays as it was drawn
     if source.path is not None:
-        # of a method that does not use its logits a head of other classes stays as it was drawn
-        checkpoint.load_network(teacher, source.path, name, data.classes, new_head=not _uses_classes(cfg))
+        checkpoint.load_network(teacher, source.path, name, data.classes, new_head)
     elif _pretrained_elsewhere(cfg):
-        checkpoint.fill(teacher, named.pretrained(name), source.text, name, data.classes)
+        checkpoint.fill(teacher, named.pretrained(name), source.text, name, data.classes, new_head)
     else:
         teacher.load_state_dict(host.imagenet_model_dict[name](pretrained=True).state_dict())
 

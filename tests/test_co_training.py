@@ -57,6 +57,26 @@ def test_fresh_weights_move_no_other_draw(config):
     assert not torch.equal(one.conv.weight, other.conv.weight)
 
 
+@pytest.mark.parametrize(
+    ("method", "drawn", "like"),
+    [
+        *((name, "teacher", "teacher") for name in FAMILY),
+        ("PEERS", "peers.2", "student"),
+        ("COTEACH", "scratch", "teacher"),
+    ],
+)
+def test_a_network_that_is_drawn_has_the_arguments_of_the_one_whose_name_it_has(
+    config, monkeypatch, method, drawn, like
+):
+    monkeypatch.setenv("ATSC_ALLOW", "tiny_stages")
+    pairs = [("STUDENT", "width=3"), ("TEACHER", "width=6")]
+    cfg = config(method, *(word for role, width in pairs for word in (f"DISTILLER.{role}_ARGS", [width])))
+    cfg.DISTILLER.STUDENT = cfg.DISTILLER.TEACHER = "tiny_stages:TinyStages"
+    networks = {role.lower(): TinyStages(width=int(width[-1])) for role, width in pairs}
+    distiller = distiller_of(cfg, **networks)
+    assert distiller.get_submodule(drawn).fc.in_features == networks[like].fc.in_features
+
+
 def test_a_pretrained_teacher_of_other_classes_is_refused_by_name(config):
     cfg = config("DML", "DML.TEACHER.INIT", "pretrained")
     with pytest.raises(ModelRefused, match="student small has 10 classes, teacher tiny 7"):

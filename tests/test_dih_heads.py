@@ -78,6 +78,18 @@ def test_the_heads_loss_is_the_sum_of_their_cross_entropies(cfg):
     assert line["loss"] == pytest.approx(3 * math.log(10))  # at zero every head is uniform over ten classes
 
 
+def test_heads_take_soft_labels_of_a_loop_of_somebodys_own(cfg):
+    images, target = batch(6)
+    soft = torch.nn.functional.one_hot(target, 10).float()
+    hard, same = (
+        train_heads(each.teacher, each.heads, [(images, labels)], {**RECIPE, "epochs": 20, "lr": 0.1})[-1]
+        for labels in (target, soft)
+        for each in [tiny_dih(cfg, trained=False)]
+    )
+    assert hard["train_top1"] == same["train_top1"] != [0.0, 0.0]
+    assert hard["loss"] == pytest.approx(same["loss"], rel=1e-4)
+
+
 def test_the_stages_that_get_a_head_can_be_named(cfg):
     cfg.DIH.STAGES = [0, 2]
     assert [layer.in_features for layer in tiny_dih(cfg).heads.layers] == [3 * 8 * 8, 8 * 2 * 2]

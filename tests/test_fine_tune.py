@@ -148,6 +148,25 @@ def test_a_method_that_uses_no_logits_takes_the_weights_as_they_are(here, seven)
     assert torch.equal(network.conv.weight, seven.conv.weight)
 
 
+def test_a_librarys_weights_of_fewer_classes_have_a_head_of_the_datas_where_no_logits_are_used(monkeypatch, capsys):
+    """Its top-1 is measured in every run, and a label beyond its classes would end that in a traceback."""
+    name = "torchvision/shufflenet_v2_x0_5"
+    from torchvision.models import get_model
+
+    there = get_model("shufflenet_v2_x0_5", num_classes=7)
+    weights = named.Weights("their weights", 7, 40, [0.2] * 3, [0.5] * 3, lambda: there, "fetch")
+    monkeypatch.setattr(named, "weights_of", lambda name: weights)
+    cfg = config("DISTILLER.TYPE", "REVIEWKD", "DISTILLER.TEACHER", name, "DISTILLER.TEACHER_PRETRAINED", True)
+    cfg.DISTILLER.TEACHER_CKPT, cfg.DATASET.TYPE = "", "npz"
+    data = SimpleNamespace(name="toy", identity="toy-1", classes=10, image_size=32, mean=[0.5] * 3, std=[0.5] * 3)
+    network = teachers.new_teacher(cfg, data)
+    source = teachers.find(cfg, data, network)
+    assert source.text.endswith("which tells 7 other classes apart")
+    teachers.load(source, cfg, network, data, None)
+    assert network.eval()(torch.zeros(2, 3, 32, 32))[0].shape == (2, 10)
+    assert torch.equal(network.network.conv5[0].weight, there.conv5[0].weight)
+
+
 def test_a_librarys_weights_of_other_classes_are_fine_tuned_in_their_own_view(here, tiny_networks, capsys, monkeypatch):
     name = "torchvision/shufflenet_v2_x0_5"
     from torchvision.models import get_model
@@ -167,6 +186,9 @@ def test_a_librarys_weights_of_other_classes_are_fine_tuned_in_their_own_view(he
     capsys.readouterr()
     assert tiny("kd", *words, "TEACHER.FINE_TUNE_LR_SCALE", "0.0") == 0
     assert "seen at 40 px with mean [0.2, 0.2, 0.2]" in capsys.readouterr().out
+    torch.save(there.state_dict(), here / "there.pth")  # the same weights, which then see the images as they are
+    plain = ["DISTILLER.TEACHER", name, "DISTILLER.TEACHER_CKPT", "there.pth", *words[4:]]
+    refused(capsys, tiny("kd", *plain, "TEACHER.FINE_TUNE_LR_SCALE", "0.0"), "tells 7 classes apart, the data 100")
 
 
 def test_a_command_line_is_repeated_with_its_file_its_keys_and_what_it_lets_in(monkeypatch):

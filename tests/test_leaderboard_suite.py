@@ -67,6 +67,13 @@ def test_an_arm_of_equal_cost_without_stages_of_its_own_stretches_the_hosts(suit
     assert (run.keys["SOLVER.EPOCHS"], run.keys["SOLVER.LR_DECAY_STAGES"]) == (480, [300, 360, 420])
 
 
+@pytest.mark.parametrize(("stretch", "warmup"), [(2, 10), (0.2, 1)])
+def test_a_warm_up_keeps_its_share_of_a_stretched_run(suite, stretch, warmup):
+    arm = {"cfg": "arm.yaml", "stretch": stretch, "set": {"SOLVER.EPOCHS": 20, "SOLVER.WARMUP_EPOCHS": 5}}
+    (run,) = expand(suite(arms={"long": arm}), seeds=[1])
+    assert (run.keys["SOLVER.EPOCHS"], run.keys["SOLVER.WARMUP_EPOCHS"]) == (20 * stretch, warmup)
+
+
 def test_a_display_name_is_the_suites_or_else_the_arms(suite):
     arms = {"two_words": {"cfg": "arm.yaml"}, "simkd": {"cfg": "arm.yaml", "display": "SimKD"}}
     shown = {run.arm: run.record["display"] for run in expand(suite(arms=arms), seeds=[1])}

@@ -221,6 +221,8 @@ def test_soft_labels_are_refused_where_they_would_make_another_method():
     x, y = batch()
     with pytest.raises(PluginError, match=r"SWITOKD got labels of shape \(6, 10\); expected a class number an image"):
         made("SWITOKD")(x, nn.functional.one_hot(y, 10).float())
+    with pytest.raises(PluginError, match=r"Evaluation got labels of shape \(6, 10\); expected a class number"):
+        made("KD").report([(x, nn.functional.one_hot(y, 10).float())])
 
 
 def test_accumulated_gradients_are_the_batchs_and_the_average_moves_once():

@@ -236,6 +236,15 @@ def test_a_view_gives_a_network_its_own_normalisation_and_size():
     assert torch.equal(view(torch.zeros(1, 3, 2, 2)), torch.full((1, 3, 4, 4), 0.5))
 
 
+def test_what_is_measured_or_trained_on_a_network_is_kept_for_the_view_it_has():
+    """The top-1 of a teacher and DIH's heads: a view is in no checkpoint, so equal weights are not equal networks."""
+    plain, seeing = TinyNet(), TinyNet()
+    seeing.load_state_dict(plain.state_dict())
+    seeing.view = View(32, ([0.5] * 3, [0.25] * 3), ([0.25] * 3, [0.5] * 3))
+    assert checkpoint.digest(seeing.state_dict()) == checkpoint.digest(plain.state_dict())
+    assert checkpoint.digest_of(seeing) != checkpoint.digest_of(plain) == checkpoint.digest(plain.state_dict())
+
+
 # ---- all four directions ----
 
 

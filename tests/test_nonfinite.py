@@ -7,10 +7,11 @@ import torch
 from runs import EMA, Before, config, dying, latest_of, log_of, trainer_of
 from tiny import TinyNet, batch
 
+from atsc_plugin.config import load_cfg
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.engine.meters import Meters, NotFinite
 from atsc_plugin.engine.step import SkippedSteps, Step, all_finite
-from atsc_plugin.errors import PluginError
+from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import distiller_dict
 
 
@@ -144,6 +145,8 @@ def test_skip_is_refused_where_a_batch_has_two_steps(cfg, tmp_path):
     cfg.SOLVER.NONFINITE = "skip"
     with pytest.raises(PluginError, match="SOLVER.NONFINITE skip cannot undo"):
         trainer_of(cfg, tmp_path / "run", update="published")
+    with pytest.raises(ConfigError, match="SOLVER.NONFINITE is skip, but ATSC.UPDATE published makes two steps"):
+        load_cfg("configs/cifar100/atsc_published.yaml", ["SOLVER.NONFINITE", "skip"])  # before a teacher is trained
 
 
 def test_a_resumed_epoch_still_counts_what_was_left_out_before(cfg, tmp_path):

@@ -33,6 +33,7 @@ KD = "configs/quickstart/kd.yaml"
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny():
+    register()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(host.cifar_model_dict, "tiny", (network, None))
         yield
@@ -387,7 +388,8 @@ def test_what_does_not_go_together_is_told_at_once():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("TYPE", "AdamW"), ("SCHEDULE", "cosine"), ("WARMUP_EPOCHS", "1"), ("EMA", "0.9")]
+    ("key", "value"),
+    [("TYPE", "AdamW"), ("SCHEDULE", "cosine"), ("WARMUP_EPOCHS", "1"), ("EMA", "0.9"), ("NONFINITE", "skip")],
 )
 def test_a_hosts_trainer_is_told_not_to_read_it(key, value):
     told = problems_of("SOLVER.TRAINER", "base", f"SOLVER.{key}", value)

@@ -294,6 +294,22 @@ def test_small_folders_lie_on_the_device_and_all_else_streams_with_the_reason(ph
     assert "  labels  soft, by SOLVER.MIXUP 0.8" in plan
 
 
+def test_a_run_whose_folder_no_longer_fits_is_continued_once_its_loader_is_named(
+    photos, tmp_path, tiny_networks, monkeypatch, capsys
+):
+    file = tmp_path / "run.yaml"
+    file.write_text((ROOT / "quickstart" / "vanilla.yaml").read_text())
+    command = ["train", "--cfg", str(file), *words(photos, "DISTILLER.STUDENT", "tiny", "SOLVER.EPOCHS", "1")]
+    assert main(command) == 0
+    next(tmp_path.rglob("result.json")).unlink()
+    monkeypatch.setattr(datasets, "_LARGEST_DECODED", 0)
+    assert main([*command, "--resume"]) == 2
+    assert "Name the same data" in capsys.readouterr().err
+    file.write_text(file.read_text().replace("DATASET:", 'DATASET:\n  LOADER: "device"'))
+    assert main([*command, "--resume"]) == 0
+    assert "resuming with DATASET.LOADER: was auto, asked device; the new value holds" in capsys.readouterr().out
+
+
 def test_a_validation_split_of_a_streamed_folder_is_the_one_of_a_decoded_one(photos):
     streamed = data_of(photos, "DATASET.VAL_SPLIT", "0.25", "DATASET.LOADER", "host")
     decoded = data_of(photos, "DATASET.VAL_SPLIT", "0.25")

@@ -1,4 +1,4 @@
-"""Images that do not fit into memory: files read, decoded and augmented by worker processes that stay.
+"""Training images read, decoded and augmented by worker processes that stay: of a host, of a folder, or in memory.
 
 The order of an epoch and the augmentation of an image follow from (seed, epoch) and (seed, epoch, image), whichever
 worker draws them. ImageNet's training files are decoded into tensors by torchvision, then cropped and resized there:

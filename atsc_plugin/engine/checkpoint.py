@@ -39,6 +39,11 @@ def digest(content):
     return running.hexdigest()
 
 
+def digest_of(network):
+    """A hash of a network's weights and of all its buffers: those of its own normalisation are in no checkpoint."""
+    return digest({**network.state_dict(), **dict(network.named_buffers())})
+
+
 def _feed(running, value, left):
     """`left` holds how many more values there may be: lists that hold one another twice have 2 ** depth."""
     left[0] -= 1

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from atsc_plugin.engine import distributed
 from atsc_plugin.engine.batches import place, progress
+from atsc_plugin.errors import PluginError
 from atsc_plugin.files import whole_file
 
 BINS = 15  # of the expected calibration error, equal in width
@@ -55,6 +56,11 @@ def evaluate(
     totals = torch.zeros(4 + 3 * BINS, dtype=torch.float64, device=device)
     for batch in progress(distributed.share_of(loader), label):
         image, target = place(batch[0], device), place(batch[1], device)
+        if target.dim() != 1:
+            raise PluginError(
+                f"Evaluation got labels of shape {tuple(target.shape)}; expected a class number an image. Hand over "
+                "images that are not mixed."
+            )
         logits = predict(image)
         if keep:
             keep(logits, target)

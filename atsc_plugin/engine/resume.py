@@ -225,7 +225,11 @@ class Checkpoints:
         """What no configuration key says: other images, fewer epochs than are done."""
         there, asked = state["data"], self.facts.get("data")
         if there and asked and there != asked:
-            raise PluginError(f"{path} was trained on {there}; these data are {asked}. Name the same data to resume.")
+            loader = " (a folder that streams has another name: put DATASET.LOADER device or host into the file)"
+            raise PluginError(
+                f"{path} was trained on {there}; these data are {asked}. Name the same data to resume"
+                f"{loader if there.startswith('folder-') else ''}."
+            )
         done = state["epoch"] + bool(state["inside"])
         if done > self.cfg.SOLVER.EPOCHS:
             raise PluginError(

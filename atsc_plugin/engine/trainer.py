@@ -303,7 +303,7 @@ class PluginTrainer:
         if not network.name.startswith("teacher") or images["test_data"] is None:
             return None
         by = {"torch": torch.__version__, "device": device_name(self.device), "plugin": __version__}
-        key = key_of({"weights": checkpoint.digest(network.module.state_dict()), **images, **by})
+        key = key_of({"weights": checkpoint.digest_of(network.module), **images, **by})
         return self.folder.parent.parent / f"measured-{key}.json"
 
     def _networks_top1(self, networks) -> dict[str, float]:

@@ -155,6 +155,8 @@ def _keys(suite, arm, pair, last, project, name):
         keys["SOLVER.LR_DECAY_STAGES"] = [
             round(stage * arm.stretch) if type(stage) is int else stage for stage in stages
         ]
+        if type(warmup := keys.get("SOLVER.WARMUP_EPOCHS")) is int:
+            keys["SOLVER.WARMUP_EPOCHS"] = round(warmup * arm.stretch)
     return keys
 
 

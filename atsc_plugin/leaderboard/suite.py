@@ -15,7 +15,7 @@
       simkd: {cfg: configs/cifar100/simkd.yaml, display: SimKD}  # display: the name in tables, else the arm's
       vanilla: {cfg: configs/cifar100/vanilla.yaml, pairs: [res32x4_res8x4]}  # optional: on these alone
       atsc_drift_1: {cfg: configs/cifar100/atsc.yaml, set: {ATSC.DRIFT.WEIGHT: 1.0}}
-      simkd_equal_cost: {cfg: configs/cifar100/simkd.yaml, stretch: 2}        # epochs and decay stages times 2
+      simkd_equal_cost: {cfg: configs/cifar100/simkd.yaml, stretch: 2}        # epochs, stages and warm-up times 2
       after: {cfg: configs/cifar100/simkd.yaml, adapted_by: atsc_drift_1}     # from the teacher that run left
       released: {cfg: configs/cifar100/atsc_published.yaml, seeds: [1]}       # with these of the seeds alone
 

@@ -6,6 +6,7 @@ which starts from fresh weights or from trained ones (DML and its relatives).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,11 +24,11 @@ from atsc_plugin.networks.stages import stage_facts
 from atsc_plugin.seeds import stream
 
 
-def fresh_network(cfg: Any, name: str, classes: int, *role: Any) -> nn.Module:
+def fresh_network(cfg: Any, name: str, classes: int, *role: Any, args: Sequence[str] = ()) -> nn.Module:
     """A network from a random stream of its own, which leaves every other draw of the run where it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(cfg.EXPERIMENT.SEED, "initialise", *role))
-        return named.new_network(cfg.DATASET.TYPE, name, classes, image_size(cfg.DATASET))
+        return named.new_network(cfg.DATASET.TYPE, name, classes, image_size(cfg.DATASET), args)
 
 
 class Means(nn.Module):
@@ -165,7 +166,8 @@ class LearningTeacher(CoTrained):
         names = f"student {cfg.DISTILLER.STUDENT}", f"teacher {cfg.DISTILLER.TEACHER}"
         self.student_stages = stage_facts(student, side, names[0])
         if self.node.TEACHER.INIT == "scratch":  # a host's own script may have loaded a trained one
-            self.teacher = fresh_network(cfg, cfg.DISTILLER.TEACHER, self.student_stages.classes, "SCRATCH_TEACHER")
+            name, args, classes = cfg.DISTILLER.TEACHER, cfg.DISTILLER.TEACHER_ARGS, self.student_stages.classes
+            self.teacher = fresh_network(cfg, name, classes, "SCRATCH_TEACHER", args=args)
         self.teacher_stages = stage_facts(self.teacher, side, names[1])
         check_classes(self.student_stages, self.teacher_stages, *names)
         self.learn_beside({"teacher": cfg.DISTILLER.TEACHER})

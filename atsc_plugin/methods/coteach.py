@@ -133,7 +133,8 @@ class COTEACH(CoTrained):
         facts = stage_facts(student, side, names[0]), stage_facts(teacher, side, names[1])
         check_classes(*facts, *names)
         self.stages = stage_pairs(self.node.STAGES, *facts, *names)
-        self.scratch = fresh_network(cfg, scratch, facts[0].classes, "SCRATCH_TEACHER")
+        args = cfg.DISTILLER.TEACHER_ARGS if scratch == cfg.DISTILLER.TEACHER else ()
+        self.scratch = fresh_network(cfg, scratch, facts[0].classes, "SCRATCH_TEACHER", args=args)
         title = f"scratch teacher {scratch}"
         check_classes(facts[0], stage_facts(self.scratch, side, title), names[0], title)
         if self.node.SHARE_STEM:

@@ -17,13 +17,13 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from atsc_plugin.engine.batches import inputs_of, progress, set_epoch
-from atsc_plugin.engine.checkpoint import digest
+from atsc_plugin.engine.checkpoint import digest_of
 from atsc_plugin.engine.evaluate import correct
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import key_of, only_writer, whole_file
 from atsc_plugin.host import image_size
 from atsc_plugin.keys import DEFAULTS
-from atsc_plugin.losses import align, full, softened_divergence
+from atsc_plugin.losses import align, full, hard_labels, softened_divergence
 from atsc_plugin.methods.base import Key, Method, method
 from atsc_plugin.networks.maps import check_classes
 from atsc_plugin.networks.stages import check_stages, stage_facts
@@ -97,6 +97,7 @@ def _epoch(teacher, heads, loader, optimizer, schedule):
         optimizer.step()
         schedule.step()
         loss_sum, images = loss_sum + loss.detach() * len(target), images + len(target)
+        target = hard_labels(target)
         hits = [hit + correct(logits.detach(), target, 1) for hit, logits in zip(hits, outputs, strict=True)]
     loss = float(loss_sum) / images
     if not loss < float("inf"):
@@ -124,7 +125,7 @@ def recipe_of(cfg, teacher, heads):
     """All that decides what the heads become, except the data."""
     node = cfg.DIH.HEADS
     return {
-        "teacher": digest(teacher.state_dict()),
+        "teacher": digest_of(teacher),
         "stages": heads.stages,
         "pooled": heads.pooled,
         "epochs": node.EPOCHS,

@@ -105,10 +105,11 @@ class Peers(LearningTeacher):
 
     def __init__(self, student, teacher, cfg):
         super().__init__(student, teacher, cfg)
-        names, facts = students_of(cfg), self.student_stages
+        names, classes = students_of(cfg), self.student_stages.classes
+        args = {cfg.DISTILLER.STUDENT: cfg.DISTILLER.STUDENT_ARGS}
         self.peers = nn.ModuleDict(
             {
-                str(number): fresh_network(cfg, name, facts.classes, "PEER", number)
+                str(number): fresh_network(cfg, name, classes, "PEER", number, args=args.get(name, ()))
                 for number, name in enumerate(names[1:], 2)
             }
         )

@@ -9,10 +9,9 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+from atsc_plugin.engine.run_dir import PLACES
 from atsc_plugin.report.runs import Run
 
-# Keys of places, which make no other experiment: a suite's trial is not named after them.
-PLACES = ("LOG.", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD", "EXPERIMENT.DEVICE", "TEACHER.CACHE")
 # Keys that may differ within a row. SOLVER.AMP is what was asked for; what it came to (Run.precision) is compared.
 FREE = (*PLACES, "EXPERIMENT.", "SOLVER.AMP", "DATASET.TEST.BATCH_SIZE", "DISTILLER.TEACHER_CKPT", "TEACHER.SEED",
         "TEACHER.TRAIN_IF_MISSING")  # fmt: skip
