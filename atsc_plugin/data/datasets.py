@@ -161,8 +161,10 @@ def memory_data(node: Any, options: LoaderOptions, image_size: int) -> Data:
     splits = _with_validation(splits, node.VAL_SPLIT, name)
     _check_memory(splits, image_size, node.PADDING)
     tensors = {split: _tensors(*arrays, image_size, node.IMAGE_SIZE, split) for split, arrays in splits.items()}
-    mean, std = statistics(tensors["train"][0].split(max(1, _MEASURED_TOGETHER // image_size**2)))
-    mean, std = list(node.MEAN) or mean, list(node.STD) or std
+    mean, std = list(node.MEAN), list(node.STD)
+    if not (mean and std):
+        measured = statistics(tensors["train"][0].split(max(1, _MEASURED_TOGETHER // image_size**2)))
+        mean, std = mean or measured[0], std or measured[1]
     common = {"mean": mean, "std": std, "device": options.device}
     if reason := _why_workers(node):
         from atsc_plugin.data import streams

@@ -34,13 +34,9 @@ from atsc_plugin.networks import named
 from atsc_plugin.networks.deployed import deployed_of, tensors_of
 from atsc_plugin.seeds import stream
 
+WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)  # in which a host's script hands it over
 FRESH = "fresh"  # random states of ranks that were not there
 READ_EVERY = 50  # steps between two looks at the meters, each of which waits for the device
-
-
-def unwrap(distiller):
-    """The distiller itself, out of DataParallel or its like."""
-    return getattr(distiller, "module", distiller)
 
 
 def parameter_count(parameters) -> int:
@@ -76,7 +72,7 @@ class PluginTrainer:
     def __init__(
         self, experiment_name, distiller, train_loader, val_loader, cfg, *, test_loader=None, facts=None, folder=None
     ):
-        self.cfg, self.distiller = cfg, unwrap(distiller)
+        self.cfg, self.distiller = cfg, distiller.module if isinstance(distiller, WRAPPERS) else distiller
         self.train_loader, self.val_loader, self.test_loader = train_loader, val_loader, test_loader
         self.device = next(self.distiller.parameters()).device
         self.distiller = distributed.with_sync_bn(self.distiller, cfg.SOLVER.SYNC_BN, self.device)
