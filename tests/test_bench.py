@@ -13,7 +13,7 @@ from atsc_plugin.__main__ import main
 from atsc_plugin.bench import steps
 from atsc_plugin.bench.launches import step_of
 from atsc_plugin.bench.roofline import CountedOperations
-from atsc_plugin.bench.steps import CLASSES, Arm, PreparedStep, arms_of
+from atsc_plugin.bench.steps import CLASSES, Arm, PreparedStep, arms_of, row_of
 from atsc_plugin.bench.timing import interleaved, row, text_table
 from atsc_plugin.engine import graph
 
@@ -120,6 +120,17 @@ def test_a_steps_flops_are_so_many_passes_of_teacher_and_student(tiny, method):
     assert gflops == FLOPS[method] * 64 / 4 / 1e9
 
 
+def test_a_teacher_that_learns_in_every_other_step_costs_a_forward_pass_in_the_steps_between(tiny):
+    # beside the student: the teacher's network runs, and its classifier once more on the map that the student is given
+    students = 2 * convolution(4) + linear(4) + 3 * PROJECTOR + 2 * linear(8)
+    step = PreparedStep(Arm("task_every_2", "tiny_teacher", "tiny", 4), CPU)
+    assert step.operations().flops() == (ALL_8 + students) + (FORWARD_8 + students)  # two steps; a row has their mean
+    peak = {"flops_per_second": 1.0, "bytes_per_second": 1.0}
+    own = row_of(step, [10.0, 20.0, 30.0], peak)
+    assert own["gflops"] * 1e9 == (ALL_8 + FORWARD_8) / 2 + students
+    assert own["ms"] == 20.0 / 2
+
+
 def test_every_registered_method_that_needs_no_more_than_images_is_an_arm(tiny):
     """COTEACH and methods to come are arms without a line in `bench`; several teachers have arms of their own."""
     for method in ("NONE", "DKD", "COTEACH", "AVERKD", "ATSC_x2"):
@@ -192,7 +203,7 @@ def test_bench_loader_files_and_epoch_run_and_print_their_ratios(tiny, capsys):
 
 def test_bench_refuses_what_it_does_not_know(tiny, capsys):
     assert main(["bench", "step", "--methods", "atsc"]) == 2
-    assert "--methods atsc: expected of released, published, fused, ATSC_x2, ATSC_x3, " in capsys.readouterr().err
+    assert "--methods atsc: expected of released, published, fused, task, task_every_2, " in capsys.readouterr().err
     assert main(["bench", "step", "--teacher", "resnet999"]) == 2
     assert "'resnet999' is no network of this host" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -1,5 +1,6 @@
 """`bench loader`, `bench files` and `bench epoch`: our data paths against the host's, the trainer against its step."""
 
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -92,9 +93,9 @@ def bench_files(count: int, device: torch.device, rounds: int):
 def bench_epoch(arm: Arm, count: int, device: torch.device, rounds: int):
     """(rows, shares): the trainer's pass over `count` images, and as many bare steps; overhead and data wait."""
     steps = -(-count // arm.batch)
-    bare, bares, lines = PreparedStep(arm, device), [], []
+    bare, numbers, bares, lines = PreparedStep(arm, device), itertools.count(), [], []
     for _ in range(rounds):
-        bares.append(milliseconds(bare, device, steps) * steps)
+        bares.append(milliseconds(lambda: bare.one(next(numbers)), device, steps) * steps)
         lines.append(trained_epoch(arm, count, device))
     epochs = sorted(1000 * line["seconds"] for line in lines)
     rows = [row(f"trainer, {arm.name}", epochs, count), row("bare step", sorted(bares), count)]

@@ -21,13 +21,22 @@ from atsc_plugin.engine.step import Step
 from atsc_plugin.errors import PluginError, out_of_memory
 
 PUBLISHED = ["DISTILLER.TYPE", "ATSC", "ATSC.UPDATE", "published"]
-# An arm that is more than a method's name -> (its keys, how many teachers DISTILLER.TEACHERS lists).
+TASK = ["DISTILLER.TYPE", "ATSC", "ATSC.TEACHER.LEARNS", "task", "ATSC.DRIFT.WEIGHT", 0.0]
+EMA = [*TASK, "ATSC.TEACHER.EMA", 0.99]
+# An arm that is more than a method's name -> its keys, how many teachers DISTILLER.TEACHERS lists, and after how many
+# steps its work repeats.
 ARMS = {
-    "released": (PUBLISHED, 0),
-    "published": (PUBLISHED, 0),
-    "fused": (["DISTILLER.TYPE", "ATSC"], 0),
-    "ATSC_x2": (["DISTILLER.TYPE", "ATSC_MULTI"], 2),
-    "ATSC_x3": (["DISTILLER.TYPE", "ATSC_MULTI"], 3),
+    "released": (PUBLISHED, 0, 1),
+    "published": (PUBLISHED, 0, 1),
+    "fused": (["DISTILLER.TYPE", "ATSC"], 0, 1),
+    "task": (TASK, 0, 1),
+    "task_every_2": ([*TASK, "ATSC.TEACHER.EVERY", 2], 0, 2),
+    "task_every_4": ([*TASK, "ATSC.TEACHER.EVERY", 4], 0, 4),
+    "ema": (EMA, 0, 1),
+    "ema_every_2": ([*EMA, "ATSC.TEACHER.EVERY", 2], 0, 2),
+    "ema_every_4": ([*EMA, "ATSC.TEACHER.EVERY", 4], 0, 4),
+    "ATSC_x2": (["DISTILLER.TYPE", "ATSC_MULTI"], 2, 1),
+    "ATSC_x3": (["DISTILLER.TYPE", "ATSC_MULTI"], 3, 1),
 }
 CIFAR100 = ["DATASET.TYPE", "cifar100", "SOLVER.TRAINER", "plugin", "SOLVER.LR", 0.001, "ATSC.DRIFT.WEIGHT", 1.0]
 CLASSES = 100
@@ -60,7 +69,7 @@ def configuration(arm: Arm, *overrides):
     for name in (arm.teacher, arm.student):
         if name not in known:
             raise PluginError(f"'{name}' is no network of this host; expected one of {', '.join(known)}.")
-    keys, teachers = ARMS.get(arm.method, (["DISTILLER.TYPE", arm.method], 0))
+    keys, teachers, _ = special(arm.method)
     names = ["DISTILLER.TEACHER", arm.teacher, "DISTILLER.STUDENT", arm.student]
     solver = ["SOLVER.BATCH_SIZE", arm.batch, "SOLVER.AMP", arm.amp, "SOLVER.COMPILE", arm.compile]
     solver += ["SOLVER.GRAPH", "auto" if arm.graph else "none"]
@@ -69,6 +78,11 @@ def configuration(arm: Arm, *overrides):
     cfg.merge_from_list([*CIFAR100, *keys, *names, *solver, *overrides])
     cfg.DISTILLER.TEACHERS = [arm.teacher] * teachers
     return cfg
+
+
+def special(method: str) -> tuple[list, int, int]:
+    """The method's entry of ARMS, or what it would be."""
+    return ARMS.get(method, (["DISTILLER.TYPE", method], 0, 1))
 
 
 def distiller_of(cfg, device: torch.device) -> torch.nn.Module:
@@ -94,10 +108,11 @@ def add_released_cost(method) -> None:
 
 
 class PreparedStep:
-    """An arm with its networks, optimizer and one batch; calling it makes a step, and the first one is made at once."""
+    """An arm with its networks, optimizer and one batch; calling it makes `cycle` steps, at once for the first time."""
 
     def __init__(self, arm: Arm, device: torch.device):
         self.arm, self.device = arm, device
+        self.cycle = special(arm.method)[2]  # steps after which the work repeats
         layout = LAYOUTS.get(arm.layout) or layout_of(device)
         draw = torch.Generator().manual_seed(0)
         image = torch.randn(arm.batch, 3, 32, 32, generator=draw).to(device).contiguous(memory_format=layout)
@@ -135,7 +150,12 @@ class PreparedStep:
             return RecordedStep(self.step, loader)
 
     def __call__(self):
-        self.method.before_step(1, 1)
+        for number in range(self.cycle):
+            self.one(number)
+
+    def one(self, number: int) -> None:
+        """The step of this number in its epoch."""
+        self.method.before_step(1, number)
         if self.recorded:
             self.recorded(self.drawn, 1)
         else:
@@ -150,13 +170,13 @@ class PreparedStep:
         self.recorded = recorded
 
     def operations(self) -> CountedOperations:
-        """The operations of one step."""
+        """The operations of `cycle` steps."""
         with self.eager(), CountedOperations() as counted:
             self()
         return counted
 
     def saved_mb(self) -> float:
-        """MiB that autograd saves in one step for the backward pass, weights left out."""
+        """MiB that autograd saves in the first step for the backward pass, weights left out."""
         weights = {p.untyped_storage().data_ptr() for p in self.distiller.parameters()}
         storages = {}  # holds what was saved, so that no address is given out twice
 
@@ -165,7 +185,7 @@ class PreparedStep:
             return tensor
 
         with self.eager(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            self()
+            self.one(0)
         return sum(storage.nbytes() for place, storage in storages.items() if place not in weights) / 2**20
 
     def peak_mb(self) -> float | None:
@@ -207,13 +227,14 @@ def bench_step(arms: list[Arm], device: torch.device, rounds: int, calls: int = 
 
 def row_of(step, times, peak):
     arm, counted = step.arm, step.operations()
-    own = row(arm.name, times, arm.batch)
+    own = row(arm.name, [time / step.cycle for time in times], arm.batch)
+    flops, seconds = counted.flops() / step.cycle, counted.seconds(peak) / step.cycle
     return own | {
         "pair": f"{arm.teacher} -> {arm.student}",
         "batch": arm.batch,
-        "gflops": counted.flops() / 1e9,
-        "share_of_roofline": 1000 * counted.seconds(peak) / own["ms"],
-        "share_of_matmul": 1000 * counted.flops() / peak["flops_per_second"] / own["ms"],
+        "gflops": flops / 1e9,
+        "share_of_roofline": 1000 * seconds / own["ms"],
+        "share_of_matmul": 1000 * flops / peak["flops_per_second"] / own["ms"],
         "saved_mb": step.saved_mb(),
         "peak_mb": step.peak_mb(),
     }
