@@ -144,6 +144,16 @@ def test_a_collapsed_run_counts_and_is_named(tmp_path):
     assert layout.warnings(table) == ["ATSC: 1 of 2 runs collapsed and are counted: seed 1 in epoch 2 (1.00)."]
 
 
+def test_a_teacher_that_fell_and_came_back_is_named_and_is_no_collapse(tmp_path):
+    alive = {"teacher_top1": 80.0, "start_top1": 90.0, "teacher_agreement": 0.9, "feature_scale": 0.6}
+    log = [{"epoch": 1, "top1": 9.0, **alive, "teacher_agreement": 0.49}, {"epoch": 2, "top1": 70.0, **alive}]
+    make_run(tmp_path, "atsc", 1, 70.0, "ATSC", log=log)
+    (table,) = tables_of(tmp_path)
+    fell = "1 of 1 runs had a teacher that fell below half of its start and came back: seed 1 in epoch 1 (70.00)."
+    assert layout.warnings(table) == [f"ATSC: {fell}"]
+    assert layout.teachers(table).rows[0]["collapsed"].value == 0
+
+
 @pytest.mark.parametrize(("agreement", "epoch"), [(0.6, None), (0.4, 1), (math.nan, 1)])
 def test_one_lost_teacher_of_several_makes_a_collapse(tmp_path, agreement, epoch):
     names = {"teacher_top1": 80.0, "start_top1": 90.0, "teacher_agreement": 0.9, "feature_scale": 0.9}

@@ -221,14 +221,20 @@ def warnings(table: Table) -> list[str]:
     """What a reader must see first: trials, and collapsed, failed and stopped runs by name."""
     notes = [f"A trial, not the suite: {table.trial}."] if table.trial else []
     for row in table.rows:
-        lost = {run: f"in epoch {run.collapsed} ({run.get('top1_last'):.2f})" for run in row.runs if run.collapsed}
-        if lost:
-            which = "; ".join(f"{row.naming(run)} {when}" for run, when in lost.items())
-            notes.append(f"{row.label}: {len(lost)} of {len(row.runs)} runs collapsed and are counted: {which}.")
+        collapsed = {run: run.collapsed for run in row.runs if run.collapsed}
+        came_back = {run: run.came_back for run in row.runs if run.came_back}
+        notes += _fallen(row, collapsed, "collapsed and are counted")
+        notes += _fallen(row, came_back, "had a teacher that fell below half of its start and came back")
         if row.missing:
             first, seeds = row.missing[0], ", ".join(str(run.get("seed")) for run in row.missing)
             notes.append(f"{row.label}: no result for seed {seeds}. Seed {first.get('seed')} {first.trouble}")
     return notes
+
+
+def _fallen(row, epochs, what):
+    """The runs of a row in which a teacher was lost, with the epoch and the student's accuracy in the end."""
+    which = "; ".join(f"{row.naming(run)} in epoch {n} ({run.get('top1_last'):.2f})" for run, n in epochs.items())
+    return [f"{row.label}: {len(epochs)} of {len(row.runs)} runs {what}: {which}."] if epochs else []
 
 
 def notes(table: Table) -> list[str]:

@@ -101,9 +101,19 @@ class Run:
         return "fp32" if asked == "none" else asked
 
     @property
+    def lost(self) -> list[int]:
+        """The epochs after which a teacher was lost, by the logged figures, whatever the guard was told to do."""
+        return [line["epoch"] for line in self.log if any(map(collapsed, figures_of(line)))]
+
+    @property
     def collapsed(self) -> int | None:
-        """The first epoch after which a teacher was lost, by the logged figures, whatever the guard was told to do."""
-        return next((line["epoch"] for line in self.log if any(map(collapsed, figures_of(line)))), None)
+        """The first epoch after which a teacher was lost, where one still was in the end."""
+        return self.lost[0] if self.lost and self.lost[-1] == self.log[-1]["epoch"] else None
+
+    @property
+    def came_back(self) -> int | None:
+        """The first epoch after which a teacher was lost that was none in the end."""
+        return self.lost[0] if self.lost and self.collapsed is None else None
 
 
 def read_runs(paths) -> tuple[list[Run], list[str]]:
