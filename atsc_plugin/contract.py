@@ -183,6 +183,8 @@ class Contract:
 
     def load_constants(self, tensors: dict[str, Tensor]) -> None:
         """Take them up again."""
+        for name, tensor in self.constants().items():
+            tensor.copy_(tensors[name])
 
     def run_state(self) -> dict[str, Any]:
         """Numbers and tensors; every rank calls it, and it may add up what the ranks counted."""

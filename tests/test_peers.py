@@ -77,6 +77,18 @@ def test_the_students_start_apart_and_the_ensemble_is_the_mean_of_their_logits(c
         assert torch.allclose(distiller.ensemble(images), mean, atol=1e-7)
 
 
+class Counted(list):
+    """Batches that note in `passes` how often they are gone through."""
+
+    def __init__(self, batches, passes):
+        super().__init__(batches)
+        self.passes = passes
+
+    def __iter__(self):
+        self.passes.append(1)
+        return super().__iter__()
+
+
 def test_the_first_is_deployed_or_the_best_on_validation(config):
     cfg = config()
     cfg.EXPERIMENT.SELECT_ON = "val"
@@ -86,7 +98,9 @@ def test_the_first_is_deployed_or_the_best_on_validation(config):
         for student, good in zip(distiller.students, (0, 1), strict=True):
             torch.nn.init.zeros_(student.fc.weight)
             student.fc.bias.data = torch.arange(10.0) * (-1 if good else 1)  # class 0, of which there are more; or 9
-        figures = distiller.train().after_epoch(1, tiny_loader()).figures
+        passes = []
+        figures = distiller.train().after_epoch(1, Counted(tiny_loader(), passes)).figures
+        assert len(passes) == 4  # the teacher, each student once, the ensemble
         chosen = distiller.students[deploy == "best"]
         images, _ = batch()
         with torch.no_grad():

@@ -166,10 +166,6 @@ class ADAPTKD(Method):
     def get_learnable_parameters(self):
         return [*self.student.parameters(), *self.adapted_parameters()]
 
-    def get_extra_parameters(self):
-        """mdistiller's own: how many parameters the method adds."""
-        return sum(parameter.numel() for parameter in self.adapted_parameters())
-
     def param_groups(self, cfg):
         groups = {"params": list(self.student.parameters())}, {"params": self.adapted_parameters()}
         groups[1]["lr_scale"] = self.node.TEACHER.LR_SCALE
@@ -222,10 +218,6 @@ class ADAPTKD(Method):
 
     def constants(self):
         return dict(self.adapter.start.items()) if isinstance(self.adapter, LowRank) else {}
-
-    def load_constants(self, tensors):
-        for name, tensor in self.constants().items():
-            tensor.copy_(tensors[name])
 
 
 def _learns(node) -> bool:

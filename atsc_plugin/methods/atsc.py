@@ -11,15 +11,15 @@ from torch import nn
 
 from atsc_plugin.contract import EAGER_STEP, IDLE_PARAMETERS, OUR_TRAINER, SECOND_STEP
 from atsc_plugin.errors import ModelRefused
+from atsc_plugin.keys import flatten
 from atsc_plugin.losses import feature_loss, full, pool, scale_gradient, softened_divergence, through_frozen
 from atsc_plugin.methods.base import Key, method, networks_of
 from atsc_plugin.methods.monitor import TeacherMonitor, together
-from atsc_plugin.methods.shared_classifier import SharedClassifier, term_name
+from atsc_plugin.methods.shared_classifier import SharedClassifier, projector_keys, term_name
 from atsc_plugin.networks.deployed import ensemble_of
 from atsc_plugin.networks.drift import StartingPoint, drift_penalty
 from atsc_plugin.networks.ema import update_ema
 from atsc_plugin.networks.maps import MapReader
-from atsc_plugin.networks.projector import TYPES
 
 KEYS = (
     Key(
@@ -69,14 +69,7 @@ KEYS = (
         "epochs at the start without that term, while the teacher learns its task: an untrained student pulls it down",
         minimum=0,
     ),
-    Key("ATSC.PROJECTOR.FACTOR", 2, "f: the projector's inner width is C_t / f", minimum=1, symbol="-f"),
-    Key(
-        "ATSC.PROJECTOR.TYPE",
-        "auto",
-        "bottleneck: SimKD's, on maps; mlp: on pooled vectors; auto: mlp where the teacher's classifier is fed by a "
-        "vector that is no map's mean (CLS token, attention pooling)",
-        choices=TYPES,
-    ),
+    *projector_keys("ATSC"),
     Key(
         "ATSC.DRIFT.WEIGHT",
         10.0,
@@ -135,16 +128,8 @@ KEYS = (
     ),
 )
 
-# Keys that the released step does not have, with the value at which they do nothing.
-NOT_IN_THE_RELEASED_STEP = {
-    "LOSS.REVERSE_KD_WEIGHT": 0.0,
-    "TEACHER.LEARNS": "features",
-    "TEACHER.LR_SCALE": 1.0,
-    "TEACHER.WARMUP_EPOCHS": 0,
-    "TEACHER.EVERY": 1,
-    "TEACHER.EMA": 0.0,
-    "TEACHER.BN": "batch",
-}
+# Keys that the released step does not have: they do nothing at their defaults.
+NOT_IN_THE_RELEASED_STEP = ("ATSC.LOSS.REVERSE_KD_WEIGHT", "ATSC.TEACHER.")
 OLD_KEYS = {
     "ATSC.LOSS.TRUNK_CE_WEIGHT": "ATSC.TEACHER.LEARNS task has the teacher's CE move all of it, with weight "
     "ATSC.LOSS.TEACHER_CE_WEIGHT.",
@@ -162,11 +147,6 @@ ADVICE = {
 }
 
 LESS_OF_THE_STUDENT = "Lower ATSC.LOSS.REVERSE_KD_WEIGHT, or raise REVERSE_KD_WARMUP_EPOCHS. "
-
-
-def drift_parameters(teacher: nn.Module, which: str) -> list[str]:
-    """Names of the weights that the drift term holds: kernels (more than one dimension) or all."""
-    return [name for name, p in teacher.named_parameters() if which == "all" or p.ndim > 1]
 
 
 def scales_and_shifts(network: nn.Module) -> list[nn.Parameter]:
@@ -239,31 +219,29 @@ class ATSC(SharedClassifier):
             )
         problems += _ema_problems(node.TEACHER) + _reverse_problems(cfg)
         if node.UPDATE == "published":
-            values = {key: node[key.split(".")[0]][key.split(".")[1]] for key in NOT_IN_THE_RELEASED_STEP}
+            values = flatten(node, "ATSC.")
             problems += [
-                f"ATSC.{key} is {values[key]}; the released step has no such thing. Use {neutral}, or UPDATE fused."
-                for key, neutral in NOT_IN_THE_RELEASED_STEP.items()
-                if values[key] != neutral
+                f"{key.name} is {values[key.name]}; the released step has no such thing. Use {key.default}, or UPDATE "
+                "fused."
+                for key in KEYS
+                if key.name.startswith(NOT_IN_THE_RELEASED_STEP) and values[key.name] != key.default
             ]
         return problems
 
     @classmethod
     def needs(cls, cfg):
-        node, needs = cfg.ATSC, {}
-        if node.UPDATE == "published":
+        node, needs, reasons = cfg.ATSC.TEACHER, {}, []
+        if cfg.ATSC.UPDATE == "published":
             needs[SECOND_STEP] = "ATSC.UPDATE published makes two steps a batch"
-        if node.TEACHER.EVERY > 1:
-            needs[IDLE_PARAMETERS] = f"ATSC.TEACHER.EVERY {node.TEACHER.EVERY} gives the teacher no gradient in between"
-            needs[EAGER_STEP] = f"ATSC.TEACHER.EVERY {node.TEACHER.EVERY} makes two kinds of steps in turns"
-        reasons = [
-            text
-            for wanted, text in (
-                (node.TEACHER.LR_SCALE != 1.0, f"ATSC.TEACHER.LR_SCALE {node.TEACHER.LR_SCALE:g} wants a second rate"),
-                (node.TEACHER.EMA > 0, f"ATSC.TEACHER.EMA {node.TEACHER.EMA:g} averages weights after every step"),
-                (node.GUARD == "stop", "ATSC.GUARD stop looks at the teacher after every epoch"),
-            )
-            if wanted
-        ]
+        if node.EVERY > 1:
+            needs[IDLE_PARAMETERS] = f"ATSC.TEACHER.EVERY {node.EVERY} gives the teacher no gradient in between"
+            needs[EAGER_STEP] = f"ATSC.TEACHER.EVERY {node.EVERY} makes two kinds of steps in turns"
+        if node.LR_SCALE != 1.0:
+            reasons.append(f"ATSC.TEACHER.LR_SCALE {node.LR_SCALE:g} wants a second rate")
+        if node.EMA > 0:
+            reasons.append(f"ATSC.TEACHER.EMA {node.EMA:g} averages weights after every step")
+        if cfg.ATSC.GUARD == "stop":
+            reasons.append("ATSC.GUARD stop looks at the teacher after every epoch")
         if reasons:
             needs[OUR_TRAINER] = "; ".join(reasons)
         return needs
@@ -286,8 +264,7 @@ class ATSC(SharedClassifier):
         self.learning_tails = [self.tail_of(number, network) for number, network in enumerate(self.learning)]
         self.theta_0 = nn.ModuleList(StartingPoint(network) for network in networks_of(self.teacher))
         self._freeze(cfg)
-        which = "kernels" if self.published else self.node.DRIFT.PARAMS
-        self.held = [self._held(network, which) for network in self.learning]
+        self.held = [self._held(network) for network in self.learning]
         titles = self.titles() if len(self.learning) > 1 else ["the teacher"]
         self.monitors = nn.ModuleList(self._monitor(number, title) for number, title in enumerate(titles))
 
@@ -315,12 +292,10 @@ class ATSC(SharedClassifier):
         last, of_tail = list(self.learning[0].parameters())[-1], list(self.learning_tails[0].parameters())[-1]
         return last is of_tail and last.dim() == 1
 
-    def _held(self, network: nn.Module, which: str) -> dict[str, nn.Parameter]:
-        """The weights that the drift term holds, by name; the released step's bias has an optimizer of its own."""
-        names = drift_parameters(network, which)
-        if self.published:
-            names = [name for name in names if name != [each for each, _ in network.named_parameters()][-1]]
-        return {name: network.get_parameter(name) for name in names if network.get_parameter(name).requires_grad}
+    def _held(self, network: nn.Module) -> dict[str, nn.Parameter]:
+        """The weights that the drift term holds, by name."""
+        every = not self.published and self.node.DRIFT.PARAMS == "all"
+        return {name: p for name, p in network.named_parameters() if p.requires_grad and (every or p.dim() > 1)}
 
     def _monitor(self, number: int, title: str) -> TeacherMonitor:
         weights = self.weights
@@ -497,10 +472,6 @@ class ATSC(SharedClassifier):
             for number, theta_0 in enumerate(self.theta_0)
             for name, tensor in theta_0.items()
         }
-
-    def load_constants(self, tensors):
-        for name, tensor in self.constants().items():
-            tensor.copy_(tensors[name])
 
     def run_state(self):
         return {"monitors": [monitor.state() for monitor in self.monitors]}

@@ -32,24 +32,16 @@ class FrozenTeachers(Method):
 
     def _check_classes(self, student, cfg):
         """Refuse, all together and by name, teachers that know another number of classes than the student."""
-        size, names = image_size(cfg.DATASET), self.teacher_titles
-        expected = student_map(student, size, f"student {cfg.DISTILLER.STUDENT}").classes
-        found = [
-            student_map(net, size, f"teacher {name}").classes for net, name in zip(self.teacher, names, strict=True)
-        ]
-        wrong = [
-            f"teacher {number} ({name}) has {classes}"
-            for number, (name, classes) in enumerate(zip(names, found, strict=True), 1)
-            if classes != expected
-        ]
-        if wrong:
+        size, networks = image_size(cfg.DATASET), {f"student {cfg.DISTILLER.STUDENT}": student}
+        networks |= {
+            f"teacher {n} ({self.teacher_titles[n - 1]})": teacher for n, teacher in enumerate(self.teacher, 1)
+        }
+        classes = {name: student_map(network, size, name).classes for name, network in networks.items()}
+        (name, expected), *found = classes.items()
+        if wrong := [f"{teacher} has {count}" for teacher, count in found if count != expected]:
             raise ModelRefused(
-                f"student {cfg.DISTILLER.STUDENT} has {expected} classes, but {', '.join(wrong)}; expected the same. "
-                "Use teachers of these data."
+                f"{name} has {expected} classes, but {', '.join(wrong)}; expected the same. Use teachers of these data."
             )
-
-    def get_learnable_parameters(self):
-        return list(self.student.parameters())
 
     @torch.no_grad()
     def teacher_logits(self, image):

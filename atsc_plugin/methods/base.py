@@ -154,6 +154,14 @@ class Method(Contract, Distiller):
     def compile_networks(self, **options: Any) -> list[str]:
         return compile_children(self, **options)
 
+    def get_learnable_parameters(self) -> list[nn.Parameter]:
+        return list(self.student.parameters())
+
+    def get_extra_parameters(self) -> int:
+        """mdistiller's own: how many parameters the method adds to what learns."""
+        student = {id(parameter) for parameter in self.student.parameters()}
+        return sum(p.numel() for p in self.get_learnable_parameters() if id(p) not in student)
+
     def forward_test(self, image: Tensor) -> Tensor:
         return self.student(image)[0]
 

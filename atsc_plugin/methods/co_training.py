@@ -97,11 +97,6 @@ class CoTrained(Method):
     def get_learnable_parameters(self):
         return self.student_side() + self.other_side()
 
-    def get_extra_parameters(self):
-        """mdistiller's own: how many parameters the method adds."""
-        learnable = sum(p.numel() for p in self.get_learnable_parameters())
-        return learnable - sum(p.numel() for p in self.student.parameters())
-
     def networks(self):
         networks = {network.name: network for network in super().networks()}
         moving = {name: Network(name, title, self.get_submodule(name), True) for name, title in self.beside.items()}

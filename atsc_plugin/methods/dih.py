@@ -274,9 +274,6 @@ class DIH(Method):
         self.heads_from = None
         self.teacher.requires_grad_(False)
 
-    def get_learnable_parameters(self):
-        return list(self.student.parameters())
-
     def start(self, loaders=None):
         """Heads from the cache; where data are handed over, they are trained into it if need be."""
         message = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from atsc_plugin.contract import NONE, HostMethod
 from atsc_plugin.errors import ModelRefused
@@ -52,21 +53,30 @@ IMAGENET_MAPS = {
 }
 
 
-def review_maps(teacher: str, student: str) -> dict[str, list[int]]:
-    """REVIEWKD's lists for a pair: sides deepest first, the pooled vector's 1 before them; channels the other way."""
-    if (teacher, student) in IMAGENET_MAPS:
-        channels, out_channels = IMAGENET_MAPS[teacher, student]
-        sides = out_sides = [1, 7, 14, 28, 56]
-    else:
-        (channels, sides, pooled), (out_channels, out_sides, out_pooled) = MAPS[student], MAPS[teacher]
-        channels, out_channels = [*channels, pooled], [*out_channels, out_pooled]
-        sides, out_sides = [1, *sides[::-1]], [1, *out_sides[::-1]]
+def review_keys(student: tuple[list[int], list[int]], teacher: tuple[list[int], list[int]]) -> dict[str, list[int]]:
+    """REVIEWKD's lists from (sides, channels) of the maps, shallowest first: it wants the sides the other way round."""
     return {
-        "REVIEWKD.SHAPES": sides,
-        "REVIEWKD.OUT_SHAPES": out_sides,
-        "REVIEWKD.IN_CHANNELS": channels,
-        "REVIEWKD.OUT_CHANNELS": out_channels,
+        "REVIEWKD.SHAPES": student[0][::-1],
+        "REVIEWKD.OUT_SHAPES": teacher[0][::-1],
+        "REVIEWKD.IN_CHANNELS": student[1],
+        "REVIEWKD.OUT_CHANNELS": teacher[1],
     }
+
+
+def review_keys_of_pair(teacher: str, student: str) -> dict[str, list[int]]:
+    """The lists for a pair of the tables above; the pooled features are a map of one pixel."""
+    if (teacher, student) in IMAGENET_MAPS:
+        return review_keys(*(([56, 28, 14, 7, 1], channels) for channels in IMAGENET_MAPS[teacher, student]))
+    tables = (MAPS[name] for name in (student, teacher))
+    return review_keys(*(([*sides, 1], [*channels, pooled]) for channels, sides, pooled in tables))
+
+
+def review_maps(network: nn.Module, image_size: int) -> list[Tensor]:
+    """The maps that ReviewKD compares, shallowest first; [] where a network has no pre-activation maps."""
+    with evaluating(network), torch.no_grad():
+        feats = network(probe_image(network, image_size))[1]
+    maps = feats.get("preact_feats", [])[1:]
+    return [*maps, feats["pooled_feat"][:, :, None, None]] if maps else []
 
 
 class TensorStep(HostMethod):
@@ -117,7 +127,7 @@ class ReviewKD(TensorStep):
 
     TEACHER_CLASSES = False
     HYPER = {
-        pair: {"REVIEWKD.REVIEWKD_WEIGHT": weight or 5.0, **review_maps(*pair)}
+        pair: {"REVIEWKD.REVIEWKD_WEIGHT": weight or 5.0, **review_keys_of_pair(*pair)}
         for pair, (_, weight) in PUBLISHED.items()
     }
 
@@ -138,37 +148,27 @@ class ReviewKD(TensorStep):
             return {}
         shapes = []
         for network, name in zip((student, *teachers), names, strict=True):
-            with evaluating(network), torch.no_grad():
-                feats = network(probe_image(network, image_size))[1]
-            maps = feats.get("preact_feats", [])[1:]
+            maps = review_maps(network, image_size)
             if not maps or any(each.dim() != 4 or each.shape[-1] != each.shape[-2] for each in maps):
                 raise ModelRefused(
                     f"REVIEWKD compares square maps of several stages; {name} has none. Use KD or SIMKD."
                 )
-            maps = [*maps, feats["pooled_feat"][:, :, None, None]]
-            shapes.append(([each.shape[-1] for each in maps][::-1], [each.shape[1] for each in maps]))
-        (sides, channels), (out_sides, out_channels) = shapes
-        if len(sides) != len(out_sides):
+            shapes.append(([each.shape[-1] for each in maps], [each.shape[1] for each in maps]))
+        ours, theirs = (len(sides) - 1 for sides, _ in shapes)
+        if ours != theirs:
             raise ModelRefused(
-                f"REVIEWKD pairs stages in order; {names[0]} has {len(sides) - 1} behind its stem, {names[1]} "
-                f"{len(out_sides) - 1}. Use another pair, or KD or SIMKD."
+                f"REVIEWKD pairs stages in order; {names[0]} has {ours} behind its stem, {names[1]} {theirs}. Use "
+                "another pair, or KD or SIMKD."
             )
-        return {
-            "REVIEWKD.SHAPES": sides,
-            "REVIEWKD.OUT_SHAPES": out_sides,
-            "REVIEWKD.IN_CHANNELS": channels,
-            "REVIEWKD.OUT_CHANNELS": out_channels,
-        }
+        return review_keys(*shapes)
 
     def misfits(self, image_size):
-        teacher, name, node = self.distiller.teacher, self.cfg.DISTILLER.TEACHER, self.cfg.REVIEWKD
-        with evaluating(teacher), torch.no_grad():
-            feats = teacher(probe_image(teacher, image_size))[1]
-        if not feats.get("preact_feats"):
+        name, node = self.cfg.DISTILLER.TEACHER, self.cfg.REVIEWKD
+        maps = review_maps(self.distiller.teacher, image_size)
+        if not maps:
             return [
                 f"teacher {name} has no pre-activation maps, which REVIEWKD compares. Use another teacher or method."
             ]
-        maps = [*feats["preact_feats"][1:], feats["pooled_feat"][:, :, None, None]]
         fitting = {"OUT_SHAPES": [m.shape[-1] for m in maps][::-1], "OUT_CHANNELS": [m.shape[1] for m in maps]}
         return [
             f"REVIEWKD.{key} is {list(node[key])}, but the maps of teacher {name} have {wanted}. Set it to that."

@@ -150,7 +150,7 @@ class Peers(LearningTeacher):
     def after_epoch(self, epoch, loader):
         """The figures of every network and of the ensemble; the choice of the student that is deployed."""
         figures = super().after_epoch(epoch, loader).figures
-        tops = [top1_of(student, loader, "student") for student in self.students]
+        tops = [top1_of(self.student, loader, "student"), *(figures[f"peers_{number}_top1"] for number in self.peers)]
         figures["students_mean_top1"] = sum(tops) / len(tops)
         with evaluating(self):
             figures["ensemble_top1"] = evaluate(self.ensemble, loader, self.chosen.device, "ensemble")["top1"]

@@ -133,10 +133,6 @@ class SHAKE(Method):
     def get_learnable_parameters(self):
         return [*self.student.parameters(), *self.shadow.parameters()]
 
-    def get_extra_parameters(self):
-        """mdistiller's own: how many parameters the method adds."""
-        return sum(parameter.numel() for parameter in self.shadow.parameters())
-
     def networks(self):
         (teacher,) = super().networks()
         shadow = Extended(self.teacher, self.shadow)

@@ -15,14 +15,28 @@ from torch import nn
 from atsc_plugin.errors import ModelRefused
 from atsc_plugin.host import image_size
 from atsc_plugin.losses import align
-from atsc_plugin.methods.base import SEVERAL, Method, networks_of
+from atsc_plugin.methods.base import SEVERAL, Key, Method, networks_of
 from atsc_plugin.networks import maps
 from atsc_plugin.networks.adapter import Adapted
 from atsc_plugin.networks.deployed import DeployedStudent, Head, modules_of
-from atsc_plugin.networks.projector import check_factor, kind_of, projector
+from atsc_plugin.networks.projector import TYPES, check_factor, kind_of, projector
 from atsc_plugin.networks.tail import Tail
 
 SHARED = ", since the student predicts through the teacher's classifier"
+
+
+def projector_keys(node: str) -> tuple[Key, Key]:
+    """The projector's keys, of the node of every method that has one."""
+    return (
+        Key(f"{node}.PROJECTOR.FACTOR", 2, "f: the projector's inner width is C_t / f", minimum=1, symbol="-f"),
+        Key(
+            f"{node}.PROJECTOR.TYPE",
+            "auto",
+            "bottleneck: SimKD's, on maps; mlp: on pooled vectors; auto: mlp where the teacher's classifier is fed by "
+            "a vector that is no map's mean (CLS token, attention pooling)",
+            choices=TYPES,
+        ),
+    )
 
 
 @contextmanager

@@ -6,9 +6,8 @@ import torch
 
 from atsc_plugin.losses import feature_loss, full, pool, scale_gradient
 from atsc_plugin.methods.base import Key, method
-from atsc_plugin.methods.shared_classifier import SharedClassifier, term_name
+from atsc_plugin.methods.shared_classifier import SharedClassifier, projector_keys, term_name
 from atsc_plugin.networks.deployed import ensemble_of
-from atsc_plugin.networks.projector import TYPES
 
 
 @method("SIMKD", "SimKD")
@@ -25,14 +24,7 @@ class SimKD(SharedClassifier):
 
     KEYS = (
         Key("SIMKD.LOSS.FEAT_WEIGHT", 1.0, "weight of mse(P(F_s), F_t)", minimum=0.0, symbol="beta (-b)"),
-        Key("SIMKD.PROJECTOR.FACTOR", 2, "f: the projector's inner width is C_t / f", minimum=1, symbol="-f"),
-        Key(
-            "SIMKD.PROJECTOR.TYPE",
-            "auto",
-            "bottleneck: SimKD's, on maps; mlp: on pooled vectors; auto: mlp where the teacher's classifier is fed by "
-            "a vector that is no map's mean (CLS token, attention pooling)",
-            choices=TYPES,
-        ),
+        *projector_keys("SIMKD"),
         Key(
             "SIMKD.PROJECTOR.COUNT",
             1,
