@@ -1,8 +1,10 @@
 """`gpu-check` on a CPU: its parts on few items, what fails or runs out of time, the JSON and the page."""
 
 import json
+import re
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from atsc_plugin import host
 from atsc_plugin.__main__ import main
 from atsc_plugin.bench import gpu_check, gpu_page
 from atsc_plugin.bench.steps import Arm, PreparedStep
+from atsc_plugin.commands import doctor
 from atsc_plugin.commands import gpu_check as command
 from atsc_plugin.engine import graph
 from atsc_plugin.errors import PluginError
@@ -157,9 +160,21 @@ def test_when_all_that_ran_passed_the_status_is_zero_also_where_time_ran_out(her
 
 
 def test_what_is_not_installed_is_told_with_the_command_that_installs_it(here, monkeypatch, capsys):
-    monkeypatch.setitem(command.PACKAGES, "no_such_module", "no-such-package")
+    monkeypatch.setattr(doctor, "PACKAGES", (*doctor.PACKAGES, "no-such-package"))
     assert main(["gpu-check"]) == 2
     assert "gpu-check needs no-such-package. Install: pip install 'no-such-package'" in capsys.readouterr().err
+    assert main(["doctor"]) == 1
+    assert "package no-such-package: pip install no-such-package" in capsys.readouterr().out
+    monkeypatch.setattr(command, "installed", lambda: {"torch": "2.6.0+cu124"})
+    assert main(["gpu-check"]) == 2
+    assert "pip install 'torch>=2.7'" in capsys.readouterr().err
+
+
+def test_doctor_asks_for_every_package_that_setup_py_installs():
+    """filelock and pyyaml, too: without one of them nothing starts."""
+    setup = Path(command.__file__).parents[2].joinpath("setup.py").read_text()
+    listed = setup.partition("install_requires")[2].partition("]")[0]
+    assert set(doctor.PACKAGES) == set(re.findall(r'^ +"([\w-]+)>=', listed, re.MULTILINE))
 
 
 def test_the_first_part_runs_in_a_process_of_its_own_and_a_spent_share_ends_it(here, capfd):

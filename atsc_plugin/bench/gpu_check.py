@@ -19,20 +19,18 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from atsc_plugin import build, host
-from atsc_plugin.bench.loading import device_loader, trained_epoch
+from atsc_plugin.bench.loading import NoiseLoaders, device_loader, trained_epoch
 from atsc_plugin.bench.roofline import measured_peak
-from atsc_plugin.bench.steps import CLASSES, DTYPES, Arm, PreparedStep, row_of
+from atsc_plugin.bench.steps import CLASSES, DTYPES, Arm, PreparedStep, begun_step, row_of
 from atsc_plugin.bench.timing import environment, interleaved
 from atsc_plugin.config import load_cfg
 from atsc_plugin.contract import SEVERAL
 from atsc_plugin.engine import graph
-from atsc_plugin.engine.step import Step
 from atsc_plugin.errors import PluginError, wrapped
 from atsc_plugin.files import write_json
 from atsc_plugin.methods.base import load_methods
@@ -40,6 +38,7 @@ from atsc_plugin.shipped import config_file
 from atsc_plugin.students import load_student
 
 QUICK = "configs/quickstart"
+FEW_TO_EVALUATE = ["DATASET.DIGITS100.VAL_IMAGES", "100", "DATASET.DIGITS100.TEST_IMAGES", "100"]
 CLOSE = 1e-4  # relative difference of losses and weights: fp32 on two kinds of processors, three steps
 # Lowest mean top-1 over seeds that passes: seven points below docs/results/quick, fp32 on a CPU. KD's spread is 5.
 FLOORS = {"kd": 0.0, "simkd": 75.0, "atsc": 75.0}
@@ -214,41 +213,25 @@ def three_steps(cfg: Any, device: torch.device, batch: int = 16) -> float:
 def _started(cfg, device, weights=None):
     """A step on networks of random weights, or of `weights`, whose method has begun."""
     torch.manual_seed(0)
-    data = SimpleNamespace(
-        name=cfg.DATASET.TYPE, identity="random", mean=[0.5] * 3, std=[0.25] * 3, classes=CLASSES, image_size=32,
-        train_images=64, train=device_loader(64, 64, device), val=None,
-    )  # fmt: skip
-    distiller = build.skeleton(cfg, data).to(device)
+    loaders = NoiseLoaders(device_loader(64, 64, device))
+    distiller = build.skeleton(cfg, loaders.data).to(device)
     if weights:
         distiller.load_state_dict(weights)
-    step = Step(distiller, cfg)
-    step.method.driven = True
-    step.method.begin(_Loaders(data))
-    step.method.before_epoch(1)
-    distiller.train()
-    return step
+    return begun_step(distiller, cfg, loaders)
 
 
-class _Loaders:
-    """What build.Loaders is to a method that trains something first, on random images."""
-
-    def __init__(self, data: Any) -> None:
-        self.data = data
-
-    def __call__(self, batch_size: int, seed: int) -> Any:
-        return self.data
+def quick_run(check: Check, arm: str, name: str, *pairs: str) -> Any:
+    """The trainer of one of the quickstart's runs on digits100, with these keys."""
+    overrides = ["LOG.PREFIX", str(check.folder), "EXPERIMENT.NAME", name, "EXPERIMENT.DEVICE", str(check.device)]
+    overrides += ["DISTILLER.TEACHER_CKPT", check.teacher, *pairs]
+    return build.trainer_of(build.prepare(load_cfg(f"{QUICK}/{arm}.yaml", overrides)))
 
 
 def small_run(check: Check, name: str, *pairs: str) -> Any:
-    """A trainer of ATSC on digits100 in fp32: two epochs, the second at a tenth of the rate."""
-    images = "160" if check.small else "1024"
-    overrides = [
-        "LOG.PREFIX", str(check.folder), "EXPERIMENT.NAME", name, "EXPERIMENT.DEVICE", str(check.device),
-        "DISTILLER.TEACHER_CKPT", check.teacher, "SOLVER.AMP", "none", "SOLVER.EPOCHS", "2",
-        "SOLVER.LR_DECAY_STAGES", "[1]", "SOLVER.BATCH_SIZE", "32", "DATASET.DIGITS100.TRAIN_IMAGES", images,
-        "DATASET.DIGITS100.VAL_IMAGES", "100", "DATASET.DIGITS100.TEST_IMAGES", "100", *pairs,
-    ]  # fmt: skip
-    return build.trainer_of(build.prepare(load_cfg(f"{QUICK}/atsc.yaml", overrides)))
+    """A trainer of ATSC in fp32: two epochs, the second at a tenth of the rate."""
+    shape = ["SOLVER.AMP", "none", "SOLVER.EPOCHS", "2", "SOLVER.LR_DECAY_STAGES", "[1]", "SOLVER.BATCH_SIZE", "32"]
+    images = ["DATASET.DIGITS100.TRAIN_IMAGES", "160" if check.small else "1024", *FEW_TO_EVALUATE]
+    return quick_run(check, "atsc", name, *shape, *images, *pairs)
 
 
 def difference(module: torch.nn.Module, other: torch.nn.Module) -> float:
@@ -281,7 +264,9 @@ def speed(check: Check) -> None:
         recorded = [Arm(method, *pair, own, graph=True) for method in ("KD", "SIMKD", "fused") for own in (amp, "none")]
         _time_steps(check, [Arm("released", *pair, layout="contiguous"), *plain, *recorded], peaks)
     for batch in (8,) if check.small else (64, 512):
-        for arm in _epoch_arms((teacher, student, batch), amp):
+        pair = teacher, student, batch
+        arms = [Arm(method, *pair, amp, graph=True) for method in ("fused", "SIMKD", "KD")]
+        for arm in [*arms, Arm("fused", *pair), Arm("released", *pair, layout="contiguous")]:
             with check.item(f"epoch, batch {batch}: {arm.name}") as found:
                 count = 32 if check.small else 50000
                 line = trained_epoch(arm, count, check.device)
@@ -290,11 +275,6 @@ def speed(check: Check) -> None:
                 found |= {"images_per_second": line["images_per_second"], "text": f"{whole:,.1f} s for 50,000 images"}
     compiled = Arm("fused", teacher, student, 8 if check.small else 64, amp, "default")
     _time_steps(check, [compiled], peaks)  # last: compiling takes a minute or more
-
-
-def _epoch_arms(pair, amp):
-    released = [Arm("released", *pair, layout="contiguous")]
-    return [Arm(name, *pair, amp, graph=True) for name in ("fused", "SIMKD", "KD")] + [Arm("fused", *pair)] + released
 
 
 def _time_steps(check: Check, arms: list[Arm], peaks: dict[str, dict]) -> None:
@@ -334,12 +314,15 @@ def _time_steps(check: Check, arms: list[Arm], peaks: dict[str, dict]) -> None:
 
 def accuracy(check: Check) -> None:
     """The quickstart's methods on digits100, in bf16 and recorded, three seeds each."""
-    seeds = (1,) if check.small else (1, 2, 3)
+    seeds, keys = (1,) if check.small else (1, 2, 3), ["SOLVER.AMP", "bf16" if _has_bf16(check.device) else "none"]
+    if check.small:
+        keys += ["SOLVER.EPOCHS", "1", "SOLVER.LR_DECAY_STAGES", "[]", "DATASET.DIGITS100.TRAIN_IMAGES", "256"]
+        keys += FEW_TO_EVALUATE
     tops: dict[str, list[float]] = {arm: [] for arm in FLOORS}
     for seed in seeds:
         for arm, own in tops.items():
             with check.item(f"{arm}, seed {seed}") as found:
-                trainer = quick_run(check, arm, seed)
+                trainer = quick_run(check, arm, arm, "EXPERIMENT.SEED", str(seed), *keys)
                 result = trainer.train()
                 own.append(result["top1_last"])
                 found |= {"table": "runs", "top1": result["top1_last"], "precision": result["precision"]}
@@ -357,19 +340,6 @@ def accuracy(check: Check) -> None:
                 found["text"] += f"; at least {FLOORS[arm]:g} wanted"
 
 
-def quick_run(check: Check, arm: str, seed: int) -> Any:
-    """The trainer of one of the quickstart's runs; on a CPU one epoch on few images."""
-    overrides = [
-        "LOG.PREFIX", str(check.folder), "EXPERIMENT.NAME", arm, "EXPERIMENT.DEVICE", str(check.device),
-        "EXPERIMENT.SEED", str(seed), "DISTILLER.TEACHER_CKPT", check.teacher,
-        "SOLVER.AMP", "bf16" if _has_bf16(check.device) else "none",
-    ]  # fmt: skip
-    if check.small:
-        overrides += ["SOLVER.EPOCHS", "1", "SOLVER.LR_DECAY_STAGES", "[]", "DATASET.DIGITS100.TRAIN_IMAGES", "256"]
-        overrides += ["DATASET.DIGITS100.VAL_IMAGES", "100", "DATASET.DIGITS100.TEST_IMAGES", "100"]
-    return build.trainer_of(build.prepare(load_cfg(f"{QUICK}/{arm}.yaml", overrides)))
-
-
 # ---- two processes ----
 
 
@@ -382,9 +352,7 @@ def two_processes(check: Check) -> None:
                 raise Skipped("NCCL wants a GPU for each process")
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
             command += ["atsc_plugin.bench.two_ranks", backend, check.device.type]
-            places = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
-            settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
-            status, said, wrong = _ended_in_time(command, settings, check.until)
+            status, said, wrong = _ended_in_time(command, {**os.environ, "OMP_NUM_THREADS": "1"}, check.until)
             print(said, wrong)
             lines = [line for line in said.splitlines() if line.startswith("{")]
             if status or not lines:

@@ -8,13 +8,12 @@ nothing. The FLOPs of the same step, forward and backward, are a method's cost w
 import sys
 import tempfile
 from collections import Counter
-from types import SimpleNamespace
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atsc_plugin import host
-from atsc_plugin.bench.loading import device_loader
+from atsc_plugin.bench.loading import NoiseLoaders, device_loader
 from atsc_plugin.bench.roofline import flops_of
 from atsc_plugin.bench.steps import Arm, configuration, distiller_of
 from atsc_plugin.data.device_loader import DeviceLoader
@@ -86,17 +85,6 @@ class Marking:
             yield batch
 
 
-class Loaders:
-    """Loaders for a method that trains something first, as `build` hands them over; all of it on the same images."""
-
-    def __init__(self, loader: DeviceLoader) -> None:
-        facts = {"name": "cifar100", "identity": "noise", "mean": [0.5] * 3, "std": [0.25] * 3}
-        self.data = SimpleNamespace(**facts, train_images=len(loader.labels), train=loader, val=None)
-
-    def __call__(self, batch_size: int, seed: int) -> SimpleNamespace:
-        return self.data
-
-
 def step_of(arm: Arm, device: torch.device) -> tuple[Counter, float]:
     """({part: operations}, GFLOP for FLOPS_OF images) of an arm's second step."""
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +94,7 @@ def step_of(arm: Arm, device: torch.device) -> tuple[Counter, float]:
         trainer = host.trainer_dict["plugin"](
             "bench", distiller_of(cfg, device), Marking(train, launches), val, cfg, folder=folder
         )
-        trainer.method.begin(Loaders(val))
+        trainer.method.begin(NoiseLoaders(val))
         for optimizer in filter(None, (trainer.step.optimizer, trainer.step.second_optimizer)):
             for group in optimizer.param_groups:
                 group["fused"] = True

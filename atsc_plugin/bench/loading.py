@@ -4,6 +4,7 @@ import itertools
 import json
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -46,6 +47,17 @@ def device_loader(count: int, batch: int, device: torch.device, seed: int | None
     images = torch.from_numpy(data.images).permute(0, 3, 1, 2).contiguous()
     statistics = CIFAR100.mean, CIFAR100.std
     return DeviceLoader(images, torch.from_numpy(data.labels), batch, *statistics, device, seed, padding=4, flip=True)
+
+
+class NoiseLoaders:
+    """What build.Loaders is to a method that trains something first: all of it on the images of one loader of ours."""
+
+    def __init__(self, loader: DeviceLoader) -> None:
+        facts = {"name": "noise", "identity": "noise", "mean": [0.5] * 3, "std": [0.25] * 3, "classes": CLASSES}
+        self.data = SimpleNamespace(**facts, image_size=32, train_images=len(loader.labels), train=loader, val=None)
+
+    def __call__(self, batch_size: int, seed: int) -> SimpleNamespace:
+        return self.data
 
 
 def bench_loader(count: int, batch: int, device: torch.device, rounds: int, workers: int = 2):

@@ -107,6 +107,15 @@ def add_released_cost(method) -> None:
     method.second_loss = through_the_teacher
 
 
+def begun_step(distiller: torch.nn.Module, cfg, loaders=None) -> Step:
+    """The step of a distiller whose method has begun its first epoch, as our trainer begins it."""
+    step = Step(distiller.train(), cfg)
+    step.method.driven = True
+    step.method.begin(loaders)
+    step.method.before_epoch(1)
+    return step
+
+
 class PreparedStep:
     """An arm with its networks, optimizer and one batch; calling it makes `cycle` steps, at once for the first time."""
 
@@ -120,12 +129,9 @@ class PreparedStep:
         self.inputs = {"image": image, "target": target, "index": torch.arange(arm.batch, device=device), "epoch": 1}
         cfg = configuration(arm)
         try:
-            self.distiller = distiller_of(cfg, device).to(memory_format=layout).train()
-            self.step = Step(self.distiller, cfg)
+            self.distiller = distiller_of(cfg, device).to(memory_format=layout)
+            self.step = begun_step(self.distiller, cfg)
             self.method = self.step.method
-            self.method.driven = True  # the hooks are called here, as our trainer calls them
-            self.method.begin()
-            self.method.before_epoch(1)
             if arm.method == "released":
                 add_released_cost(self.method)
             self.recorded = self._recorded(cfg, image, target) if arm.graph else None

@@ -14,8 +14,7 @@ import atsc_plugin
 
 atsc_plugin.register()
 
-from atsc_plugin.bench.steps import CLASSES, Arm, configuration, distiller_of  # noqa: E402
-from atsc_plugin.engine.step import Step  # noqa: E402
+from atsc_plugin.bench.steps import CLASSES, Arm, begun_step, configuration, distiller_of  # noqa: E402
 
 
 def main(backend: str, kind: str) -> None:
@@ -26,10 +25,7 @@ def main(backend: str, kind: str) -> None:
     dist.init_process_group(backend)
     torch.manual_seed(0)
     cfg = configuration(Arm("fused", "resnet20", "resnet8", 16))
-    step = Step(distiller_of(cfg, device).train(), cfg)
-    step.method.driven = True
-    step.method.begin()
-    step.method.before_epoch(1)
+    step = begun_step(distiller_of(cfg, device), cfg)
     before = [parameter.detach().clone() for parameter in step.parameters()]
     draw = torch.Generator().manual_seed(rank)  # other images on each
     for _ in range(3):

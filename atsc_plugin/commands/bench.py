@@ -43,14 +43,8 @@ def parser():
     add("--batch", type=_count, help="images a batch (default: 64; quick: 16)")
     methods = "step, launches: registered methods, released, published, fused, ATSC_x2, ATSC_x3; epoch: one of them"
     add("--methods", nargs="+", metavar="NAME", help=methods)
-    add(
-        "--amp",
-        nargs="+",
-        default=["none"],
-        choices=FORMATS,
-        metavar="AMP",
-        help=f"number formats: {', '.join(FORMATS)}",
-    )
+    formats = f"number formats: {', '.join(FORMATS)}"
+    add("--amp", nargs="+", default=["none"], choices=FORMATS, metavar="AMP", help=formats)
     modes = f"modes of torch.compile: {', '.join(COMPILE)}"
     add("--compile", nargs="+", default=["none"], choices=COMPILE, metavar="MODE", help=modes)
     layouts = ("auto", "contiguous", "channels_last")
@@ -118,11 +112,9 @@ def measured(args, device):
     if args.what == "memory":
         return memory.bench_memory(images)
     if args.what == "launches":
-        names = args.methods or launches.METHODS
-        own = [
-            steps.Arm(name, args.teacher, args.student, args.batch or launches.IMAGES, args.amp[0]) for name in names
-        ]
-        return launches.bench_launches(own, device), {}
+        settings = args.teacher, args.student, args.batch or launches.IMAGES, args.amp[0]
+        arms = [steps.Arm(name, *settings) for name in args.methods or launches.METHODS]
+        return launches.bench_launches(arms, device), {}
     methods = args.methods or (["fused"] if args.what == "epoch" else ["released", "fused", "SIMKD", "KD"])
     settings = args.amp, args.compile, args.layout, args.graph
     arms = steps.arms_of(methods, args.teacher, args.student, batch, *settings)

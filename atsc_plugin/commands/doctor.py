@@ -2,13 +2,15 @@
 
 import os
 import platform
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 from atsc_plugin.commands import Parser, registered_cfg
 from atsc_plugin.errors import PluginError, wrapped
 
-PACKAGES = ("torch", "torchvision", "yacs", "tensorboardX", "numpy", "scipy", "scikit-learn", "safetensors", "tqdm")
+PACKAGES = ("torch", "torchvision", "yacs", "tensorboardX", "numpy", "scipy", "scikit-learn", "filelock", "safetensors",
+            "tqdm", "pyyaml")  # fmt: skip
 EXAMPLES = """
   doctor
   doctor --cfg configs/quickstart/simkd.yaml
@@ -23,9 +25,10 @@ def parser():
 
 
 def run(args):
-    problems = []
+    versions = installed()
+    problems = [f"package {name}: pip install {name}" for name, version in versions.items() if not version]
     _say("python", f"{platform.python_version()} on {platform.system()}, {os.cpu_count()} cores")
-    _say("packages", ", ".join(_versions(problems)))
+    _say("packages", ", ".join(f"{name} {version}" for name, version in versions.items() if version))
     if not problems:
         _host_and_devices(args, problems)
     for problem in problems:
@@ -38,12 +41,13 @@ def _say(label, text):
     print(wrapped(f"{label:<12} {text}", indent=13))
 
 
-def _versions(problems):
+def installed():
+    """{package that setup.py asks for: its version, None where it is missing}"""
+    versions = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
-        try:
-            yield f"{name} {metadata.version(name)}"
-        except metadata.PackageNotFoundError:
-            problems.append(f"package {name}: pip install {name}")
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _host_and_devices(args, problems):

@@ -21,18 +21,15 @@ EXAMPLES = """
 
 def parser():
     options = Parser("export", __doc__, EXAMPLES)
-    options.add_argument("--format", required=True, choices=("onnx", "torch", "safetensors"), help="what to write")
-    options.add_argument("--output", metavar="FILE", help="default: beside the source, with the ending of the format")
-    options.add_argument(
-        "--preprocess", action="store_true", help="put the normalisation inside; the input is uint8 then"
-    )
-    options.add_argument("--opset", type=int, metavar="N", help="ONNX operator set (default: the exporter's own)")
-    options.add_argument("--check", type=int, default=256, metavar="N", help="test images to compare on (default: 256)")
-    options.add_argument(
-        "--images", metavar="PATH", help="compare on these image files instead of the run's test images"
-    )
-    options.add_argument("--benchmark", action="store_true", help="print sizes and latencies, beside the teacher's")
-    options.add_argument("--compile", action="store_true", help="benchmark torch.compile, too; needs a C++ compiler")
+    add = options.add_argument
+    add("--format", required=True, choices=("onnx", "torch", "safetensors"), help="what to write")
+    add("--output", metavar="FILE", help="default: beside the source, with the ending of the format")
+    add("--preprocess", action="store_true", help="put the normalisation inside; the input is uint8 then")
+    add("--opset", type=int, metavar="N", help="ONNX operator set (default: the exporter's own)")
+    add("--check", type=int, default=256, metavar="N", help="test images to compare on (default: 256)")
+    add("--images", metavar="PATH", help="compare on these image files instead of the run's test images")
+    add("--benchmark", action="store_true", help="print sizes and latencies, beside the teacher's")
+    add("--compile", action="store_true", help="benchmark torch.compile, too; needs a C++ compiler")
     add_student_options(options)
     return options
 

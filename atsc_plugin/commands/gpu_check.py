@@ -8,8 +8,6 @@ Nothing is downloaded. Exit status 0: all that ran passed.
 """
 
 import argparse
-import importlib.metadata
-import importlib.util
 import os
 import subprocess
 import sys
@@ -17,7 +15,9 @@ import time
 from pathlib import Path
 
 from atsc_plugin.commands import Parser
+from atsc_plugin.commands.doctor import installed
 from atsc_plugin.errors import PluginError
+from atsc_plugin.leaderboard.jobs import COMMAND, environment
 
 EXAMPLES = """
   gpu-check
@@ -27,11 +27,6 @@ EXAMPLES = """
 """
 SHARES = {"environment": 0.07, "correctness": 0.28, "speed": 0.35, "accuracy": 0.2, "two processes": 0.1}
 GRACE = 5  # seconds that a part gets to end the item at which its share is over
-PACKAGES = {  # what has to be installed: {module: package}
-    "torch": "torch>=2.7", "torchvision": "torchvision", "yacs": "yacs", "tensorboardX": "tensorboardX",
-    "numpy": "numpy", "scipy": "scipy", "sklearn": "scikit-learn", "filelock": "filelock",
-    "safetensors": "safetensors", "tqdm": "tqdm", "yaml": "pyyaml",
-}  # fmt: skip
 
 
 def parser():
@@ -104,10 +99,10 @@ def run(args):
 
 def check_packages() -> None:
     """Refuse, with one line to install all of it, what is not there or too old."""
-    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
-    if "torch>=2.7" not in missing:
-        version = importlib.metadata.version("torch")
-        missing += ["torch>=2.7"] if tuple(map(int, version.split(".")[:2])) < (2, 7) else []
+    versions = installed()
+    missing = [name for name, version in versions.items() if not version]
+    if versions["torch"] and tuple(map(int, versions["torch"].split(".")[:2])) < (2, 7):
+        missing.append("torch>=2.7")
     if missing:
         raise PluginError(f"gpu-check needs {', '.join(missing)}. Install: pip install {' '.join(map(repr, missing))}")
 
@@ -115,11 +110,10 @@ def check_packages() -> None:
 def started_part(args, name, end, folder):
     """Run a part in a process of its own, which may crash or hang; how it ended where it does not say so itself."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "atsc_plugin", "gpu-check", "--run-part", name, "--until", str(end)]
+    command = [*COMMAND, "gpu-check", "--run-part", name, "--until", str(end)]
     command += ["--device", args.device, "--out", str(args.out)]
-    places = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
     with open(folder / "stderr.txt", "w", encoding="utf-8") as log:
-        process = subprocess.Popen(command, stderr=log, env={**os.environ, "PYTHONPATH": places})
+        process = subprocess.Popen(command, stderr=log, env=environment())
         try:
             status = process.wait(timeout=max(1.0, end - time.time()) + GRACE)
         except subprocess.TimeoutExpired:

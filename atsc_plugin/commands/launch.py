@@ -16,11 +16,10 @@ EXAMPLES = """
 
 def parser():
     options = Parser("launch", __doc__, EXAMPLES)
-    options.add_argument(
-        "--leave", action="append", default=[], metavar="NAME", help="leave this method name to the host, e.g. SIMKD"
-    )
-    options.add_argument("script", help="the host's script, e.g. ../mdistiller/tools/train.py")
-    options.add_argument("argv", nargs=argparse.REMAINDER, help="everything behind it is the script's own")
+    add = options.add_argument
+    add("--leave", action="append", default=[], metavar="NAME", help="leave this method name to the host, e.g. SIMKD")
+    add("script", help="the host's script, e.g. ../mdistiller/tools/train.py")
+    add("argv", nargs=argparse.REMAINDER, help="everything behind it is the script's own")
     return options
 
 

@@ -22,30 +22,27 @@ EXAMPLES = """
 
 def parser():
     options = Parser("leaderboard", "Run every arm of a suite with every seed, then write the page.", EXAMPLES)
-    options.add_argument(
-        "--suite", required=True, metavar="FILE", help="suite file, e.g. configs/leaderboard/quick.yaml"
-    )
-    options.add_argument("--seeds", type=int, metavar="N", help="seeds 1..N instead of the suite's")
-    options.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms of the suite")
-    options.add_argument("--pairs", nargs="+", metavar="PAIR", help="only these pairs of the suite")
-    options.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at a time (default: one a device); they share the cores"
-    )
-    options.add_argument(
+    add = options.add_argument
+    add("--suite", required=True, metavar="FILE", help="suite file, e.g. configs/leaderboard/quick.yaml")
+    add("--seeds", type=int, metavar="N", help="seeds 1..N instead of the suite's")
+    add("--arms", nargs="+", metavar="ARM", help="only these arms of the suite")
+    add("--pairs", nargs="+", metavar="PAIR", help="only these pairs of the suite")
+    add("--jobs", type=int, metavar="N", help="runs at a time (default: one a device); they share the cores")
+    add(
         "--devices",
         metavar="LIST",
         help="cpu, or GPUs such as 0,1, one a run; numbers count within CUDA_VISIBLE_DEVICES",
     )
-    options.add_argument("--output", default="./output", help="LOG.PREFIX of the runs (default: ./output)")
-    options.add_argument("--launcher", choices=("local", "submitit"), default="local", help="submitit: a SLURM cluster")
-    options.add_argument("--slurm", nargs="+", metavar="KEY=VALUE", help="options of submitit, e.g. timeout_min=900")
-    options.add_argument("--cluster", choices=("slurm", "local", "debug"), help="kind of submitit (default: found)")
+    add("--output", default="./output", help="LOG.PREFIX of the runs (default: ./output)")
+    add("--launcher", choices=("local", "submitit"), default="local", help="submitit: a SLURM cluster")
+    add("--slurm", nargs="+", metavar="KEY=VALUE", help="options of submitit, e.g. timeout_min=900")
+    add("--cluster", choices=("slurm", "local", "debug"), help="kind of submitit (default: found)")
     look = options.add_mutually_exclusive_group()
     look.add_argument("--dry-run", action="store_true", help="list the runs and what is done, start nothing")
     look.add_argument(
         "--plan", action="store_true", help="the same, with configurations checked, published figures, expected hours"
     )
-    options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys for every run: a trial of the suite")
+    add("opts", nargs="*", metavar="KEY VALUE", help="keys for every run: a trial of the suite")
     return options
 
 

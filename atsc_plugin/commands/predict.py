@@ -22,11 +22,12 @@ EXAMPLES = """
 
 def parser():
     options = Parser("predict", __doc__, EXAMPLES)
-    options.add_argument("images", nargs="+", metavar="FILE_OR_FOLDER", help="image files, or folders of them")
-    options.add_argument("--model", required=True, help="run directory, deploy_* file, or .onnx file of `export`")
-    options.add_argument("--which", choices=("last", "best"), default="last", help="of a run directory (default: last)")
-    options.add_argument("--top", type=int, default=5, metavar="K", help="classes to name for an image (default: 5)")
-    options.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    add = options.add_argument
+    add("images", nargs="+", metavar="FILE_OR_FOLDER", help="image files, or folders of them")
+    add("--model", required=True, help="run directory, deploy_* file, or .onnx file of `export`")
+    add("--which", choices=("last", "best"), default="last", help="of a run directory (default: last)")
+    add("--top", type=int, default=5, metavar="K", help="classes to name for an image (default: 5)")
+    add("--json", action="store_true", help="print one JSON object instead of lines")
     return options
 
 

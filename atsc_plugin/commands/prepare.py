@@ -14,13 +14,12 @@ EXAMPLES = """
 
 def parser():
     options = Parser("prepare", __doc__, EXAMPLES)
-    options.add_argument("--cfg", required=True, nargs="+", metavar="FILE", help="configuration files")
-    options.add_argument("--check", action="store_true", help="only check the files: nothing is built or trained")
-    options.add_argument(
-        "--json", action="store_true", help="with --check: what the files come to, for the leaderboard"
-    )
-    options.add_argument("--teacher", type=int, metavar="N", help="only find or train teacher N, from 1, of one file")
-    options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. TEACHER.EPOCHS 20")
+    add = options.add_argument
+    add("--cfg", required=True, nargs="+", metavar="FILE", help="configuration files")
+    add("--check", action="store_true", help="only check the files: nothing is built or trained")
+    add("--json", action="store_true", help="with --check: what the files come to, for the leaderboard")
+    add("--teacher", type=int, metavar="N", help="only find or train teacher N, from 1, of one file")
+    add("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. TEACHER.EPOCHS 20")
     return options
 
 

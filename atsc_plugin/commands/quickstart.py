@@ -36,17 +36,16 @@ NEXT = (
 
 def parser():
     options = Parser("quickstart", __doc__, EXAMPLES)
-    options.add_argument("--fresh", action="store_true", help="delete the runs of an earlier call and run them again")
-    options.add_argument(
-        "--train-teacher", action="store_true", help="train the teacher here instead of taking the one that ships"
-    )
-    options.add_argument("--output", default="./output", help="LOG.PREFIX of the runs (default: ./output)")
-    options.add_argument(
+    add = options.add_argument
+    add("--fresh", action="store_true", help="delete the runs of an earlier call and run them again")
+    add("--train-teacher", action="store_true", help="train the teacher here instead of taking the one that ships")
+    add("--output", default="./output", help="LOG.PREFIX of the runs (default: ./output)")
+    add(
         "--make-teacher",
         metavar="FOLDER",
         help="only make the files of the shipped teacher anew, in FOLDER; TEACHER.CACHE keeps what was trained",
     )
-    options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys for every run, e.g. SOLVER.EPOCHS 12")
+    add("opts", nargs="*", metavar="KEY VALUE", help="keys for every run, e.g. SOLVER.EPOCHS 12")
     return options
 
 

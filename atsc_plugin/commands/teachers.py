@@ -19,17 +19,12 @@ EXAMPLES = """
 
 def parser():
     options = Parser("teachers", __doc__, EXAMPLES)
-    options.add_argument(
-        "--cfg", required=True, metavar="FILE", help="YAML configuration; its TEACHER node is the recipe"
-    )
-    options.add_argument(
-        "--seeds", type=_seeds, metavar="1,2,3", help="train DISTILLER.TEACHER with each of these seeds instead"
-    )
-    options.add_argument(
-        "--fine-tune", action="store_true", help="give weights for other classes a new head, and train that teacher"
-    )
-    options.add_argument("--dry-run", action="store_true", help="say what is there and what would be trained, and stop")
-    options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. TEACHER.EPOCHS 20")
+    add = options.add_argument
+    add("--cfg", required=True, metavar="FILE", help="YAML configuration; its TEACHER node is the recipe")
+    add("--seeds", type=_seeds, metavar="1,2,3", help="train DISTILLER.TEACHER with each of these seeds instead")
+    add("--fine-tune", action="store_true", help="give weights for other classes a new head, and train that teacher")
+    add("--dry-run", action="store_true", help="say what is there and what would be trained, and stop")
+    add("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. TEACHER.EPOCHS 20")
     return options
 
 

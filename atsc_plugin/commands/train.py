@@ -14,12 +14,13 @@ EXAMPLES = """
 
 def parser():
     options = Parser("train", __doc__, EXAMPLES)
-    options.add_argument("--cfg", required=True, metavar="FILE", help="YAML configuration")
+    add = options.add_argument
+    add("--cfg", required=True, metavar="FILE", help="YAML configuration")
     again = options.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue an unfinished run exactly where it was left")
     again.add_argument("--overwrite", action="store_true", help="delete what an earlier run left in the same directory")
-    options.add_argument("--dry-run", action="store_true", help="print the resolved plan and stop; nothing is written")
-    options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. SOLVER.EPOCHS 12")
+    add("--dry-run", action="store_true", help="print the resolved plan and stop; nothing is written")
+    add("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. SOLVER.EPOCHS 12")
     return options
 
 

@@ -30,10 +30,7 @@ def published_beside(run, facts: dict):
     cut = keys.get("DATASET.VAL_SPLIT") or keys.get("DATASET.IMAGE_SIZE")
     if changed or cut or len(teachers) > 1 or keys["SOLVER.EPOCHS"] != published.EPOCHS.get(dataset):
         return None
-    student = keys["DISTILLER.STUDENT"]
-    same = [row["teacher"] for row in published.figures() if (row["dataset"], row["student"]) == (dataset, student)]
-    teacher = (teachers or same or [None])[0]  # without a teacher any pair of this student has its figure
-    return published.figure(dataset, teacher, student, keys["DISTILLER.TYPE"])
+    return published.of_pair(dataset, teachers, keys["DISTILLER.STUDENT"], keys["DISTILLER.TYPE"])
 
 
 def hours(waiting: list, slots: int) -> str:

@@ -32,12 +32,10 @@ class FrozenTeachers(Method):
 
     def _check_classes(self, student, cfg):
         """Refuse, all together and by name, teachers that know another number of classes than the student."""
-        size, networks = image_size(cfg.DATASET), {f"student {cfg.DISTILLER.STUDENT}": student}
-        networks |= {
-            f"teacher {n} ({self.teacher_titles[n - 1]})": teacher for n, teacher in enumerate(self.teacher, 1)
-        }
-        classes = {name: student_map(network, size, name).classes for name, network in networks.items()}
-        (name, expected), *found = classes.items()
+        size, titles = image_size(cfg.DATASET), enumerate(self.teacher_titles, 1)
+        names = [f"student {cfg.DISTILLER.STUDENT}", *(f"teacher {number} ({title})" for number, title in titles)]
+        networks = zip(names, [student, *self.teacher], strict=True)
+        (name, expected), *found = [(name, student_map(network, size, name).classes) for name, network in networks]
         if wrong := [f"{teacher} has {count}" for teacher, count in found if count != expected]:
             raise ModelRefused(
                 f"{name} has {expected} classes, but {', '.join(wrong)}; expected the same. Use teachers of these data."

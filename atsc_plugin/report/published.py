@@ -41,6 +41,12 @@ def figure(dataset: str, teacher: str, student: str, method: str, family: str = 
     return {**found[0], "others": sorted(others)} if found else None
 
 
+def of_pair(dataset: str, teachers: list[str], student: str, method: str) -> dict[str, Any] | None:
+    """A student trained without a teacher has the same figure in every pair that names it."""
+    same = [one["teacher"] for one in figures() if (one["dataset"], one["student"]) == (dataset, student)]
+    return figure(dataset, (teachers or same or [""])[0], student, method)
+
+
 def comparable(run: Run) -> bool:
     """Whether a run saw exactly the published images: a named data set, whole, at its own resolution."""
     size = RESOLUTION.get(run.get("dataset"))
@@ -53,9 +59,7 @@ def beside(table: Table, row: Row) -> dict[str, Any] | None:
     """The published figure of a row, None for another data set, pair, method or settings."""
     if not row.runs or not row.plain or len(table.teachers) > 1 or not all(map(comparable, row.runs)):
         return None
-    # A student trained without a teacher has the same figure in every pair that names it.
-    same = [one["teacher"] for one in figures() if (one["dataset"], one["student"]) == (table.data[0], table.student)]
-    return figure(table.data[0], (table.teachers or same or [""])[0], table.student, row.any("method"))
+    return of_pair(table.data[0], table.teachers, table.student, row.any("method"))
 
 
 def elsewhere(table: Table) -> list[str]:

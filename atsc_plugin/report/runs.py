@@ -19,28 +19,27 @@ from atsc_plugin.collapse import collapsed, figures_of
 from atsc_plugin.engine import run_dir
 from atsc_plugin.errors import PluginError
 from atsc_plugin.keys import flatten
+from atsc_plugin.schema import MAPPING, NULL, Rule, list_of, number, one_of, problems, text, whole
 
 CSV_BYTES = 64 << 20
 MARKS = ("runs.csv", "cfg.yaml", "result.json", "job.json")  # a folder with one of these is looked at
-# What values must be; anything else that is recorded passes through. A finished run must have the first group.
-REQUIRED = {
-    str: "method student dataset device host host_version selected_on",
-    float: "epochs top1_last top1_best seconds images_per_second params_deployed params_trained",
-}
-OPTIONAL = {
-    str: "run method_name display data test_data precision suite suite_file arm pair cfg adapted_by teacher_file "
-    "images command",
-    float: "image_size ece nll params_student peak_memory_mb stretch trials at_once",
-    list: "overrides notes against primary",
-    dict: "set",
-}
-OF_THE_SUITE = (
-    "suite_file",
-    "notes",
-    "images",
-    "against",
-    "primary",
-)  # what job.json says of the suite, not of the run
+# A finished run has all of these.
+TEXTS = ("method", "student", "dataset", "device", "host", "host_version", "selected_on")
+NUMBERS = ("top1_last", "top1_best", "seconds", "images_per_second", "params_deployed", "params_trained")
+OF_THE_SUITE = ("suite_file", "notes", "images", "against", "primary")  # what job.json says of all runs of a suite
+RULES = {  # what values must be; anything else that is recorded passes through
+    **dict.fromkeys((*TEXTS, "run", "method_name", "display", "data", "test_data", "precision", "suite", "suite_file",
+                     "arm", "pair", "cfg", "adapted_by", "teacher_file", "images", "command"), text(100_000)),
+    **dict.fromkeys((*NUMBERS, "image_size", "ece", "nll", "params_student", "peak_memory_mb", "trials", "at_once"),
+                    number()),
+    **dict.fromkeys(("epochs", "stretch"), number(1e-9)),
+    **dict.fromkeys(("overrides", "notes", "against", "primary"), Rule(lambda v: isinstance(v, list), "a list")),
+    **dict.fromkeys(("teacher_top1_before", "teacher_top1_after"),
+                    one_of(number(), list_of(one_of(number(), NULL), 64))),
+    "teacher": one_of(text(), list_of(one_of(text(), NULL), 64)),
+    "seed": one_of(whole(0, 2**64), text()),
+    "set": MAPPING,
+}  # fmt: skip
 KNOWN_BETTER = ("seed", "device", "status")  # of job.json: the run itself says it
 
 
@@ -168,10 +167,10 @@ def read_suite(folder: Path) -> tuple[list[Run], list[str]]:
     """(runs, problems) of a folder with runs.csv, curves.csv and suite.json."""
     found = clean(_json(folder / "suite.json"))
     suite = {name: value for name, value in found.items() if value is not None}
-    shared, logs, runs, problems = suite.pop("keys", None) or {}, {}, [], []
+    shared, logs, runs, wrong = suite.pop("keys", None) or {}, {}, [], []
     for line in _csv(folder / "curves.csv"):
         logs.setdefault(str(line.pop("run", None)), []).extend(_epoch(line))
-    for number, line in enumerate(_csv(folder / "runs.csv"), start=2):
+    for line_number, line in enumerate(_csv(folder / "runs.csv"), start=2):
         values = clean({name: value for name, value in line.items() if value is not None})
         keys = values.pop("keys", {})
         try:
@@ -179,8 +178,8 @@ def read_suite(folder: Path) -> tuple[list[Run], list[str]]:
                 raise PluginError("no run, no status, or keys that are no mapping")
             runs.append(_checked(Run(values, {**shared, **keys}, logs.get(values["run"], []), suite, folder)))
         except PluginError as error:
-            problems.append(f"runs.csv line {number}: {error}")
-    return runs, problems
+            wrong.append(f"runs.csv line {line_number}: {error}")
+    return runs, wrong
 
 
 def clean(value: Any) -> Any:
@@ -214,38 +213,21 @@ def of_teachers(line: dict, name: str) -> list[float]:
     return [line[name]] if name in line else [line[key] for key in line if re.fullmatch(rf"t\d+_{name}", key)]
 
 
-def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e15  # nan is not
-
-
 def _checked(run: Run) -> Run:
     """The run itself, or a PluginError that names what no run writes."""
-    values = {**run.suite, **run.values}
-    wrong = [name for names in REQUIRED.values() for name in names.split() if run.finished and values.get(name) is None]
-    for kind, names in [*(REQUIRED.items() if run.finished else ()), *OPTIONAL.items()]:
-        for name in names.split():
-            value = values.get(name)
-            fits = _is_number(value) if kind is float else isinstance(value, kind)
-            wrong += [] if fits or value is None else [name]
-    wrong += [name for name in ("epochs", "stretch") if _is_number(values.get(name)) and values[name] <= 0]
-    for name in ("teacher", "teacher_top1_before", "teacher_top1_after"):  # a value, or a list of one per teacher
-        each = values.get(name) if isinstance(values.get(name), list) else [values.get(name)]
-        fits = (isinstance(one, str) if name == "teacher" else _is_number(one) for one in each if one is not None)
-        wrong += [] if all(fits) else [name]
-    wrong += [] if isinstance(values.get("seed"), int | str) else ["seed"]
+    values = {name: value for name, value in {**run.suite, **run.values}.items() if value is not None}
+    wrong = problems(values, RULES, ("seed", "epochs", *TEXTS, *NUMBERS) if run.finished else ("seed",))
     if wrong:
-        problems = [
-            f"{name} is {str(values[name])[:60]!r}" if name in values else f"it has no {name}" for name in wrong[:4]
-        ]
-        raise PluginError(f"not what a run writes: {'; '.join(problems)}")
+        raise PluginError(f"not what a run writes: {'; '.join(wrong[:4])}")
     return run
 
 
 def _epoch(line):
     """[the numbers of one epoch], [] for a line without an epoch."""
-    if not isinstance(line, dict) or type(line.get("epoch")) is not int or not _is_number(line["epoch"]):
+    if not isinstance(line, dict) or type(line.get("epoch")) is not int:
         return []
-    return [{clean(name): value for name, value in line.items() if isinstance(value, float) or _is_number(value)}]
+    fits = number().test  # a figure that diverged is a float, too
+    return [{clean(name): value for name, value in line.items() if isinstance(value, float) or fits(value)}]
 
 
 def _json(path):
