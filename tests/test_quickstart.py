@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from atsc_plugin import load_student
+from atsc_plugin import cards, load_student
 from atsc_plugin.__main__ import main
 from atsc_plugin.commands import quickstart
 from atsc_plugin.engine import run_dir
@@ -115,7 +115,7 @@ def test_an_interrupted_quickstart_says_how_to_continue_and_continues(here, capf
     )
     arms = {"first": {"cfg": "arm.yaml"}, "second": {"cfg": "arm.yaml", "set": {"STUB.DO": "interrupt"}}}
     Path("stub.yaml").write_text(yaml.safe_dump({"name": "q", "seeds": [1], "arms": arms}))
-    monkeypatch.setattr(quickstart, "_cores", lambda: 1)
+    monkeypatch.setattr(runner, "cores", lambda: 1)
     assert main(["quickstart", "--train-teacher"]) == 130
     said = capfd.readouterr()
     assert "Continue with:\n  atsc-plugin quickstart --train-teacher\n" in said.err
@@ -149,7 +149,7 @@ def test_the_printed_next_commands_are_accepted_and_the_output_fits_80_columns()
 def test_the_shipped_teacher_is_the_one_of_its_card_and_of_the_quickstarts_recipe():
     from atsc_plugin.config import load_cfg
 
-    card, cfg = teacher.shipped_card(), load_cfg(teacher.CONFIG)
+    card, cfg = cards.read(f"{teacher.SHIPPED}.json"), load_cfg(teacher.CONFIG)
     assert card["sha256"] == teacher.sha256_of(f"{teacher.SHIPPED}.safetensors")
     assert card["command"] == teacher.COMMAND
     assert card["test_top1"] > 88
@@ -167,7 +167,7 @@ def test_the_command_that_makes_the_teacher_anew_writes_a_card_that_fits_and_fin
     card = json.loads(Path("made/teacher.json").read_text())
     assert card["sha256"] == teacher.sha256_of("made/teacher.safetensors")
     assert (card["student"], card["epochs"], card["recipe"]["epochs"]) == ("resnet8", 1, 1)
-    assert card.keys() == teacher.shipped_card().keys()
+    assert card.keys() == cards.read(f"{teacher.SHIPPED}.json").keys()
     state = torch.load(next(Path("output/teachers").glob("*.pth")), weights_only=True)["model"]
     made = load_student("made/teacher").state_dict()
     assert all(torch.equal(tensor, made[f"backbone.{name}"]) for name, tensor in state.items())
@@ -179,10 +179,10 @@ def test_the_command_that_makes_the_teacher_anew_writes_a_card_that_fits_and_fin
 # ---- the time left ----
 
 
-def test_jobs_take_the_first_free_slot_once_what_they_need_has_ended():
+def test_the_time_left_is_the_slots_share_of_the_work_or_a_job_with_what_it_waits_for():
     free = {"a": (), "b": (), "c": ()}
-    assert progress.seconds_left({"a": 40, "b": 20, "c": 30}, free, 2) == 50  # a: 0-40, b: 0-20, c: 20-50
-    assert progress.seconds_left({"a": 40, "b": 20, "c": 30}, free, 1) == 90
+    assert progress.seconds_left({"a": 40, "b": 20, "c": 30}, free, 2) == 45
+    assert progress.seconds_left({"a": 40, "b": 20, "c": 30}, free, 3) == 40
     assert progress.seconds_left({"a": 40, "b": 20, "c": 30}, {**free, "b": ("a",)}, 2) == 60  # b: 40-60
     assert progress.seconds_left({}, {}, 2) == 0
 

@@ -60,15 +60,15 @@ class NoiseLoaders:
         return self.data
 
 
-def bench_loader(count: int, batch: int, device: torch.device, rounds: int, workers: int = 2):
+def bench_loader(count: int, batch: int, device: torch.device, rounds: int):
     """(rows, ratio): whole passes with the batches placed on the device, by both loaders in turns."""
-    theirs = DataLoader(HostImages(count), batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    theirs = DataLoader(HostImages(count), batch, shuffle=True, num_workers=2, persistent_workers=True)
 
     def whole_pass(loader):
         for batch in loader:
             inputs_of(batch, device)
 
-    loaders = {"device loader": device_loader(count, batch, device), f"torchvision, {workers} workers": theirs}
+    loaders = {"device loader": device_loader(count, batch, device), "torchvision, 2 workers": theirs}
     passes = {name: lambda loader=loader: whole_pass(loader) for name, loader in loaders.items()}
     rows = [row(name, times, count) for name, times in interleaved(passes, device, rounds).items()]
     rows = [{**own, "batch": batch, "ms_a_batch": own["ms"] * batch / count} for own in rows]

@@ -38,10 +38,11 @@ def run(args):
         raise PluginError(f"--top is {args.top}; expected at least 1.")
     predict, card = model_of(args.model, args.which)
     names = card.get("class_names") or [str(number) for number in range(card["classes"])]
+    files, size = pictures.find(args.images), pictures.batch_of(card)
     images, skipped = [], []
-    for files in _batches(pictures.find(args.images), pictures.batch_of(card)):
+    for start in range(0, len(files), size):
         read, pixels = [], []
-        for file in files:
+        for file in files[start : start + size]:
             try:
                 pixels.append(pictures.read(file, card))
                 read.append(file)
@@ -58,10 +59,6 @@ def run(args):
     if skipped:
         print(f"{len(skipped)} of {len(images) + len(skipped)} images skipped", file=sys.stderr)
     return 1 if skipped else 0
-
-
-def _batches(files, size):
-    return [files[start : start + size] for start in range(0, len(files), size)]
 
 
 def _logits(predict, pixels, card, model):

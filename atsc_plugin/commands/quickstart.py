@@ -56,13 +56,14 @@ def run(args):
         card = teacher.make(registered_cfg(teacher.CONFIG, args.opts), args.make_teacher, args.opts)
         print(f"{card['student']}: {card['test_top1']:.2f} % on the test images; written to {args.make_teacher}")
         return 0
+    from atsc_plugin.leaderboard import runner
+
     runs = _runs(args)
     if args.fresh:
         _forget(runs)
-    slots = min(AT_ONCE, len(runs), _cores())
-    threads = max(1, _cores() // slots)
-    _say_plan(runs, slots, threads)
-    failures = _run(runs, slots, threads)
+    places = runner.Slots(min(AT_ONCE, len(runs), runner.cores()))
+    _say_plan(runs, places)
+    failures = _run(runs, places)
     for job, reason in failures or ():
         print(f"failed: {job.title}: {reason}; see {job.log}", file=sys.stderr)
     if failures is None:
@@ -101,15 +102,9 @@ def _forget(runs):
         file.unlink(missing_ok=True)
 
 
-def _cores():
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _run(runs, slots, threads):
+def _run(runs, places):
     """[(job, reason)] of the jobs that failed; None after an interruption."""
     from atsc_plugin.leaderboard import jobs
-    from atsc_plugin.leaderboard.runner import Slots
     from atsc_plugin.quickstart.progress import BarRunner
 
     if _all_finished(runs):
@@ -124,8 +119,6 @@ def _run(runs, slots, threads):
             raise
         raise PluginError(f"{error}\n--fresh deletes these runs and runs them again.") from error
     jobs.write_configs(runs)
-    places = Slots(slots)
-    places.threads = threads
     runner = BarRunner(to_do, places)
     try:
         return runner.run()
@@ -133,7 +126,7 @@ def _run(runs, slots, threads):
         if not runner.signals:
             raise
         again = shlex.join(word for word in sys.argv[1:] if word != "--fresh")
-        print(f"interrupted; what is done is kept. Continue with:\n  {_command(again)}", file=sys.stderr)
+        print(f"interrupted; what is done is kept. Continue with:\n  {started_as()} {again}", file=sys.stderr)
         return None
 
 
@@ -152,15 +145,15 @@ def _all_finished(runs):
 # ---- what is printed ----
 
 
-def _say_plan(runs, slots, threads):
+def _say_plan(runs, places):
     """What is going to run, and with which teacher."""
     keys = runs[0].keys
     methods = ", ".join(one.record["display"] for one in _in_reading_order(runs))
     print(f"methods   {methods}")
     print(f"teacher   {_teacher_from(keys)}")
     print(
-        f"students  {keys['DISTILLER.STUDENT']}, {_count(runs[0].epochs, 'epoch')} on {keys['DATASET.TYPE']}; {slots} "
-        f"at a time, {_count(threads, 'thread')} each",
+        f"students  {keys['DISTILLER.STUDENT']}, {_count(runs[0].epochs, 'epoch')} on {keys['DATASET.TYPE']}; "
+        f"{places.at_once} at a time, {_count(places.threads, 'thread')} each",
         flush=True,
     )
 
@@ -199,7 +192,7 @@ def _say_result(done):
     print(f"\n{_bold('page')}  {page}")
     print(f"{_bold('run')}   {shown} (log.jsonl, deploy_last.safetensors)")
     for label, command in zip((_bold("next"), "    ", "    "), NEXT, strict=True):
-        print(f"{label}  {_command(command.format(run=shown))}")
+        print(f"{label}  {started_as()} {command.format(run=shown)}")
 
 
 def _table(rows):
@@ -227,11 +220,6 @@ def _teacher(result):
 
 def _count(number, what):
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _command(arguments):
-    """A command line as this one was started."""
-    return f"{started_as()} {arguments}"
 
 
 def _bold(text):

@@ -49,6 +49,11 @@ def devices_of(text: str) -> list:
     return found
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def note(run: Run, **changes) -> None:
     """Write a run's job.json: what the suite says of it, and what became of it."""
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -66,20 +71,20 @@ class Attempt:
     def start(self) -> bool:
         """False while another process is at this run."""
         try:
-            return self._start()
+            if self.job.run and not self._locked(self.job.run.folder):
+                return False
+            self._launch()
         except (OSError, NotImplementedError, PluginError) as error:  # a full disk, a lost folder: the others go on
             self._unlock()
             self.error = f"{type(error).__name__}: {error}"
-            return True
+        return True
 
-    def _start(self):
+    def _launch(self):
         job = self.job
-        if job.run and not self._locked(job.run.folder):
-            return False
         job.log.parent.mkdir(parents=True, exist_ok=True)
         self.begun = job.log.stat().st_size if job.log.exists() else 0
         if _ended(job):  # another leaderboard has done it meanwhile
-            return True
+            return
         self._note(status="running", reason=None)
         argv = list(job.argv)
         if self.device is not None and job.takes_keys:
@@ -89,7 +94,6 @@ class Attempt:
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 env=environment(self.device, self.threads),
             )  # fmt: skip
-        return True
 
     def _locked(self, folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +184,7 @@ class Slots:
 
     def __init__(self, at_once: int, devices=()):
         self.at_once, self.devices, self.attempts = at_once, list(devices), []
-        self.threads = max(1, (os.cpu_count() or 1) // at_once)
+        self.threads = max(1, cores() // at_once)
 
     def start(self, ready: list) -> list:
         """[(job, attempt)] of the jobs that could start now."""

@@ -155,11 +155,6 @@ def scales_and_shifts(network: nn.Module) -> list[nn.Parameter]:
     return [parameter for own in layers if all(each.dim() <= 1 for each in own) for parameter in own]
 
 
-def drift_rate_limit(momentum: float) -> float:
-    """SGD on a quadratic of curvature h diverges at rate * h >= 2 (1 + momentum); the drift term's h is 2 * DRIFT."""
-    return 2 * (1 + momentum)
-
-
 @method("ATSC")
 class ATSC(SharedClassifier):
     """Adaptive Teaching with a Shared Classifier (github.com/random2314235/ATSC; submitted to Neurocomputing).
@@ -204,8 +199,9 @@ class ATSC(SharedClassifier):
     @classmethod
     def problems(cls, cfg):
         node, problems = cfg.ATSC, _adamw_problems(cfg)
+        # SGD on a quadratic of curvature h diverges at rate * h >= 2 (1 + momentum); the drift term's h is 2 * DRIFT.
         product = cfg.SOLVER.LR * node.TEACHER.LR_SCALE * 2 * node.DRIFT.WEIGHT
-        limit = drift_rate_limit(cfg.SOLVER.MOMENTUM)
+        limit = 2 * (1 + cfg.SOLVER.MOMENTUM)
         if cfg.SOLVER.TYPE == "SGD" and not product < limit:
             problems.append(
                 f"SOLVER.LR * ATSC.TEACHER.LR_SCALE * 2 * ATSC.DRIFT.WEIGHT is {product:g}; SGD with momentum "

@@ -53,7 +53,6 @@ class Branch:
     """One projector, with the teacher that it leads to. Teachers are numbered from 0."""
 
     number: int
-    teacher: nn.Module
     read: maps.MapReader  # image -> (the teacher's logits, F_t)
     map_size: int
     projector: nn.Module
@@ -110,10 +109,9 @@ class SharedClassifier(Method):
         self.branches = [self._branch(number, each) for number, each in zip(numbers, made, strict=True)]
 
     def _branch(self, number: int, projector: nn.Module) -> Branch:
-        teacher = networks_of(self.teacher)[number]
         size = 1 if self.kinds[number] == "mlp" else min(self.maps[number].size, self.student_facts.size)
         classifier = self.tails[number] if self.head is None else self.head
-        return Branch(number, teacher, self.readers[number], size, projector, classifier)
+        return Branch(number, self.readers[number], size, projector, classifier)
 
     def tail_of(self, number: int, network: nn.Module) -> nn.Module:
         """C_t of the teacher of this number in a network of its architecture."""
@@ -148,11 +146,6 @@ class SharedClassifier(Method):
         """What each teacher is called in messages."""
         names = self.teacher_titles
         return [f"teacher {n} ({name})" if names[1:] else f"teacher {name}" for n, name in enumerate(names, 1)]
-
-    @property
-    def classifier(self) -> nn.Module:
-        """The classifier of the only teacher, or of the first."""
-        return self.branches[0].classifier
 
     # ---- parameters ----
 

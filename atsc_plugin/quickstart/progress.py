@@ -7,7 +7,6 @@ are printed instead of the bar.
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 import time
@@ -49,17 +48,9 @@ def epochs_done(job: Job) -> int:
 
 
 def seconds_left(left: dict[str, float], needs: dict[str, tuple], slots: int) -> float:
-    """When the last job ends if free slots take the first job of the list that has what it needs."""
-    free, ends, left = [0.0] * slots, {}, dict(left)
-    while left:
-        soonest = min(free)
-        starts = {
-            key: max([soonest, *(math.inf if need in left else ends.get(need, 0.0) for need in needs[key])])
-            for key in left
-        }
-        key = min(starts, key=starts.get)
-        ends[key] = free[free.index(soonest)] = starts[key] + left.pop(key)
-    return max(ends.values(), default=0.0)
+    """The slots' share of all that is left, or the longest job behind what it needs, whichever takes longer."""
+    chains = [own + sum(left.get(need, 0.0) for need in needs[key]) for key, own in left.items()]
+    return max([sum(left.values()) / slots, *chains])
 
 
 def clock(seconds: float) -> str:

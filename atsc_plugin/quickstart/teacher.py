@@ -14,17 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atsc_plugin import __version__, cards
+from atsc_plugin import __version__
 from atsc_plugin.files import whole_file, write_json
 
 SHIPPED = Path(__file__).with_name("teacher")  # without the endings .safetensors and .json
 CONFIG = "configs/quickstart/kd.yaml"
 COMMAND = "atsc-plugin quickstart --make-teacher FOLDER"
-
-
-def shipped_card() -> dict[str, Any]:
-    """The card of the shipped teacher; needs no torch."""
-    return cards.read(f"{SHIPPED}.json")
 
 
 def copied(folder: str | Path, again: bool = False) -> Path:
