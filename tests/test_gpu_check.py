@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -168,6 +170,12 @@ def test_what_is_not_installed_is_told_with_the_command_that_installs_it(here, m
     monkeypatch.setattr(command, "installed", lambda: {"torch": "2.6.0+cu124"})
     assert main(["gpu-check"]) == 2
     assert "pip install 'torch>=2.7'" in capsys.readouterr().err
+
+
+def test_what_names_missing_packages_imports_none_of_them():
+    code = "import sys, atsc_plugin.commands.doctor, atsc_plugin.commands.gpu_check; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"numpy", "yacs", "filelock", "torch", "scipy", "tqdm"} & set(done.stdout.split())
 
 
 def test_doctor_asks_for_every_package_that_setup_py_installs():

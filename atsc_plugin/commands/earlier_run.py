@@ -11,22 +11,8 @@ from atsc_plugin.keys import flatten
 from atsc_plugin.registration import all_keys
 
 # May change between the start and the continuation of a run: places, names, how much is logged, how long it goes on.
-FREE = (
-    "LOG.",
-    "EXPERIMENT.PROJECT",
-    "EXPERIMENT.NAME",
-    "EXPERIMENT.TAG",
-    "EXPERIMENT.DEVICE",
-    "SOLVER.EPOCHS",
-    "SOLVER.NONFINITE",
-    "DATASET.LOADER",
-    "DATASET.NUM_WORKERS",
-    "DATASET.ROOT",
-    "DATASET.DOWNLOAD",
-    "ATSC.GUARD",
-    "TEACHER.CACHE",
-    "TEACHER.TRAIN_IF_MISSING",
-)
+FREE = (*run_dir.PLACES, "EXPERIMENT.PROJECT", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "SOLVER.EPOCHS", "SOLVER.NONFINITE",
+        "DATASET.LOADER", "ATSC.GUARD", "TEACHER.TRAIN_IF_MISSING")  # fmt: skip
 KEPT = ("DISTILLER.TEACHER_CKPT",)  # may change and has no effect: the teacher is in the checkpoint
 UNSAID = ("LOG.", "TEACHER.CACHE")  # make no other run
 
@@ -36,7 +22,8 @@ def complete(folder, cfg):
     result = run_dir.read_json(folder, "result.json")
     if result is None:
         return False
-    other = [_text(*change) for change in differences(folder, cfg) if not change[0].startswith(UNSAID)]
+    changes = differences(folder, cfg)
+    other = [f"{name} was {old}, asked {new}" for name, old, new in changes if not name.startswith(UNSAID)]
     if other:
         raise PluginError(
             f"{folder} holds a finished run of another configuration ({'; '.join(other[:5])}). "
@@ -59,16 +46,12 @@ def say_changes(folder, cfg):
     """Print each key that differs from the run's own, and which value holds; refuse those that cannot change."""
     changes = differences(folder, cfg)
     free = [name for name in FREE if name != "SOLVER.EPOCHS" or cfg.SOLVER.SCHEDULE != "cosine"]  # which ends there
-    fixed = [_text(*change) for change in changes if not change[0].startswith((*free, *KEPT))]
+    fixed = [change for change in changes if not change[0].startswith((*free, *KEPT))]
     if fixed:
+        lines = "".join(f"\n  - {name} was {old}, asked {new}" for name, old, new in fixed)
         raise PluginError(
-            "\n".join(
-                [
-                    f"{folder} was started with another configuration, and these cannot change inside a run:",
-                    *(f"  - {text}" for text in fixed),
-                    "Resume with the same keys, or start anew with --overwrite.",
-                ]
-            )
+            f"{folder} was started with another configuration, and these cannot change inside a run:{lines}\n"
+            "Resume with the same keys, or start anew with --overwrite."
         )
     for name, old, new in changes:
         holds = "no effect, the checkpoint's teacher holds" if name in KEPT else "the new value holds"
@@ -79,12 +62,9 @@ def differences(folder, cfg):
     """(key, value in the directory's cfg.yaml, value asked) of each that differs; a newer key has its default."""
     stored, asked = flatten(_stored(folder)), flatten(yaml.safe_load(cfg.dump()))
     defaults = {key.name: key.default for key in all_keys()}
-    before = {name: stored.get(name, defaults.get(name, "absent")) for name in stored.keys() | asked.keys()}
-    return [
-        (name, old, asked.get(name, "absent"))
-        for name, old in sorted(before.items())
-        if old != asked.get(name, "absent")
-    ]
+    names = sorted(stored.keys() | asked.keys())
+    changes = [(name, stored.get(name, defaults.get(name, "absent")), asked.get(name, "absent")) for name in names]
+    return [change for change in changes if change[1] != change[2]]
 
 
 def _stored(folder):
@@ -96,7 +76,3 @@ def _stored(folder):
     if not isinstance(tree, dict):
         raise PluginError(f"{path} holds no configuration, so it is unknown what runs here. Start with --overwrite.")
     return tree
-
-
-def _text(name, old, new):
-    return f"{name} was {old}, asked {new}"

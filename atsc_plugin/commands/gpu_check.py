@@ -17,7 +17,6 @@ from pathlib import Path
 from atsc_plugin.commands import Parser
 from atsc_plugin.commands.doctor import installed
 from atsc_plugin.errors import PluginError
-from atsc_plugin.leaderboard.jobs import COMMAND, environment
 
 EXAMPLES = """
   gpu-check
@@ -109,6 +108,8 @@ def check_packages() -> None:
 
 def started_part(args, name, end, folder):
     """Run a part in a process of its own, which may crash or hang; how it ended where it does not say so itself."""
+    from atsc_plugin.leaderboard.jobs import COMMAND, environment  # which imports what check_packages looks for
+
     folder.mkdir(parents=True, exist_ok=True)
     command = [*COMMAND, "gpu-check", "--run-part", name, "--until", str(end)]
     command += ["--device", args.device, "--out", str(args.out)]

@@ -7,9 +7,10 @@ Imports no torch. The format of a suite file stands in leaderboard/suite.py.
 
 import sys
 
+from atsc_plugin import report
 from atsc_plugin.commands import Parser
 from atsc_plugin.errors import PluginError
-from atsc_plugin.leaderboard import jobs, plan
+from atsc_plugin.leaderboard import jobs, plan, runner, slurm
 from atsc_plugin.leaderboard.suite import read_suite
 
 EXAMPLES = """
@@ -70,13 +71,11 @@ def run(args):
 
 
 def _devices(args):
-    from atsc_plugin.leaderboard.runner import devices_of
-
     if args.jobs is not None and args.jobs < 1:
         raise PluginError(f"--jobs is {args.jobs}; expected at least 1.")
     if args.launcher == "submitit" and args.devices is not None:
         raise PluginError("--devices is for this machine; on a cluster use --slurm gpus_per_node=1.")
-    return [] if args.devices is None else devices_of(args.devices)
+    return [] if args.devices is None else runner.devices_of(args.devices)
 
 
 def _runs(suite, args):
@@ -104,8 +103,6 @@ def _runs(suite, args):
 
 def _run(args, runs, to_do, devices):
     """[(job, reason)] of the jobs that failed."""
-    from atsc_plugin.leaderboard import runner, slurm
-
     if args.launcher == "submitit":
         folder, name = runs[0].folder.parents[1] / "slurm", runs[0].record["suite"]
         places = slurm.Cluster(folder, name, args.jobs, slurm.parse_options(args.slurm), args.cluster)
@@ -117,8 +114,6 @@ def _run(args, runs, to_do, devices):
 
 def _write_page(folder, against):
     """The table and page of all finished runs of the suite: the one place that calls the report."""
-    from atsc_plugin import report
-
     print("\n".join(report.summary([folder], against)))
     written = report.write([folder], folder / "page", against)
     print(f"written: {', '.join(map(str, written))}")

@@ -10,8 +10,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from atsc_plugin import cards, report
 from atsc_plugin.commands import Parser, registered_cfg
+from atsc_plugin.engine import run_dir
 from atsc_plugin.errors import PluginError, started_as
+from atsc_plugin.keys import flatten
+from atsc_plugin.leaderboard import jobs, runner
+from atsc_plugin.leaderboard.suite import read_suite
+from atsc_plugin.quickstart import teacher
+from atsc_plugin.quickstart.progress import BarRunner
 
 EXAMPLES = """
   quickstart
@@ -51,13 +58,9 @@ def parser():
 
 def run(args):
     if args.make_teacher:
-        from atsc_plugin.quickstart import teacher
-
         card = teacher.make(registered_cfg(teacher.CONFIG, args.opts), args.make_teacher, args.opts)
         print(f"{card['student']}: {card['test_top1']:.2f} % on the test images; written to {args.make_teacher}")
         return 0
-    from atsc_plugin.leaderboard import runner
-
     runs = _runs(args)
     if args.fresh:
         _forget(runs)
@@ -76,10 +79,6 @@ def run(args):
 
 def _runs(args):
     """The runs of the suite; the shipped teacher is named to each unless one is trained here."""
-    from atsc_plugin.leaderboard import jobs
-    from atsc_plugin.leaderboard.suite import read_suite
-    from atsc_plugin.quickstart import teacher
-
     suite = read_suite(SUITE)
     if args.train_teacher:
         suite = replace(suite, name=OWN_TEACHER)
@@ -91,8 +90,6 @@ def _runs(args):
 
 def _forget(runs):
     """Delete what an earlier call left; while one of the runs is being worked on, nothing is deleted."""
-    from atsc_plugin.engine import run_dir
-
     for one in runs:
         run_dir.refuse_if_held(one.folder)
     for one in runs:
@@ -104,9 +101,6 @@ def _forget(runs):
 
 def _run(runs, places):
     """[(job, reason)] of the jobs that failed; None after an interruption."""
-    from atsc_plugin.leaderboard import jobs
-    from atsc_plugin.quickstart.progress import BarRunner
-
     if _all_finished(runs):
         print("all runs are finished; --fresh runs them again")
         return []
@@ -119,11 +113,11 @@ def _run(runs, places):
             raise
         raise PluginError(f"{error}\n--fresh deletes these runs and runs them again.") from error
     jobs.write_configs(runs)
-    runner = BarRunner(to_do, places)
+    bar = BarRunner(to_do, places)
     try:
-        return runner.run()
+        return bar.run()
     except PluginError:
-        if not runner.signals:
+        if not bar.signals:
             raise
         again = shlex.join(word for word in sys.argv[1:] if word != "--fresh")
         print(f"interrupted; what is done is kept. Continue with:\n  {started_as()} {again}", file=sys.stderr)
@@ -132,11 +126,9 @@ def _run(runs, places):
 
 def _all_finished(runs):
     """Whether every run is there with just these keys; seen without torch, so that the table comes at once."""
-    from atsc_plugin.engine.run_dir import read_tree
-    from atsc_plugin.keys import flatten
 
     def finished(one):
-        there = flatten(read_tree(one.folder / "cfg.yaml")) if one.done else {}
+        there = flatten(run_dir.read_tree(one.folder / "cfg.yaml")) if one.done else {}
         return all(there.get(key) == value for key, value in one.keys.items())
 
     return all(map(finished, runs))
@@ -159,9 +151,6 @@ def _say_plan(runs, places):
 
 
 def _teacher_from(keys):
-    from atsc_plugin import cards
-    from atsc_plugin.quickstart import teacher
-
     file = keys.get("DISTILLER.TEACHER_CKPT", "")
     stem = cards.deployed_stem(file)
     card = cards.read(f"{stem}.json") if stem else {}
@@ -180,11 +169,8 @@ def _in_reading_order(runs):
 
 
 def _say_result(done):
-    from atsc_plugin import report
-    from atsc_plugin.engine.run_dir import read_json
-
     folder = done[0].folder.parents[1]
-    rows = [(one.record["display"], read_json(one.folder, "result.json")) for one in _in_reading_order(done)]
+    rows = [(one.record["display"], run_dir.read_json(one.folder, "result.json")) for one in _in_reading_order(done)]
     print("\n" + "\n".join(_table(rows)))
     print(NOTES.format(epochs=_count(done[0].epochs, "epoch")))
     page = report.write([one.folder for one in done], folder / "page")[0]

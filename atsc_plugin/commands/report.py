@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+from atsc_plugin import report
 from atsc_plugin.commands import Parser
 from atsc_plugin.errors import PluginError
+from atsc_plugin.report import layout, markdown, plots, record, text
 
 EXAMPLES = """
   report output/quickstart
@@ -30,9 +32,6 @@ def parser():
 
 
 def run(args):
-    from atsc_plugin import report
-    from atsc_plugin.report import layout, markdown, plots, record, text
-
     folders = args.folders or ([args.record] if args.record else [])
     if not folders:
         raise PluginError("report wants folders with runs, or --record DIR to write a recorded suite's page again.")

@@ -4,6 +4,7 @@ import statistics
 
 from atsc_plugin.engine.run_dir import read_json
 from atsc_plugin.errors import PluginError
+from atsc_plugin.report import published
 
 
 def states(runs: list) -> list:
@@ -21,8 +22,6 @@ def lines(runs: list, checked: dict, slots: int) -> list:
 
 def published_beside(run, facts: dict):
     """The published figure of the same images, networks, method and length; None where a setting differs."""
-    from atsc_plugin.report import published
-
     keys, record = facts["keys"], run.record
     dataset, teachers = keys["DATASET.TYPE"], facts["teacher_names"]
     trial = run.folder.parents[1].name != record["suite"]

@@ -167,9 +167,10 @@ class ADAPTKD(Method):
         return [*self.student.parameters(), *self.adapted_parameters()]
 
     def param_groups(self, cfg):
-        groups = {"params": list(self.student.parameters())}, {"params": self.adapted_parameters()}
-        groups[1]["lr_scale"] = self.node.TEACHER.LR_SCALE
-        return list(groups) if self.learns else self.get_learnable_parameters()
+        if not self.learns:
+            return self.get_learnable_parameters()
+        adapted = {"params": self.adapted_parameters(), "lr_scale": self.node.TEACHER.LR_SCALE}
+        return [{"params": list(self.student.parameters())}, adapted]
 
     def train(self, mode=True):
         super().train(mode)  # the host's, which puts the teacher into eval mode

@@ -19,7 +19,7 @@ from atsc_plugin.methods.shared_classifier import SharedClassifier, projector_ke
 from atsc_plugin.networks.deployed import ensemble_of
 from atsc_plugin.networks.drift import StartingPoint, drift_penalty
 from atsc_plugin.networks.ema import update_ema
-from atsc_plugin.networks.maps import MapReader
+from atsc_plugin.networks.maps import evaluating
 
 KEYS = (
     Key(
@@ -254,21 +254,19 @@ class ATSC(SharedClassifier):
         if self.online_teacher is not None:
             self.teacher.requires_grad_(False)
         self.learning = networks_of(self.teacher if self.online_teacher is None else self.online_teacher)
-        self.learning_readers = [
-            MapReader(network, facts.source) for network, facts in zip(self.learning, self.maps, strict=True)
-        ]
-        self.learning_tails = [self.tail_of(number, network) for number, network in enumerate(self.learning)]
+        self.learning_readers, self.learning_tails = self.readers_and_tails(self.learning)
         self.theta_0 = nn.ModuleList(StartingPoint(network) for network in networks_of(self.teacher))
-        self._freeze(cfg)
+        self._freeze()
         self.held = [self._held(network) for network in self.learning]
         titles = self.titles() if len(self.learning) > 1 else ["the teacher"]
-        self.monitors = nn.ModuleList(self._monitor(number, title) for number, title in enumerate(titles))
+        self.monitors = nn.ModuleList(map(self._monitor, titles))
 
-    def _freeze(self, cfg) -> None:
+    def _freeze(self) -> None:
         """Take the gradient from what does not learn; the released step leaves it on everywhere."""
+        last, of_tail = list(self.learning[0].parameters())[-1], list(self.learning_tails[0].parameters())[-1]
         if not self.published:
             self.freeze_unused()
-        if self.published and not self._ends_with_a_bias():
+        elif last is not of_tail or last.dim() != 1:
             raise ModelRefused(
                 "The teacher's last parameter is not its classifier's bias, which ATSC.UPDATE published trains. Use "
                 "ATSC.UPDATE fused."
@@ -284,16 +282,12 @@ class ATSC(SharedClassifier):
                 for parameter in frozen:
                     parameter.requires_grad_(False)
 
-    def _ends_with_a_bias(self) -> bool:
-        last, of_tail = list(self.learning[0].parameters())[-1], list(self.learning_tails[0].parameters())[-1]
-        return last is of_tail and last.dim() == 1
-
     def _held(self, network: nn.Module) -> dict[str, nn.Parameter]:
         """The weights that the drift term holds, by name."""
         every = not self.published and self.node.DRIFT.PARAMS == "all"
         return {name: p for name, p in network.named_parameters() if p.requires_grad and (every or p.dim() > 1)}
 
-    def _monitor(self, number: int, title: str) -> TeacherMonitor:
+    def _monitor(self, title: str) -> TeacherMonitor:
         weights = self.weights
         return TeacherMonitor(
             title,
@@ -380,24 +374,20 @@ class ATSC(SharedClassifier):
 
     def teacher_side(self, branch, image, target):
         """(F_t and z_t that the student is matched with, z_t of what learns, its own losses by name) of one teacher."""
-        if self.resting:  # the same map as in the steps around: batch statistics go on, but for an average
-            with torch.no_grad():
-                read = self.learning_readers[branch.number] if self.online_teacher is None else branch.read
-                _, teacher_map = read(image)
-                return teacher_map, full(branch.classifier(pool(teacher_map))), None, {}
-        number, terms = branch.number, {}
-        learns = not self.warming_up and self.node.TEACHER.LR_SCALE > 0
-        with torch.set_grad_enabled(learns):  # rate 0: no graph and no gradient, hence neither decay nor momentum
-            _, teacher_map = self.learning_readers[number](image)
-            pooled = pool(teacher_map)
-            learning = full(self.learning_tails[number](pooled if self.learns_task else pooled.detach()))
-            if self.node.DRIFT.WEIGHT > 0:
-                terms["loss_drift"] = self.drift_loss(number)
-            terms["loss_teacher_ce"] = self.weights.TEACHER_CE_WEIGHT * F.cross_entropy(learning, target)
-        if self.online_teacher is None:
-            return teacher_map, learning, learning, terms
-        with torch.no_grad():
-            _, teacher_map = branch.read(image)
+        number, averaged, learning, terms = branch.number, self.online_teacher is not None, None, {}
+        if not self.resting:
+            learns = not self.warming_up and self.node.TEACHER.LR_SCALE > 0
+            with torch.set_grad_enabled(learns):  # rate 0: no graph and no gradient, hence neither decay nor momentum
+                _, teacher_map = self.learning_readers[number](image)
+                pooled = pool(teacher_map)
+                learning = full(self.learning_tails[number](pooled if self.learns_task else pooled.detach()))
+                if self.node.DRIFT.WEIGHT > 0:
+                    terms["loss_drift"] = self.drift_loss(number)
+                terms["loss_teacher_ce"] = self.weights.TEACHER_CE_WEIGHT * F.cross_entropy(learning, target)
+            if not averaged:
+                return teacher_map, learning, learning, terms
+        with torch.no_grad():  # an average; a resting teacher gives the map of the steps around, by batch statistics
+            _, teacher_map = branch.read(image) if averaged else self.learning_readers[number](image)
             return teacher_map, full(branch.classifier(pool(teacher_map))), learning, terms
 
     def drift_loss(self, number: int = 0):
@@ -453,13 +443,11 @@ class ATSC(SharedClassifier):
 
     def after_epoch(self, epoch, loader):
         """Figures of every teacher for the log, and the guard's verdict."""
-        modes = self.training
-        self.eval()
-        reports = [
-            monitor.after_epoch(loader, branch.read, branch.classifier, theta_0)
-            for monitor, branch, theta_0 in zip(self.monitors, self.branches, self.theta_0, strict=True)
-        ]
-        self.train(modes)
+        with evaluating(self):
+            reports = [
+                monitor.after_epoch(loader, branch.read, branch.classifier, theta_0)
+                for monitor, branch, theta_0 in zip(self.monitors, self.branches, self.theta_0, strict=True)
+            ]
         return together(reports)
 
     def constants(self):

@@ -172,10 +172,8 @@ class DCM(DML):
         return super().other_side() + list(self.teacher_heads.parameters())
 
     def forward_train(self, image, target, **kwargs):
-        ours, theirs = (
-            _outputs(self.student, self.student_heads, image),
-            _outputs(self.teacher, self.teacher_heads, image),
-        )
+        ours = _outputs(self.student, self.student_heads, image)
+        theirs = _outputs(self.teacher, self.teacher_heads, image)
         self.count(target, theirs[-1:])
         node, weights = self.node, self.node.LOSS
         into_theirs = [(j, i) for i, j in self.pairs]

@@ -252,11 +252,10 @@ class DIH(Method):
 
     @classmethod
     def problems(cls, cfg):
-        node, problems = cfg.DIH, []
-        if not all(type(stage) is int and stage >= 0 for stage in node.STAGES) or len(set(node.STAGES)) < len(
-            node.STAGES
-        ):
-            problems.append(f"DIH.STAGES: got {node.STAGES}, expected different whole numbers from 0, e.g. [1, 2, 3].")
+        node, stages, problems = cfg.DIH, cfg.DIH.STAGES, []
+        whole = all(type(stage) is int and stage >= 0 for stage in stages)
+        if not whole or len(set(stages)) < len(stages):
+            problems.append(f"DIH.STAGES: got {stages}, expected different whole numbers from 0, e.g. [1, 2, 3].")
         if not node.HEADS.LR > 0:
             problems.append(f"DIH.HEADS.LR: got {node.HEADS.LR}, expected a rate above 0, e.g. 0.0003.")
         return problems

@@ -101,11 +101,7 @@ class SharedClassifier(Method):
         self.head = nn.Linear(self.maps[0].channels, self.student_facts.classes) if own_classifier else None
         self.unused = maps.unused_parameters(student, self.student_facts.source, self.image_size)
         self.read_student = maps.MapReader(student, self.student_facts.source)
-        self.readers = [
-            maps.MapReader(network, facts.source)
-            for network, facts in zip(networks_of(self.teacher), self.maps, strict=True)
-        ]
-        self.tails = [self.tail_of(number, network) for number, network in enumerate(networks_of(self.teacher))]
+        self.readers, self.tails = self.readers_and_tails(networks_of(self.teacher))
         self.branches = [self._branch(number, each) for number, each in zip(numbers, made, strict=True)]
 
     def _branch(self, number: int, projector: nn.Module) -> Branch:
@@ -113,13 +109,17 @@ class SharedClassifier(Method):
         classifier = self.tails[number] if self.head is None else self.head
         return Branch(number, self.readers[number], size, projector, classifier)
 
-    def tail_of(self, number: int, network: nn.Module) -> nn.Module:
-        """C_t of the teacher of this number in a network of its architecture."""
-        tail = self.maps[number].tail_of(network)
-        if isinstance(tail, Tail) and not tail.origin:
-            named_here = {"network": self.teacher_titles[number], "image_size": self.image_size}
-            tail.origin = network.origin if isinstance(network, Adapted) and network.origin else named_here
-        return tail
+    def readers_and_tails(self, networks: list[nn.Module]) -> tuple[list[maps.MapReader], list[nn.Module]]:
+        """How F_t is read off networks of the teachers' architectures, and C_t in each."""
+        readers, tails = [], []
+        for network, facts, title in zip(networks, self.maps, self.teacher_titles, strict=True):
+            readers.append(maps.MapReader(network, facts.source))
+            tail = facts.tail_of(network)
+            if isinstance(tail, Tail) and not tail.origin:
+                named_here = {"network": title, "image_size": self.image_size}
+                tail.origin = network.origin if isinstance(network, Adapted) and network.origin else named_here
+            tails.append(tail)
+        return readers, tails
 
     def _teacher_maps(self, cfg, factor: int, key: str) -> list[maps.MapFacts]:
         """MapFacts of every teacher; everything that cannot serve is refused together, by name."""

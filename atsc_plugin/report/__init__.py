@@ -7,17 +7,16 @@ what is shown; text.py, markdown.py, page.py and plots.py show it; record.py kee
 from collections.abc import Iterable
 from pathlib import Path
 
-from atsc_plugin.report.runs import Run, read_runs
+from atsc_plugin.errors import PluginError
+from atsc_plugin.files import whole_file, write_text
+from atsc_plugin.report import compare, layout, markdown, page, plots, published, table, text
+from atsc_plugin.report.runs import Run, clean, read_runs
 
 __all__ = ["Run", "compared", "read_runs", "summary", "write"]
 
 
 def compared(paths: Iterable[str | Path], against: list[str] | None = None):
     """(tables with all comparisons, what is in no table and why); nothing finished is an error."""
-    from atsc_plugin.errors import PluginError
-    from atsc_plugin.report import compare, published, table
-    from atsc_plugin.report.runs import clean
-
     paths = list(paths)
     runs, skipped = read_runs(paths)
     tables, lost = table.build_tables(runs)
@@ -38,17 +37,12 @@ def compared(paths: Iterable[str | Path], against: list[str] | None = None):
 
 def summary(paths: Iterable[str | Path], against: list[str] | None = None) -> list[str]:
     """The lines that the command prints."""
-    from atsc_plugin.report import layout, text
-
     tables, leftovers = compared(paths, against)
     return text.lines(layout.sections(tables), leftovers)
 
 
 def write(paths: Iterable[str | Path], out: str | Path, against: list[str] | None = None) -> list[Path]:
     """leaderboard.html, .md, .csv and a picture per table of the runs in and below `paths`; returns their paths."""
-    from atsc_plugin.files import whole_file, write_text
-    from atsc_plugin.report import layout, markdown, page, plots
-
     tables, leftovers = compared(paths, against)
     sections, out = layout.sections(tables), Path(out)
     out.mkdir(parents=True, exist_ok=True)
