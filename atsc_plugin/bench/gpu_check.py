@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from atsc_plugin import build, host
+from atsc_plugin.bench.gpu_page import VERDICTS
 from atsc_plugin.bench.loading import NoiseLoaders, device_loader, trained_epoch
 from atsc_plugin.bench.roofline import measured_peak
 from atsc_plugin.bench.steps import CLASSES, DTYPES, Arm, PreparedStep, begun_step, row_of
@@ -85,8 +86,7 @@ class Check:
         found["seconds"] = round(time.perf_counter() - started, 2)
         self.rows.append(found)
         self.write()
-        verdict = {True: "ok", False: "FAILED", None: "skipped"}[found["passed"]]
-        line = f"  {name:<38} {verdict:<8}{found['seconds']:>7.1f} s  {found['text']}"
+        line = f"  {name:<38} {VERDICTS[found['passed']]:<8}{found['seconds']:>7.1f} s  {found['text']}"
         print(wrapped(line, indent=6), flush=True)
 
     def write(self, ended: str = "") -> None:
