@@ -72,6 +72,11 @@ def test_one_seed_a_row_is_said(tmp_path, capsys):
     assert "One seed a row" in said
 
 
+def test_a_log_line_of_an_epoch_that_no_run_has_is_left_out(tmp_path):
+    log = [{"epoch": 1, "top1": 2.0}, {"epoch": 10**16, "top1": 3.0}, {"epoch": True, "top1": 4.0}]
+    assert read_run(make_run(tmp_path, "kd", 1, 50.0, log=log)).log == [{"epoch": 1, "top1": 2.0}]
+
+
 def test_rows_are_named_by_the_methods_own_name_where_the_result_has_one(tmp_path):
     make_run(tmp_path, "a", 1, 50.0, "OURS", method_name="Ours (fused)")
     make_run(tmp_path, "b", 1, 50.0, "KD")

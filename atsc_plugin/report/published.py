@@ -42,7 +42,7 @@ def figure(dataset: str, teacher: str, student: str, method: str, family: str = 
 
 
 def of_pair(dataset: str, teachers: list[str], student: str, method: str) -> dict[str, Any] | None:
-    """A student trained without a teacher has the same figure in every pair that names it."""
+    """The figure of a pair; a student trained without a teacher has the same one in every pair that names it."""
     same = [one["teacher"] for one in figures() if (one["dataset"], one["student"]) == (dataset, student)]
     return figure(dataset, (teachers or same or [""])[0], student, method)
 

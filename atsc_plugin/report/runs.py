@@ -224,9 +224,9 @@ def _checked(run: Run) -> Run:
 
 def _epoch(line):
     """[the numbers of one epoch], [] for a line without an epoch."""
-    if not isinstance(line, dict) or type(line.get("epoch")) is not int:
+    fits = number().test
+    if not isinstance(line, dict) or type(line.get("epoch")) is not int or not fits(line["epoch"]):
         return []
-    fits = number().test  # a figure that diverged is a float, too
     return [{clean(name): value for name, value in line.items() if isinstance(value, float) or fits(value)}]
 
 
