@@ -116,7 +116,7 @@ def differences(distiller, cfg, side, formats):
             place = stem.with_suffix(kind.ending)
             with verified.quiet():
                 kind.write(module, card, place, False, None)
-            found.append(torch.from_numpy(kind.read(place)(image.numpy())))
+                found.append(torch.from_numpy(kind.read(place)(image.numpy())))
     return [f"{(other - wanted).abs().max() / wanted.abs().max().clamp_min(1e-9):.0e}" for other in found]
 
 

@@ -214,16 +214,16 @@ def check(runs: list) -> dict:
             raise PluginError(f"The suite was not started. {said.replace(f'{folder}{os.sep}', '')}")
     answer = json.loads(output.splitlines()[-1])
     checked = {Path(path).stem: facts for path, facts in answer["configs"].items()}
-    _refuse(_lost_teachers(runs, checked), "")
+    _refuse(_lost_teachers(runs, checked))
     way_out = "give the suite another name, another --output, or move those folders away"
     _refuse(_other_configurations(runs, checked, answer["defaults"]), way_out)
     return checked
 
 
-def _refuse(problems, way_out):
+def _refuse(problems, *way_out):
     more = [f"... and {len(problems) - 5} more"] if len(problems) > 5 else []
     if problems:
-        raise ConfigError([*problems[:5], *more, *filter(None, [way_out])])
+        raise ConfigError([*problems[:5], *more, *way_out])
 
 
 def _lost_teachers(runs, checked):
