@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported, hence first
 os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")  # 25 s of g++, for the two kernels of one test
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")  # nor 10 s of it for six probes of what vectors this CPU has
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job: its children would ignore Ctrl-C too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

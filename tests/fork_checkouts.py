@@ -1,9 +1,10 @@
 """Forks of mdistiller in miniature, written to disk, and fork_script.py run on them or on real ones."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+from forks import python_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = {
@@ -94,4 +95,4 @@ def run_script(checkout, *words):
     path = os.pathsep.join([str(checkout), str(ROOT), str(ROOT / "tests")])
     environment = {**os.environ, "PYTHONPATH": path, "ATSC_HOST": "mdistiller"}
     script = str(Path(__file__).with_name("fork_script.py"))
-    return subprocess.run([sys.executable, script, *words], capture_output=True, text=True, env=environment)
+    return python_run([sys.executable, script, *words], env=environment)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import python_run
 
 ROOT = Path(__file__).resolve().parents[1]
 real = pytest.mark.skipif("MDISTILLER_PATH" not in os.environ, reason="MDISTILLER_PATH names no mdistiller checkout")
@@ -19,4 +20,5 @@ def launch(script, *words, cwd, **environment):
     command = [sys.executable, "-m", "atsc_plugin", "launch", str(script), *words]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     surroundings.pop("ATSC_HOST", None)
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=surroundings)
+    run = subprocess.run if environment else python_run  # a sitecustomize is read by a new Python alone
+    return run(command, capture_output=True, text=True, cwd=cwd, env=surroundings)

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from forks import python_run
 
 PACKAGE = Path(__file__).resolve().parents[1] / "atsc_plugin"
 # Lowest first; whole folders only, so that no file is on another layer than its folder.
@@ -142,7 +143,5 @@ def test_building_a_run_imports_no_torchvision():
     code = (
         "import sys, atsc_plugin; atsc_plugin.register(); import atsc_plugin.build; print('torchvision' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "ATSC_HOST": "embedded"}
-    )
+    done = python_run([sys.executable, "-c", code], cwd=PACKAGE.parent, env={**os.environ, "ATSC_HOST": "embedded"})
     assert done.stdout == "False\n", done.stderr

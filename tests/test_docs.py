@@ -6,7 +6,6 @@ tests/test_tutorial.py runs the tutorial's commands, and tests/test_quickstart.p
 import csv
 import json
 import re
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from command_lines import command_of, lines_of, module_of, parsed
+from forks import python_run
 
 import atsc_plugin
 from atsc_plugin.__main__ import COMMANDS
@@ -121,7 +121,7 @@ def test_the_index_names_every_page_and_every_study():
 
 
 def test_the_pages_of_keys_and_methods_are_up_to_date():
-    done = subprocess.run([sys.executable, "tools/pages.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    done = python_run([sys.executable, ROOT / "tools" / "pages.py", "--check"], cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 

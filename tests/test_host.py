@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import python_run
 
 from atsc_plugin import host
 from atsc_plugin.errors import HostError
@@ -106,13 +107,8 @@ def test_a_broken_mdistiller_ends_a_command_with_status_2_and_no_traceback(tmp_p
     (package / "distillers" / "__init__.py").write_text("import a_package_that_is_not_there")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     environment.pop("ATSC_HOST", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "atsc_plugin", "train", "--cfg", str(ROOT / "configs/quickstart/kd.yaml"), "--dry-run"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-    )
+    words = ["train", "--cfg", str(ROOT / "configs/quickstart/kd.yaml"), "--dry-run"]
+    done = python_run([sys.executable, "-m", "atsc_plugin", *words], env=environment, cwd=tmp_path)
     assert done.returncode == 2
     assert "a_package_that_is_not_there" in done.stderr
     assert "Traceback" not in done.stderr

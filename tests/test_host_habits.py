@@ -1,11 +1,11 @@
 """What forks of mdistiller differ in, each in a fork in miniature: our methods learn under all of them."""
 
 import os
-import subprocess
 import sys
 
 import pytest
 from fork_checkouts import LISTED, OPTIONAL_CFG, ROOT, VIEWS, WANTS_CFG, fork, run_script
+from forks import python_run
 from torch import nn
 
 from atsc_plugin.errors import HostError
@@ -43,7 +43,7 @@ def test_launch_leaves_a_name_to_the_fork_when_told_to(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("ATSC_HOST", None)
     command = [sys.executable, "-m", "atsc_plugin", "launch", "--leave", "SIMKD", str(checkout / "train.py")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    done = python_run(command, env=environment, cwd=tmp_path)
     assert "mdistiller.distillers True" in done.stdout, done.stderr
 
 

@@ -1,29 +1,45 @@
 """One suite for real: check, teacher, a run whose teacher learns, a run from the teacher it left, the page."""
 
-import contextlib
-import io
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import yaml
+from forks import python_run
 
 from atsc_plugin.__main__ import main
+from atsc_plugin.leaderboard import jobs, runner
 
 QUICK = Path(__file__).resolve().parents[1] / "configs" / "quickstart"
 SMALL = {"DATASET.DIGITS100.TRAIN_IMAGES": 100, "DATASET.DIGITS100.VAL_IMAGES": 100, "DISTILLER.TEACHER": "resnet8",
          "DATASET.DIGITS100.TEST_IMAGES": 100, "SOLVER.EPOCHS": 1, "TEACHER.EPOCHS": 1}  # fmt: skip
 
 
-def in_this_process(argv, **_):
-    """subprocess.run of a command of ours, without another five seconds of importing torch."""
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        status = main(argv[3:])
-    return subprocess.CompletedProcess(argv, status, output.getvalue().encode(), b"")
+class Forked:
+    """subprocess.Popen and subprocess.run of a command of ours, each in a process of its own."""
+
+    pid = 0
+
+    def __init__(self, argv, stdout=None, env=None, **_):
+        done = python_run(argv, env=env)
+        self.returncode, self.stdout, self.stderr = done.returncode, done.stdout.encode(), done.stderr.encode()
+        if stdout is not None:
+            stdout.write(self.stdout + self.stderr)
+
+    def poll(self):
+        return self.returncode
 
 
-def test_from_nothing_to_the_page_and_a_second_call_trains_nothing(here, capsys, monkeypatch):
+@pytest.fixture
+def forked(monkeypatch):
+    ours = SimpleNamespace(run=Forked, Popen=Forked, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(jobs, "subprocess", ours)
+    monkeypatch.setattr(runner, "subprocess", ours)
+
+
+def test_from_nothing_to_the_page_and_a_second_call_trains_nothing(here, capsys, forked):
     arms = {
         "after": {"cfg": str(QUICK / "simkd.yaml"), "adapted_by": "atsc"},
         "atsc": {"cfg": str(QUICK / "atsc.yaml"), "set": {"ATSC.DRIFT.WEIGHT": 1.0}, "display": "ATSC, drift 1"},
@@ -44,7 +60,6 @@ def test_from_nothing_to_the_page_and_a_second_call_trains_nothing(here, capsys,
     assert json.loads(Path("output/s/atsc/seed_1/job.json").read_text())["display"] == "ATSC, drift 1"
     assert (here / "output/s/page/leaderboard.html").is_file()
     before = Path("output/s/after/seed_1/result.json").stat().st_mtime_ns
-    monkeypatch.setattr(subprocess, "run", in_this_process)
     assert main(words) == 0
     assert "2 runs: 2 done, 0 to do" in capsys.readouterr().out
     assert Path("output/s/after/seed_1/result.json").stat().st_mtime_ns == before

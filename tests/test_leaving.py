@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import python_run
 from runs import Before, assert_the_same_run, config, latest_of, trainer_of
 
 from atsc_plugin.engine import run_dir
@@ -82,7 +83,7 @@ def test_a_second_signal_ends_at_once():
         "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.01); print(signals.asked, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGINT); time.sleep(60); print('late')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = python_run([sys.executable, "-c", code], cwd=ROOT)
     assert (done.returncode, done.stdout) == (130, "15\n")
 
 

@@ -1,12 +1,12 @@
 """Joining a host's registries and leaving them; a third party's distiller through our trainer."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from forks import python_run
 from tiny import TinyNet, batch
 
 import atsc_plugin
@@ -34,7 +34,8 @@ def test_importing_the_package_registers_nothing():
         "assert callable(atsc_plugin.register) and atsc_plugin.register() is None"
     )
     root = Path(__file__).resolve().parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+    done = python_run([sys.executable, "-c", code], cwd=root)
+    assert done.returncode == 0, done.stderr
 
 
 def test_registering_twice_also_after_a_merge_and_on_a_frozen_tree_changes_nothing():

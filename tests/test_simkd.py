@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from recorded import assert_close, fill, image, labels, load_contract, traced_tensors
+from stock import stock
 from tiny import HeadlessNet, TinyNet, batch
 
 import atsc_plugin
@@ -110,7 +111,7 @@ def test_a_wrn_student_gives_the_relu_of_its_last_pre_activation():
 
 @pytest.mark.parametrize("name", list(cifar_model_dict))
 def test_every_model_learns_one_step_as_a_student(cfg, name):
-    distiller = SimKD(net(name), TinyNet(100, width=6), cfg).train()
+    distiller = SimKD(stock(name), TinyNet(100, width=6), cfg).train()
     images, target = batch(2, classes=100)
     logits, losses = distiller(image=images, target=target, epoch=1)
     losses["loss_feat"].backward()
