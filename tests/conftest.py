@@ -21,7 +21,8 @@ os.fsync = lambda file: None  # a power cut is not tested, and each of thousands
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_tests(tmp_path_factory):
     """What the package caches for its user goes to a folder of the tests; child processes inherit it."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    base = tmp_path_factory.getbasetemp()
+    os.environ["XDG_CACHE_HOME"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +96,29 @@ def teacher_file(tmp_path):
     torch.manual_seed(0)
     torch.save({"model": cifar_model_dict["resnet20"][0](num_classes=100).state_dict()}, tmp_path / "teacher.pth")
     return tmp_path / "teacher.pth"
+
+
+@pytest.fixture
+def staged(tmp_path, monkeypatch):
+    """Overrides for a student and a teacher of a stem and three stages, with random weights of the teacher."""
+    from functools import partial
+
+    from tiny_stages import TinyStages
+
+    from atsc_plugin.host import cifar_model_dict
+
+    for name, width in (("staged", 2), ("staged_teacher", 4)):
+        monkeypatch.setitem(cifar_model_dict, name, (partial(TinyStages, width=width, stages=3), None))
+    torch.manual_seed(0)
+    torch.save({"model": TinyStages(100, stages=3).state_dict()}, tmp_path / "staged.pth")
+    words = ["DISTILLER.STUDENT", "staged", "DISTILLER.TEACHER", "staged_teacher"]
+    return [*words, "DISTILLER.TEACHER_CKPT", str(tmp_path / "staged.pth")]
+
+
+@pytest.fixture
+def without_plots(monkeypatch):
+    """Reports as they are without matplotlib: drawing takes longest."""
+    monkeypatch.setattr("atsc_plugin.report.plots.available", lambda: False)
 
 
 @pytest.fixture

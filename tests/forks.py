@@ -8,6 +8,7 @@ started by the first call of a test process and ends with it. Run as a script, t
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -66,6 +67,7 @@ def _forked(job):
         child = os.fork()
         if child == 0:
             status = 1
+            signal.alarm(900)  # seconds; what hangs is ended
             try:
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0), os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
                 status = _program(**job)

@@ -7,6 +7,7 @@ import torch
 
 from atsc_plugin import host
 from atsc_plugin.networks.maps import evaluating, find_target, probe_image
+from atsc_plugin.networks.tail import without_zeros
 
 SIDES = {"cifar100": 32, "tiny_imagenet": 64, "imagenet": 224}
 _new_network = host.new_network
@@ -16,7 +17,7 @@ _new_network = host.new_network
 def _drawn(dataset, name, classes):
     network = _new_network(dataset, name, classes)
     image = probe_image(network, SIDES[dataset])
-    with evaluating(network), torch.no_grad():
+    with evaluating(network), torch.no_grad(), without_zeros(network):
         network.target = find_target(network, image, *network(image))  # where every method looks first
     return network
 

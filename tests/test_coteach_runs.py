@@ -33,9 +33,9 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(cfg, tmp_path, share):
 
 
 @pytest.mark.skipif(host.NAME != "embedded", reason="mdistiller's base trainer needs a GPU")
-def test_the_hosts_base_trainer_runs_it(here, teacher_file):
-    words = ["DISTILLER.TEACHER_CKPT", str(teacher_file), "COTEACH.SCRATCH_TEACHER", "resnet14"]
-    assert train("coteach", *words, "SOLVER.TRAINER", "base") == 0
+def test_the_hosts_base_trainer_runs_it(here, staged):
+    words = ["COTEACH.SCRATCH_TEACHER", "staged_teacher", "SOLVER.TRAINER", "base"]
+    assert train("coteach", *staged, *words) == 0
     state = torch.load(run_folder(here) / "latest", weights_only=False)["model"]
     assert any(name.startswith("module.scratch.") for name in state)
 
@@ -70,13 +70,12 @@ def test_under_bf16_the_losses_are_fp32_and_near_the_full_ones(cfg, method):
         assert part.item() == pytest.approx(full[name].item(), rel=0.1), name
 
 
-def test_the_quickstart_trains_its_evaluation_agrees_and_the_student_leaves_alone(here, capsys, teacher_file):
-    words = ["DISTILLER.TEACHER_CKPT", str(teacher_file), "COTEACH.SCRATCH_TEACHER", "resnet14"]
-    assert train("coteach", *words) == 0
+def test_the_quickstart_trains_its_evaluation_agrees_and_the_student_leaves_alone(here, capsys, staged):
+    assert train("coteach", *staged, "COTEACH.SCRATCH_TEACHER", "staged_teacher") == 0
     folder = run_folder(here)
     result = json.loads((folder / "result.json").read_text())
     assert result["params_deployed"] == result["params_student"]
-    scratch = sum(p.numel() for p in cifar_model_dict["resnet14"][0](num_classes=100).parameters())
+    scratch = sum(p.numel() for p in cifar_model_dict["staged_teacher"][0](num_classes=100).parameters())
     assert result["params_trained"] == result["params_student"] + scratch
     assert result["teacher_top1_after"] == result["teacher_top1_before"]
     capsys.readouterr()

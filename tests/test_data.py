@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_runs import SMALL
 from torch.utils.data import DataLoader, Dataset
 
 import atsc_plugin
@@ -20,7 +21,7 @@ from atsc_plugin.host import data_place
 
 
 @pytest.fixture(autouse=True)
-def _registered(tmp_path, monkeypatch):
+def _registered(tmp_path, monkeypatch, tiny_networks):
     atsc_plugin.register()
     monkeypatch.chdir(tmp_path)
 
@@ -54,7 +55,8 @@ def folder_tree(root, sizes=(32,), splits=("train", "val"), classes=("cat", "dog
 
 def words(kind, root, *more):
     return ["DATASET.TYPE", kind, "DATASET.ROOT", str(root), "SOLVER.BATCH_SIZE", "8", "SOLVER.EPOCHS", "1",
-            "DISTILLER.TEACHER", "resnet14", "TEACHER.EPOCHS", "1", "TEACHER.LR_DECAY_STAGES", "[]", *more]  # fmt: skip
+            "DISTILLER.TEACHER", "tiny_teacher", "DISTILLER.STUDENT", "tiny", "TEACHER.EPOCHS", "1",
+            "TEACHER.LR_DECAY_STAGES", "[]", *more]  # fmt: skip
 
 
 QUICK = build.Path(__file__).resolve().parents[1] / "configs" / "quickstart"
@@ -146,7 +148,7 @@ def test_more_digits_than_memory_holds_are_refused():
         data("digits100", "", "DATASET.DIGITS100.TRAIN_IMAGES", "1000000000000")
 
 
-def test_64_pixel_images_train_networks_that_can(tmp_path):
+def test_64_pixel_images_train_networks_that_can(tmp_path, narrow_vgg):
     assert (
         run("npz", npz(side=64), "DATASET.IMAGE_SIZE", "64", "DISTILLER.STUDENT", "vgg8", "DISTILLER.TEACHER", "vgg11")
         == 0
@@ -197,7 +199,7 @@ def test_a_validation_split_is_cut_off_once_for_all_and_disjoint():
 
 def test_a_split_of_data_that_have_one_is_refused():
     with pytest.raises(PluginError, match="has a validation split of its own"):
-        data("digits100", "", "DATASET.VAL_SPLIT", "0.1")
+        data("digits100", "", "DATASET.VAL_SPLIT", "0.1", *SMALL)
 
 
 class Numbers(Dataset):

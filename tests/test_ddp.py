@@ -7,10 +7,7 @@ alone. The tests look at what they left.
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import pytest
 import torch
 from ddp_script import EACH, ENDS, LEARNING, end_of, gradients_of, stepped, trainer_of
 from filelock import FileLock
+from forks import python_run
 from runs import assert_same_files, latest_of, log_of, without_bn, without_times
 from safetensors.torch import load_file
 from tiny import TinyNet, batch
@@ -39,23 +37,12 @@ THREE = ["whole", "killed", "fails_alone"]
 
 
 def launched(where, cases, ranks):
-    """(torchrun's exit status, its stdout, its stderr); SIGTERM is sent to it once the case `slow` has begun."""
+    """(torchrun's exit status, its stdout, its stderr); its ranks are forks of it, for which torch is there already."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command += ["--start-method=fork", "--run-path", HERE / "ddp_script.py", where, *cases]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "ATSC_HOST": "embedded"}
-    with open(where / "stdout", "w") as out, open(where / "stderr", "w") as err:
-        job = subprocess.Popen(
-            [*command, str(HERE / "ddp_script.py"), str(where), *cases],
-            cwd=HERE.parent, env=settings, stdout=out, stderr=err,
-        )  # fmt: skip
-        try:
-            while job.poll() is None and not (where / "begun").exists():
-                time.sleep(0.1)
-            if job.poll() is None:
-                job.send_signal(signal.SIGTERM)
-            job.wait(timeout=120)
-        finally:
-            job.kill()
-    return job.returncode, (where / "stdout").read_text(), (where / "stderr").read_text()
+    done = python_run(command, cwd=HERE.parent, env=settings)
+    return done.returncode, done.stdout, done.stderr
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from hostile import SMALL, ended_well, inside, output_of, seen
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from runs import without_times
+from tiny import add_tiny_networks
 
 import atsc_plugin
 from atsc_plugin.engine import checkpoint
@@ -21,6 +22,7 @@ from atsc_plugin.host import CFG
 from atsc_plugin.keys import flatten
 from atsc_plugin.registration import all_keys
 
+NETWORKS = {"DISTILLER.TEACHER": "tiny_teacher", "DISTILLER.STUDENT": "tiny"}
 QUICK = Path(__file__).resolve().parents[1] / "configs" / "quickstart"
 CONFIGS, CHECKPOINTS = (
     int(os.environ.get(f"ATSC_FUZZ_{what}", few)) for what, few in (("CONFIGS", 8), ("CHECKPOINTS", 2))
@@ -36,8 +38,10 @@ FREE = {
 
 @pytest.fixture(scope="module", autouse=True)
 def count():
-    """What the cases came to, for whoever runs many of them with -s."""
-    yield
+    """What the cases came to, for whoever runs many of them with -s; those that train take tiny networks."""
+    with pytest.MonkeyPatch.context() as patch:
+        add_tiny_networks(patch)
+        yield
     print("\n" + "\n".join(f"{what}: {number}" for what, number in sorted(seen.items())))
 
 
@@ -163,7 +167,7 @@ def test_a_changed_configuration_trains_or_is_told(tmp_path_factory, trained, me
     places = {"LOG.PREFIX": str(here / "out"), "TEACHER.CACHE": str(here / "teachers"), "SOLVER.EPOCHS": 1}
     safe = [change for change in list_of_changes if change[1] not in places and not change[1].startswith("DATASET")]
     tree = changed(method, safe)
-    for name, value in {**SMALL, **places, "TEACHER.EPOCHS": 1, "DISTILLER.TEACHER": "resnet8"}.items():
+    for name, value in {**SMALL, **places, "TEACHER.EPOCHS": 1, **NETWORKS}.items():
         put(tree, name, value)
     (here / "c.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
     with inside(here):
@@ -179,8 +183,8 @@ def test_a_changed_configuration_trains_or_is_told(tmp_path_factory, trained, me
 def trained(tmp_path_factory):
     """The directory of a run of two epochs of SimKD, with its teacher, as if killed before its result was written."""
     top = tmp_path_factory.mktemp("trained")
-    words = ["DISTILLER.TEACHER", "resnet8", "TEACHER.EPOCHS", "1", "SOLVER.EPOCHS", "2", "EXPERIMENT.NAME", "run"]
-    small = [str(word) for pair in SMALL.items() for word in pair]
+    words = ["TEACHER.EPOCHS", "1", "SOLVER.EPOCHS", "2", "EXPERIMENT.NAME", "run"]
+    small = [str(word) for pair in {**SMALL, **NETWORKS}.items() for word in pair]
     words = ["train", "--cfg", str(QUICK / "simkd.yaml"), *words, *small]
     with inside(top):
         status, said = output_of(words)

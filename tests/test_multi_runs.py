@@ -176,12 +176,14 @@ def test_the_control_deploys_every_projector_and_one_classifier(cfg, tmp_path):
 
 
 @pytest.fixture
-def files(tmp_path, narrow_vgg):
-    """Checkpoints of two teachers: resnet14 (8 x 8 x 64) and a narrow vgg8 (4 x 4 x 16)."""
+def files(tmp_path, monkeypatch, tiny_networks):
+    """Checkpoints of two teachers: `tiny_teacher` (8 x 8 x 8) and `coarse` (4 x 4 x 5)."""
+    monkeypatch.setitem(cifar_model_dict, "coarse", (lambda num_classes: tiny(5, 8, num_classes), None))
     torch.manual_seed(0)
-    for name in ("resnet14", "vgg8"):
+    for name in ("tiny_teacher", "coarse"):
         torch.save({"model": cifar_model_dict[name][0](num_classes=100).state_dict()}, tmp_path / f"{name}.pth")
-    return ["DISTILLER.TEACHERS", "[resnet14, vgg8]", "DISTILLER.TEACHER_CKPTS", "[resnet14.pth, vgg8.pth]"]
+    words = ["DISTILLER.STUDENT", "tiny", "DISTILLER.TEACHERS", "[tiny_teacher, coarse]"]
+    return [*words, "DISTILLER.TEACHER_CKPTS", "[tiny_teacher.pth, coarse.pth]"]
 
 
 def train(method, *words):
@@ -207,7 +209,7 @@ def test_a_quickstart_method_trains_and_its_evaluation_agrees_to_the_last_digit(
     assert train(method, *files, *words) == 0
     folder = run_folder(here)
     result = json.loads((folder / "result.json").read_text())
-    assert result["teacher"] == ["resnet14", "vgg8"]
+    assert result["teacher"] == ["tiny_teacher", "coarse"]
     for what in (folder, folder / "latest"):
         capsys.readouterr()
         assert main(["eval", str(what), "--json"]) == 0
@@ -218,13 +220,13 @@ def test_a_quickstart_method_trains_and_its_evaluation_agrees_to_the_last_digit(
     assert len(card["heads"]) == heads
     assert sum(p.numel() for p in module.parameters()) == result["params_deployed"]
     about = json.loads((folder / "about.json").read_text())
-    assert about["teacher_from"] == ["resnet14.pth", "vgg8.pth"]
+    assert about["teacher_from"] == ["tiny_teacher.pth", "coarse.pth"]
     assert main(["report", "output/quickstart"]) == 0
-    assert "resnet14 + vgg8 -> resnet8" in capsys.readouterr().out
+    assert "tiny_teacher + coarse -> tiny" in capsys.readouterr().out
 
 
-def test_missing_teachers_are_trained_under_a_seed_each_once(here, capsys):
-    words = ["TEACHER.EPOCHS", "1", "DISTILLER.TEACHERS", "[resnet8, resnet8]"]
+def test_missing_teachers_are_trained_under_a_seed_each_once(here, capsys, tiny_networks):
+    words = ["TEACHER.EPOCHS", "1", "DISTILLER.TEACHERS", "[tiny, tiny]", "DISTILLER.STUDENT", "tiny"]
     command = ["teachers", "--cfg", str(MULTI), *words, *SMALL]
     assert main([*command, "--dry-run"]) == 0
     assert list(here.iterdir()) == []
@@ -234,17 +236,17 @@ def test_missing_teachers_are_trained_under_a_seed_each_once(here, capsys):
     cached = sorted((here / "output" / "teachers").glob("*.pth"))
     assert len(cached) == 2
     assert sorted(checkpoint.load(path)["recipe"]["seed"] for path in cached) == [1, 2]
-    states = [checkpoint.load(path)["model"]["conv1.weight"] for path in cached]
+    states = [checkpoint.load(path)["model"]["conv.weight"] for path in cached]
     assert not torch.equal(*states)
     assert train("atsc_multi", *words) == 0
     assert capsys.readouterr().out.count("(trained here before)") == 2
 
 
-def test_seeds_of_one_network_are_trained_from_a_configuration_of_one_teacher(here, capsys):
-    words = ["--cfg", str(QUICK / "kd.yaml"), "--seeds", "3,7", "DISTILLER.TEACHER", "resnet8", "TEACHER.EPOCHS", "1"]
+def test_seeds_of_one_network_are_trained_from_a_configuration_of_one_teacher(here, capsys, tiny_networks):
+    words = ["--cfg", str(QUICK / "kd.yaml"), "--seeds", "3,7", "DISTILLER.TEACHER", "tiny", "TEACHER.EPOCHS", "1"]
     assert main(["teachers", *words, "TEACHER.TRAIN_IF_MISSING", "False", *SMALL]) == 0
     said = capsys.readouterr().out
-    assert "resnet8, seed 3: " in said and "resnet8, seed 7: " in said
+    assert "tiny, seed 3: " in said and "tiny, seed 7: " in said
     kept = [checkpoint.load(path)["recipe"]["seed"] for path in (here / "output" / "teachers").glob("*.pth")]
     assert sorted(kept) == [3, 7]
 

@@ -50,13 +50,12 @@ class InThisProcess:
 
 
 @pytest.fixture
-def in_this_process(here, monkeypatch):
+def in_this_process(here, monkeypatch, without_plots):
     ours = SimpleNamespace(
         run=InThisProcess.run, Popen=InThisProcess, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT
     )
     monkeypatch.setattr(jobs, "subprocess", ours)
     monkeypatch.setattr(runner, "subprocess", ours)
-    monkeypatch.setattr("atsc_plugin.report.plots.available", lambda: False)  # drawing takes longest
     InThisProcess.started = []
 
 

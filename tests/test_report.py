@@ -13,7 +13,7 @@ from run_folders import RESULT, make_run, tables_of
 
 from atsc_plugin import report
 from atsc_plugin.__main__ import main
-from atsc_plugin.report import layout, markdown, text
+from atsc_plugin.report import layout, markdown, plots, text
 from atsc_plugin.report.runs import Run, cell, parsed, read_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,7 +94,15 @@ def test_write_returns_the_pages_and_json_prints_the_flat_table(suite, tmp_path,
     assert {row["run"] for row in rows} >= {"kd/seed_1", "simkd/seed_5"}
 
 
-def test_markdown_and_csv_carry_figures_sources_and_a_command(suite, tmp_path):
+@pytest.mark.skipif(not plots.available(), reason="no matplotlib here")
+def test_a_record_has_a_picture_for_its_page(suite, tmp_path):
+    record = tmp_path / "record"
+    assert main(["report", str(suite / "kd"), "--record", str(record)]) == 0
+    assert (record / "figures_1.png").is_file() and "figures_1.png" in (record / "README.md").read_text()
+    assert main(["report", "--record", str(record), "--check"]) == 0
+
+
+def test_markdown_and_csv_carry_figures_sources_and_a_command(suite, tmp_path, without_plots):
     report.write([suite], tmp_path / "page")
     text = (tmp_path / "page" / "leaderboard.md").read_text()
     for part in ("| SIMKD | 5 | 53.00 ± 17.39 |", "+3.00 \\[+1.04, +4.96\\]", "abc1234", "| 1, 2, 3, 4, 5 |",
@@ -108,7 +116,7 @@ def test_markdown_and_csv_carry_figures_sources_and_a_command(suite, tmp_path):
     assert (rows["KD"]["extra"], rows["KD"]["torch"]) == ("20", '"2.9"')
 
 
-def test_calibration_is_shown_where_it_was_measured(suite, tmp_path):
+def test_calibration_is_shown_where_it_was_measured(suite, tmp_path, without_plots):
     assert "| ECE |" not in markdown_of(suite)
     for seed in (1, 2):
         make_run(tmp_path / "new", "kd", seed, 50.0, ece=0.05 * seed, nll=1.5)
@@ -134,7 +142,7 @@ def test_teachers_that_keep_learning_have_a_table_of_their_last_epoch(tmp_path):
     assert "| KD |" not in body
 
 
-def test_names_cannot_break_markdown_or_become_formulas(tmp_path):
+def test_names_cannot_break_markdown_or_become_formulas(tmp_path, without_plots):
     make_run(tmp_path, "=1+1|`x`<b>", 1, 50.0)
     make_run(tmp_path, "=2+2", 1, 50.0)
     report.write([tmp_path], tmp_path / "page")

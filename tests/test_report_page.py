@@ -77,7 +77,7 @@ def test_the_page_is_whole_fetches_nothing_and_escapes_every_name(runs, tmp_path
         assert (tmp_path / "page" / address).exists(), address
 
 
-def test_every_row_links_to_its_log_and_config_and_says_how_to_run_it_again(runs, tmp_path):
+def test_every_row_links_to_its_log_and_config_and_says_how_to_run_it_again(runs, tmp_path, without_plots):
     report.write([runs], tmp_path / "page")
     text = (tmp_path / "page" / "leaderboard.html").read_text()
     for seed in (1, 2, 3):

@@ -11,6 +11,8 @@ from atsc_plugin.__main__ import main
 from atsc_plugin.report.runs import read_runs
 from atsc_plugin.report.text import lines as text_lines
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 
 @pytest.fixture
 def suite(tmp_path):
