@@ -93,7 +93,7 @@ def test_published_steps_equal_the_description_also_with_ce_kd_other_widths_and_
     trainer = trainer_of(distiller, cfg)
     distiller.train()
     for step in range(3):
-        inputs = {"image": image(4, seed=70 + step), "target": labels(4, shift=step), "epoch": 1}
+        inputs = {"image": image(2, seed=70 + step), "target": labels(2, shift=step), "epoch": 1}
         released_step_by_hand(s, t, p, start, inputs["image"], inputs["target"], weights, 4.0, optimizers)
         trainer.step(inputs)
     for ours, theirs in ((distiller.student, s), (distiller.teacher, t), (distiller.projector, p)):

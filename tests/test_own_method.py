@@ -70,6 +70,7 @@ def own_method(here, monkeypatch):
     entry = EntryPoint("match", "match_method", "atsc_plugin.methods")
     monkeypatch.syspath_prepend(str(here))
     monkeypatch.setattr(base, "entry_points", lambda group: [entry] if group == entry.group else [])
+    base._import_methods.cache_clear()
     add_tiny_networks(monkeypatch)
     torch.manual_seed(0)
     torch.save({"model": host.cifar_model_dict["tiny_teacher"][0](num_classes=100).state_dict()}, "teacher.pth")

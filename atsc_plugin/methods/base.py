@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,11 +72,17 @@ def host_method(name: str, title: str) -> Callable[[type[HostMethod]], type[Host
 
 def load_methods() -> dict[str, type[Method]]:
     """Import every file of this folder and every entry point; the methods of ours by name."""
+    _import_methods()
+    return METHODS
+
+
+@cache
+def _import_methods() -> None:
+    """Once a process: the look through all installed packages is most of what loading a configuration costs."""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"{__package__}.{module.name}")
     for entry in entry_points(group="atsc_plugin.methods"):
         entry.load()
-    return METHODS
 
 
 def class_of(name: str) -> type[Contract]:
