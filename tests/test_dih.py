@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 import yaml
-from runs import assert_a_continued_run_is_the_whole_one, tiny_loader
-from small_dih import begun, dih_config, tiny_dih
+from small_dih import dih_config, tiny_dih
 from small_runs import QUICK, SMALL, run_folder, train
 from tiny import batch
 
@@ -16,7 +15,6 @@ import atsc_plugin
 from atsc_plugin import host
 from atsc_plugin.__main__ import main
 from atsc_plugin.config import load_cfg
-from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import ConfigError, ModelRefused
 from atsc_plugin.host import distiller_dict
 
@@ -118,15 +116,6 @@ def test_a_stage_that_is_not_there_and_other_classes_are_refused_by_name(cfg):
 
 
 # ---- whole runs ----
-
-
-def trainer(cfg, folder):
-    distiller = begun(tiny_dih(cfg, trained=False))
-    return PluginTrainer("run", distiller, tiny_loader(seed=5), tiny_loader(start=1), cfg, folder=folder)
-
-
-def test_a_resumed_run_ends_as_the_uninterrupted_one(cfg, tmp_path):
-    assert_a_continued_run_is_the_whole_one(cfg, tmp_path, trainer)
 
 
 @pytest.mark.skipif(host.NAME != "embedded", reason="mdistiller's base trainer needs a GPU")
