@@ -8,6 +8,7 @@ ReLU follows is not known of a foreign network. `pooled_feat` is the vector that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,15 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atsc_plugin.losses import pool
-from atsc_plugin.networks.maps import (
-    FEATS,
-    MapSource,
-    evaluating,
-    find_target,
-    layouts_of,
-    probe_image,
-    recording,
-)
+from atsc_plugin.networks.maps import FEATS, MapSource, evaluating, find_target, layouts_of, probe_image, recording
 from atsc_plugin.networks.tail import Step, without_zeros
 
 PROBE_SIDE = 128
@@ -133,15 +126,13 @@ def _stages(network, image, tail, prefixes):
         return hook
 
     vectors: dict[MapSource, Tensor] = {}
-    handles = [network.get_submodule(path).register_forward_hook(look(path)) for path in _units(network)]
-    if tail:
-        module = network.get_submodule(tail[0][0])
-        handles.append(module.register_forward_pre_hook(lambda _m, args: pooled.append(args[0].flatten(1))))
-    try:
+    with ExitStack() as hooks:
+        for path in _units(network):
+            hooks.enter_context(network.get_submodule(path).register_forward_hook(look(path)))
+        if tail:
+            module = network.get_submodule(tail[0][0])
+            hooks.enter_context(module.register_forward_pre_hook(lambda _m, args: pooled.append(args[0].flatten(1))))
         network(image)
-    finally:
-        for handle in handles:
-            handle.remove()
     maps = [(side, source) for side, source in maps if not (pooled and _equal(vectors.get(source), pooled[0]))]
     by_side = dict(maps)
     if len(by_side) > 1 or len(maps) <= FLAT_STAGES:

@@ -60,9 +60,5 @@ class EnsembleNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict]:
         maps = {}
-        handle = self.deployed.backbone.register_forward_hook(lambda _module, _inputs, output: maps.update(output[1]))
-        try:
-            logits = self.deployed(x)
-        finally:
-            handle.remove()
-        return logits, maps
+        with self.deployed.backbone.register_forward_hook(lambda _module, _inputs, output: maps.update(output[1])):
+            return self.deployed(x), maps

@@ -23,14 +23,14 @@ class StartingPoint(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.names = [name for name, _ in _state(network)]
-        self.places = {name: f"start_{number}" for number, name in enumerate(self.names)}
-        for number, (_, tensor) in enumerate(_state(network)):
-            self.register_buffer(f"start_{number}", tensor.detach().clone(), persistent=False)
+        self.places: dict[str, str] = {}  # {name in the network: name of the buffer}
+        for number, (name, tensor) in enumerate(_state(network)):
+            self.places[name] = f"start_{number}"
+            self.register_buffer(self.places[name], tensor.detach().clone(), persistent=False)
 
     def items(self) -> list[tuple[str, Tensor]]:
         """(name in the network, tensor) pairs."""
-        return list(zip(self.names, self.tensors(self.names), strict=True))
+        return [(name, self.get_buffer(place)) for name, place in self.places.items()]
 
     def tensors(self, names: Iterable[str]) -> list[Tensor]:
         """The tensors of these names, in their order."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ def as_map(output: Tensor, layout: str) -> Tensor:
     return patches.unflatten(2, (math.isqrt(patches.shape[2]), -1))
 
 
-def layouts_of(output: Any, prefixes: Sequence[int] = range(3)) -> list[str]:
+def layouts_of(output: Any, prefixes: Sequence[int]) -> list[str]:
     """The layouts that a tensor's shape allows, the likeliest first; `prefixes` are the numbers of prefix tokens."""
     if not isinstance(output, Tensor) or output.dim() not in (3, 4):
         return []
@@ -190,13 +190,11 @@ def find_target(
     steps, vectors = tail_steps(model, image, logits)
     if not steps:
         return None
-    for source in _sources(feats):
-        feature_map = source.shaped(feats["feats" if source.place == "feats" else "preact_feats"][-1])
-        for number, vector in enumerate(vectors):
-            if _averages_to(feature_map, vector):
+    for source, key in ((FEATS, "feats"), (PREACT, "preact_feats")):
+        for number, vector in enumerate(vectors if feats.get(key) else ()):
+            if _averages_to(source.shaped(feats[key][-1]), vector):
                 return source, steps[number:]
-    found = _search_modules(model, image, vectors, prefixes)
-    if found is not None:
+    if found := _search_modules(model, image, vectors, prefixes):
         source, number = found
         return source, steps[number:]
     return MapSource(steps[0][0], layout="vector"), steps
@@ -237,10 +235,6 @@ def unused_parameters(
         total = source(model, probe_image(model, image_size))[1].sum()
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     return [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
-
-
-def _sources(feats):
-    return [source for source, key in ((FEATS, "feats"), (PREACT, "preact_feats")) if feats.get(key)]
 
 
 def _facts(source, model, image, tail=()):
@@ -298,12 +292,11 @@ def _search_modules(model, image, vectors, prefixes):
 
         return hook
 
-    handles = [module.register_forward_hook(look(path)) for path, module in model.named_modules() if path]
-    try:
+    with ExitStack() as hooks:
+        for path, module in model.named_modules():
+            if path:
+                hooks.enter_context(module.register_forward_hook(look(path)))
         model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found[0] if found else None
 
 

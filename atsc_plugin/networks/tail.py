@@ -7,7 +7,7 @@ output they are, then the one whose output its input is, as long as the inputs a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -69,15 +69,12 @@ def tail_steps(model: nn.Module, image: Tensor, logits: Tensor) -> tuple[tuple[S
 
         return hook
 
-    handles = []
-    for path, module in model.named_modules():
-        if path:
-            handles += [module.register_forward_pre_hook(before(path)), module.register_forward_hook(after(path))]
-    try:
+    with ExitStack() as hooks:
+        for path, module in model.named_modules():
+            if path:
+                hooks.enter_context(module.register_forward_pre_hook(before(path)))
+                hooks.enter_context(module.register_forward_hook(after(path)))
         model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
     steps: list[Step] = []
     vectors: list[Tensor] = []
     wanted = logits
