@@ -133,25 +133,6 @@ def test_images_use_the_grey_range_and_vary_within_a_class(small) -> None:
     assert same.std(axis=0).mean() > 15
 
 
-@pytest.mark.parametrize("sizes", [(0, 1, 1), (1, -3, 1), (1, 1, 0)])
-def test_a_split_without_images_is_refused_with_what_was_got_and_expected(sizes) -> None:
-    with pytest.raises(ValueError, match=r"got (train|val|test)=(0|-3); expected at least 1"):
-        digits100(*sizes, seed=0)
-
-
-@pytest.mark.parametrize("size", [10**6 + 1, 10**12, 2**70])
-def test_a_split_that_no_memory_holds_is_refused_before_memory_is_asked_for(size) -> None:
-    for make in (digits100, cached_digits100):
-        with pytest.raises(ValueError, match=rf"got train={size}; expected at most 1,000,000 images"):
-            make(size, 1, 1, seed=0)
-
-
-def test_a_missing_scikit_learn_is_named_with_its_remedy(monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match="pip install scikit-learn"):
-        digits100(1, 1, 1, seed=0)
-
-
 # ---- The cache ----
 
 

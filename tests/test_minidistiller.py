@@ -19,7 +19,7 @@ from atsc_plugin.minidistiller.distillers._base import Distiller
 from atsc_plugin.minidistiller.distillers.DKD import dkd_loss
 from atsc_plugin.minidistiller.distillers.KD import kd_loss
 from atsc_plugin.minidistiller.distillers.ReviewKD import hcl_loss
-from atsc_plugin.minidistiller.engine.cfg import CFG, show_cfg
+from atsc_plugin.minidistiller.engine.cfg import CFG
 from atsc_plugin.minidistiller.models import cifar_model_dict
 
 
@@ -139,17 +139,6 @@ def test_a_feature_map_is_not_overwritten_by_what_the_network_does_next():
                 assert found == pytest.approx(expected, rel=1e-4), name
 
 
-def test_show_cfg_prints_the_common_sections_and_the_methods_own(capsys):
-    cfg = CFG.clone()
-    cfg.defrost()
-    cfg.DISTILLER.TYPE = "DKD"
-    show_cfg(cfg)
-    printed = capsys.readouterr().out
-    assert "SOLVER:" in printed
-    assert "DKD:" in printed
-    assert "REVIEWKD:" not in printed
-
-
 # CIFAR-100
 
 
@@ -165,19 +154,8 @@ def write_cifar100(root, counts):
     return folder
 
 
-def test_absent_cifar100_is_an_error_that_says_where_and_what_to_do(tmp_path):
-    assert not cifar100.cifar100_present(tmp_path)
-    with pytest.raises(FileNotFoundError) as caught:
-        cifar100.get_cifar100_dataloaders(8, 8, 0, root=tmp_path)
-    said = str(caught.value)
-    for part in (str(tmp_path / "cifar-100-python"), "cifar-100-python.tar.gz", "DATASET.DOWNLOAD True", "quickstart"):
-        assert part in said
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_cifar100_on_disk_gives_indexed_training_tuples_and_plain_test_tuples(tmp_path, monkeypatch):
     folder = write_cifar100(tmp_path, {"train": 10, "test": 6})
-    assert cifar100.cifar100_present(tmp_path)
     # torchvision compares MD5 sums with the published files', which a made-up folder cannot have.
     monkeypatch.setattr(CIFAR100, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
@@ -197,10 +175,11 @@ def test_cifar100_on_disk_gives_indexed_training_tuples_and_plain_test_tuples(tm
     assert np.allclose(image[0].numpy(), (raw / 255 - mean) / std, atol=1e-6)
 
 
-def test_a_damaged_cifar100_folder_is_not_taken_for_the_real_one(tmp_path):
+def test_a_damaged_cifar100_folder_is_not_taken_for_the_real_one(tmp_path, monkeypatch):
     write_cifar100(tmp_path, {"train": 2, "test": 2})
+    monkeypatch.setattr(cifar100, "get_data_folder", lambda: str(tmp_path))
     with pytest.raises(RuntimeError, match="corrupted"):
-        cifar100.get_cifar100_dataloaders(2, 2, 0, root=tmp_path)
+        cifar100.get_cifar100_dataloaders(2, 2, 0)
 
 
 def test_the_transforms_are_the_published_crop_flip_and_normalisation():
@@ -222,11 +201,3 @@ def test_the_data_folder_lies_beside_the_package_and_is_not_made_by_asking():
     assert folder == os.path.join(os.path.dirname(package), "data")
     assert cifar100.get_data_folder() == folder
     assert os.path.exists(folder) is existed
-
-
-def test_an_unknown_dataset_is_an_error_with_the_known_ones():
-    cfg = CFG.clone()
-    cfg.defrost()
-    cfg.DATASET.TYPE = "mnist"
-    with pytest.raises(ValueError, match="'mnist'.*'cifar100'"):
-        get_dataset(cfg)

@@ -210,12 +210,7 @@ def _read(node):
     return read_cifar10(node.ROOT, node.DOWNLOAD)
 
 
-@lru_cache(maxsize=2)  # a run that trains its teacher first asks twice
-def _digits100(train, val, test, seed):
-    try:
-        return cached_digits100(train, val, test, seed)
-    except (ImportError, ValueError) as error:
-        raise PluginError(str(error)) from error
+_digits100 = lru_cache(maxsize=2)(cached_digits100)  # a run that trains its teacher first asks twice
 
 
 def validation_indices(count: int, share: float) -> tuple[np.ndarray, np.ndarray]:

@@ -14,10 +14,6 @@ from torchvision.datasets import ImageFolder
 from atsc_plugin.errors import PluginError
 
 
-class ImagesAbsent(PluginError, FileNotFoundError):
-    """The folders of a data set are not where they were looked for."""
-
-
 class IndexedImageFolder(ImageFolder):
     """Adds the image's number, by which contrastive and memory-bank methods know it again."""
 
@@ -43,7 +39,7 @@ def checked_folders(data, root):
         f"Get {data.source}. Its place is {folder}; DATASET.ROOT names another folder for {data.folder} to lie in."
     )
     if not (train.is_dir() and val.is_dir()):
-        raise ImagesAbsent(
+        raise PluginError(
             f"no {data.name} at {folder} (expected the folders train and val, in each one folder a class). {way_out}"
         )
     names, val_names = _class_names(train), _class_names(val)

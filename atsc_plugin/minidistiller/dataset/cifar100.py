@@ -4,8 +4,6 @@ The files are looked for in HOME's `data` folder and fetched only when asked for
 Called by get_dataset.
 """
 
-from pathlib import Path
-
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import CIFAR100
@@ -13,7 +11,6 @@ from torchvision.datasets import CIFAR100
 from .. import HOME
 
 _MEAN, _STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-_FILES = ("train", "test", "meta")
 
 
 class IndexedCIFAR100(CIFAR100):
@@ -27,10 +24,6 @@ def get_data_folder():
     return str(HOME / "data")
 
 
-def cifar100_present(root):
-    return all((Path(root) / CIFAR100.base_folder / name).is_file() for name in _FILES)
-
-
 def get_cifar100_test_transform():
     return transforms.Compose([transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)])
 
@@ -40,16 +33,9 @@ def get_cifar100_train_transform():
     return transforms.Compose(augmentation + get_cifar100_test_transform().transforms)
 
 
-def get_cifar100_dataloaders(batch_size, val_batch_size, num_workers, root=None, download=False):
+def get_cifar100_dataloaders(batch_size, val_batch_size, num_workers, download=False):
     """(train_loader, test_loader, number of training images)"""
-    root = get_data_folder() if root is None else str(root)
-    if not download and not cifar100_present(root):
-        raise FileNotFoundError(
-            f"no CIFAR-100 at {Path(root) / CIFAR100.base_folder} (expected the files {', '.join(_FILES)}). Get "
-            "cifar-100-python.tar.gz from the CIFAR page of the University of Toronto "
-            f"(https://www.cs.toronto.edu/~kriz/cifar.html) and unpack it in {root}, or set DATASET.DOWNLOAD True on a "
-            "machine with network. configs/quickstart runs without it."
-        )
+    root = get_data_folder()
     train_set = IndexedCIFAR100(root, train=True, transform=get_cifar100_train_transform(), download=download)
     test_set = CIFAR100(root, train=False, transform=get_cifar100_test_transform(), download=download)
     train_loader = DataLoader(train_set, batch_size=batch_size, shuffle=True, num_workers=num_workers)

@@ -31,8 +31,8 @@ def _normalised():
     return transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)
 
 
-def get_imagenet_dataloaders(batch_size, val_batch_size, num_workers, root=None):
+def get_imagenet_dataloaders(batch_size, val_batch_size, num_workers):
     """(train_loader, val_loader, number of training images)"""
-    folders = checked_folders(_IMAGENET, get_data_folder() if root is None else root)
+    folders = checked_folders(_IMAGENET, get_data_folder())
     both = (get_imagenet_train_transform(), get_imagenet_test_transform())
     return folder_loaders(folders, both, batch_size, val_batch_size, num_workers)

@@ -28,8 +28,8 @@ def get_tinyimagenet_train_transform():
     return transforms.Compose(augmentation + get_tinyimagenet_test_transform().transforms)
 
 
-def get_tinyimagenet_dataloader(batch_size, val_batch_size, num_workers, root=None):
+def get_tinyimagenet_dataloader(batch_size, val_batch_size, num_workers):
     """(train_loader, val_loader, number of training images)"""
-    folders = checked_folders(_TINY_IMAGENET, get_data_folder() if root is None else root)
+    folders = checked_folders(_TINY_IMAGENET, get_data_folder())
     both = (get_tinyimagenet_train_transform(), get_tinyimagenet_test_transform())
     return folder_loaders(folders, both, batch_size, val_batch_size, num_workers)

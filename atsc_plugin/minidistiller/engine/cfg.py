@@ -8,8 +8,6 @@ that such files load.
 
 from yacs.config import CfgNode
 
-from .utils import log_msg
-
 _DEFAULTS = {
     "EXPERIMENT": {
         "PROJECT": "distill",
@@ -97,12 +95,3 @@ _DEFAULTS = {
 }
 
 CFG = CfgNode(_DEFAULTS)
-
-
-def show_cfg(cfg):
-    """Print the sections every run uses and the one of the method in use."""
-    sections = ["EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG"]
-    if cfg.DISTILLER.TYPE in cfg:
-        sections.append(cfg.DISTILLER.TYPE)
-    shown = CfgNode({section: cfg[section] for section in sections})
-    print(log_msg(f"CONFIG:\n{shown.dump()}"))

@@ -3,8 +3,6 @@
 Device-neutral: batches go to the device and the floating type of the distiller's own parameters.
 """
 
-import pickle
-
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -18,9 +16,6 @@ class AverageMeter:
     """Last value and running mean of a figure that comes in batches."""
 
     def __init__(self):
-        self.reset()
-
-    def reset(self):
         self.val = self.avg = self.sum = self.count = 0
 
     def update(self, val, n=1):
@@ -91,12 +86,5 @@ def save_checkpoint(obj, path):
 
 def load_checkpoint(path):
     """The saved object on the CPU. Reads tensors, plain containers and numbers only, so a file cannot run code."""
-    try:
-        with torch.serialization.safe_globals(NUMPY_NUMBERS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise pickle.UnpicklingError(
-            f"{path} holds more than tensors, plain containers and numbers, and loading it could run code; nothing was "
-            "run. Expected a checkpoint such as {'model': state_dict}. If you trust the file, open it once with "
-            f"torch.load(path, weights_only=False) and save only its state_dict again. Cause: {error}"
-        ) from error
+    with torch.serialization.safe_globals(NUMPY_NUMBERS):
+        return torch.load(path, map_location="cpu", weights_only=True)
