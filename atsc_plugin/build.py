@@ -23,7 +23,7 @@ from atsc_plugin.engine import distributed, mixing, run_dir
 from atsc_plugin.engine.batches import device_of
 from atsc_plugin.engine.trainer import PluginTrainer, parameter_count
 from atsc_plugin.errors import PluginError
-from atsc_plugin.keys import flatten
+from atsc_plugin.keys import changed, flatten
 from atsc_plugin.methods.base import class_of
 from atsc_plugin.networks import named
 from atsc_plugin.networks.maps import evaluating
@@ -61,11 +61,7 @@ class Loaders:
         self.cfg, self.device, self.data = cfg, device, data
 
     def __call__(self, batch_size: int, seed: int) -> Data:
-        own = self.cfg.clone()
-        own.defrost()
-        own.EXPERIMENT.SEED, own.SOLVER.BATCH_SIZE = seed, batch_size
-        own.freeze()
-        return self.of(own)
+        return self.of(changed(self.cfg, {"EXPERIMENT.SEED": seed, "SOLVER.BATCH_SIZE": batch_size}))
 
     def of(self, cfg: Any) -> Data:
         """Undivided loaders of a configuration."""
@@ -82,13 +78,8 @@ def student_of(cfg, classes):
 
 def fitted(cfg, student, networks, data):
     """The configuration with what follows from the networks themselves."""
-    found = class_of(cfg.DISTILLER.TYPE).derived(cfg, student, networks, data.image_size)
-    if found:
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.merge_from_list([entry for pair in found.items() for entry in pair])
-        cfg.freeze()
-    return cfg
+    derived = class_of(cfg.DISTILLER.TYPE).derived(cfg, student, networks, data.image_size)
+    return changed(cfg, derived) if derived else cfg
 
 
 def distiller_of(cfg, student, networks, data):

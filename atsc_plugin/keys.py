@@ -338,6 +338,20 @@ def find(cfg: CfgNode, name: str) -> tuple[CfgNode | None, str | None]:
     return (cfg, leaf) if isinstance(cfg, CfgNode) and leaf in cfg else (None, None)
 
 
+def changed(cfg: CfgNode, values: dict[str, Any]) -> CfgNode:
+    """A frozen copy of the tree with these values, by dotted names."""
+    copy = cfg.clone()
+    copy.defrost()
+    for name, value in values.items():
+        *path, leaf = name.split(".")
+        node = copy
+        for step in path:
+            node = node[step]
+        node[leaf] = value
+    copy.freeze()
+    return copy
+
+
 def add_keys(cfg: CfgNode, keys: Iterable[Key]) -> list[str]:
     """Add what is missing and touch nothing that is there; a frozen tree stays frozen. Returns the names added."""
     keys, frozen, added = list(keys), cfg.is_frozen(), []

@@ -30,7 +30,7 @@ from atsc_plugin.contract import Contract
 from atsc_plugin.engine import checkpoint, distributed
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.errors import ConfigError, ModelRefused, PluginError
-from atsc_plugin.keys import add_keys, find, flatten, unknown_name
+from atsc_plugin.keys import add_keys, changed, find, flatten, unknown_name
 from atsc_plugin.methods.base import class_of, constructor_problems, load_methods
 from atsc_plugin.networks import named
 from atsc_plugin.networks.adapter import bare, dress
@@ -374,9 +374,7 @@ class Distillation(nn.Module):
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """What the optimizer moves, each group with its own rate; a rate at which a term diverges is refused."""
-        method, cfg = self.method, self._cfg.clone()
-        cfg.defrost()
-        cfg.SOLVER.LR = float(lr)
+        method, cfg = self.method, changed(self._cfg, {"SOLVER.LR": float(lr)})
         known = method.problems(self._cfg)
         with _in_words_of(self._keys):
             if problems := [problem for problem in method.problems(cfg) if problem not in known]:

@@ -26,7 +26,7 @@ from atsc_plugin.engine.precision import precision_of
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError, same_arguments, wrapped
 from atsc_plugin.files import key_of, only_writer
-from atsc_plugin.keys import DEFAULTS, RECIPE
+from atsc_plugin.keys import DEFAULTS, RECIPE, changed
 from atsc_plugin.methods.base import class_of, teacher_names
 from atsc_plugin.networks import named
 from atsc_plugin.networks.adapter import View, bare
@@ -63,14 +63,10 @@ def configs_of(cfg, names, seeds=()):
     if len(files) != len(names):
         files = [cfg.DISTILLER.TEACHER_CKPT, *[""] * len(names)][: len(names)]
     seeds = seeds or [cfg.TEACHER.SEED + number for number in range(len(names))]
-    each = []
-    for name, file, seed in zip(names, files, seeds, strict=True):
-        own = cfg.clone()
-        own.defrost()
-        own.DISTILLER.TEACHER, own.DISTILLER.TEACHER_CKPT, own.TEACHER.SEED = name, file, seed
-        own.freeze()
-        each.append(own)
-    return each
+    return [
+        changed(cfg, {"DISTILLER.TEACHER": name, "DISTILLER.TEACHER_CKPT": file, "TEACHER.SEED": seed})
+        for name, file, seed in zip(names, files, seeds, strict=True)
+    ]
 
 
 def recipe(cfg, data):
@@ -212,14 +208,13 @@ def _of_these_classes(cfg, data, source, classes, fine_tune):
 
 def fine_tuning(cfg):
     """The configuration whose TEACHER node is the recipe of a fine-tuning, shrunk to its epochs."""
-    own = cfg.clone()
-    own.defrost()
-    node, epochs = own.TEACHER, cfg.TEACHER.FINE_TUNE_EPOCHS
-    node.LR_DECAY_STAGES = [round(stage * epochs / node.EPOCHS) for stage in node.LR_DECAY_STAGES]
-    node.WARMUP_EPOCHS = round(node.WARMUP_EPOCHS * epochs / node.EPOCHS)
-    node.EPOCHS = epochs
-    own.freeze()
-    return own
+    node, epochs = cfg.TEACHER, cfg.TEACHER.FINE_TUNE_EPOCHS
+    shrunk = {
+        "TEACHER.EPOCHS": epochs,
+        "TEACHER.LR_DECAY_STAGES": [round(stage * epochs / node.EPOCHS) for stage in node.LR_DECAY_STAGES],
+        "TEACHER.WARMUP_EPOCHS": round(node.WARMUP_EPOCHS * epochs / node.EPOCHS),
+    }
+    return changed(cfg, shrunk)
 
 
 def fine_tuned_recipe(cfg, data):
@@ -315,16 +310,17 @@ def _train(source, cfg, data, loaders):
 
 def _run(cfg, loaders, folder, fine_tune):
     """Cross-entropy training by our own trainer, on the recipe of the TEACHER node; the state after the last epoch."""
-    own = cfg.clone()
-    own.defrost()
-    own.DISTILLER.TYPE, own.DISTILLER.STUDENT = "NONE", cfg.DISTILLER.TEACHER
-    own.DISTILLER.STUDENT_ARGS = list(cfg.DISTILLER.TEACHER_ARGS)
-    own.EXPERIMENT.SEED = cfg.TEACHER.SEED
-    for key in ("EPOCHS", "BATCH_SIZE", "LR", "LR_DECAY_STAGES", "LR_DECAY_RATE", "WEIGHT_DECAY", *MORE_KEYS):
-        own.SOLVER[key] = cfg.TEACHER[key]
-    for key, plain in {"AMP": "auto", "COMPILE": "none", "ACCUMULATE": 1, "CLIP_NORM": 0.0}.items():
-        own.SOLVER[key] = plain  # the engine's keys are the student's: a cached teacher must not depend on them
-    own.freeze()
+    names = ("EPOCHS", "BATCH_SIZE", "LR", "LR_DECAY_STAGES", "LR_DECAY_RATE", "WEIGHT_DECAY", *MORE_KEYS)
+    values = {
+        "DISTILLER.TYPE": "NONE",
+        "DISTILLER.STUDENT": cfg.DISTILLER.TEACHER,
+        "DISTILLER.STUDENT_ARGS": list(cfg.DISTILLER.TEACHER_ARGS),
+        "EXPERIMENT.SEED": cfg.TEACHER.SEED,
+        **{f"SOLVER.{name}": cfg.TEACHER[name] for name in names},
+        # The engine's keys are the student's: a cached teacher must not depend on them.
+        **{f"SOLVER.{name}": DEFAULTS[f"SOLVER.{name}"] for name in ("AMP", "COMPILE", "ACCUMULATE", "CLIP_NORM")},
+    }
+    own = changed(cfg, values)
     data = loaders(own)
     teacher = new_teacher(cfg, data)
     if fine_tune:

@@ -278,19 +278,21 @@ class PluginTrainer:
             return evaluate(lambda image: self.distiller(image=image), watched, self.device, label, keep)
 
     def _top1_before(self) -> dict[str, float]:
-        """`_networks_top1` of all networks; a teacher is measured once for all runs of a project folder.
+        """`_network_top1` of all networks; a teacher is measured once for all runs of a project folder.
 
         The folder keeps a file for these weights on these images, measured by this torch on this kind of device.
         """
         found = {}
         for network in self.method.networks():
             file = self._measured_file(network)
-            known = distributed.from_first(lambda file=file: _measured(file)) if file else None
-            if known is not None:
-                say(f"{network.title}: top-1 {known:.2f}, measured by another run of {file.parent}")
-            found |= self._networks_top1([network]) if known is None else {network.name: known}
-            if known is None and file and distributed.first():
-                write_json({"top1": found[network.name]}, file)
+            top1 = distributed.from_first(lambda file=file: _measured(file)) if file else None
+            if top1 is not None:
+                say(f"{network.title}: top-1 {top1:.2f}, measured by another run of {file.parent}")
+            else:
+                top1 = self._network_top1(network)
+                if file and distributed.first():
+                    write_json({"top1": top1}, file)
+            found[network.name] = top1
         return found
 
     def _measured_file(self, network) -> Path | None:
@@ -302,16 +304,13 @@ class PluginTrainer:
         key = key_of({"weights": checkpoint.digest_of(network.module), **images, **by})
         return self.folder.parent.parent / f"measured-{key}.json"
 
-    def _networks_top1(self, networks) -> dict[str, float]:
-        """Top-1 of the networks beside the student, by their names."""
-        found = {}
-        for network in networks:
-            watched = self.signals.watched(self.test_loader or self.val_loader)
-            with self.step.uncompiled():
-                scores = evaluate(in_eval_mode(network.module), watched, self.device, network.name)
-            found[network.name] = scores["top1"]
-            say(f"{network.name.partition('.')[0]} {network.title}: top-1 {scores['top1']:.2f}")
-        return found
+    def _network_top1(self, network) -> float:
+        """Top-1 of a network beside the student."""
+        watched = self.signals.watched(self.test_loader or self.val_loader)
+        with self.step.uncompiled():
+            top1 = evaluate(in_eval_mode(network.module), watched, self.device, network.name)["top1"]
+        say(f"{network.name.partition('.')[0]} {network.title}: top-1 {top1:.2f}")
+        return top1
 
     # ---- the result ----
 
@@ -319,7 +318,7 @@ class PluginTrainer:
         """The content of result.json: accuracies in percent, sizes in parameters."""
         cfg, facts, progress, networks = self.cfg, self.facts, self.progress, self.method.networks()
         before = progress.top1_before
-        after = before | self._networks_top1([network for network in networks if network.moves])
+        after = before | {network.name: self._network_top1(network) for network in networks if network.moves}
         logits = LogitsFile() if cfg.LOG.KEEP_LOGITS == "last" else None
         last = self._evaluate(self.test_loader or self.val_loader, "test, last", logits)
         if logits:
