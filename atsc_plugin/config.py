@@ -20,7 +20,7 @@ from atsc_plugin.contract import NONE, SECOND_STEP, SEVERAL
 from atsc_plugin.engine import mixing
 from atsc_plugin.engine.run_dir import read_tree
 from atsc_plugin.errors import ConfigError
-from atsc_plugin.host import CFG, FORKS_COSINE, distiller_dict, host_datasets, trainer_dict, warmup_epochs
+from atsc_plugin.host import CFG, CONTENT, FORKS_COSINE, distiller_dict, trainer_dict, warmup_epochs
 from atsc_plugin.keys import DEFAULTS, RECIPE, Key, find, flatten, unknown_name
 from atsc_plugin.methods.base import METHODS, class_of, constructor_problems, teacher_names
 from atsc_plugin.networks import named
@@ -194,7 +194,7 @@ def _names(text):
 
 def datasets():
     """Every DATASET.TYPE this installation knows."""
-    return (*OWN_DATASETS, *host_datasets())
+    return (*OWN_DATASETS, *CONTENT)
 
 
 def value_problems(cfg: CfgNode, keys: Iterable[Key]) -> list[str]:

@@ -185,12 +185,7 @@ def warmup_epochs(solver):
     return 0 if FORKS_COSINE in solver and solver.SCHEDULE == "steps" else solver.WARMUP_EPOCHS
 
 
-def host_datasets():
-    """The DATASET.TYPE values whose loading is the host's."""
-    return tuple(CONTENT)
-
-
-# What lies in the data folder for each of the host's data sets, and where it comes from.
+# The data sets that the host loads: what lies in the data folder, and where it comes from.
 CONTENT = {
     "cifar100": (
         "cifar-100-python",

@@ -164,7 +164,7 @@ def find(cfg, data, network, taken=(), fine_tune=False):
         return _of_these_classes(cfg, data, source, weights.classes, fine_tune)
     if data.name == "imagenet" and not named.is_foreign(name):
         return _pretrained(name, taken)
-    stock = host.models_for(data.name).get(name, (None, None))[1] if data.name in host.host_datasets() else None
+    stock = host.models_for(data.name).get(name, (None, None))[1] if data.name in host.CONTENT else None
     if stock and Path(stock).is_file() and Path(stock) not in [source.path for source in taken]:
         return Source(Path(stock), False, str(stock))
     cached = cached_file(cfg, data)

@@ -16,6 +16,7 @@ from atsc_plugin.__main__ import main
 from atsc_plugin.config import load_cfg
 from atsc_plugin.data import datasets as datasets_module
 from atsc_plugin.data.datasets import validation_indices, with_validation_loader
+from atsc_plugin.data.sample import statistics
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import data_place
 
@@ -325,7 +326,7 @@ def test_the_root_is_honoured_and_the_hosts_own_place_is_beside_its_package(tmp_
 
 def test_statistics_by_pieces_are_the_whole_sets(monkeypatch):
     images = torch.from_numpy(arrays(train=50)["train_images"]).permute(0, 3, 1, 2)
-    mean, std = datasets_module.statistics(images.split(7))
+    mean, std = statistics(images.split(7))
     whole = images.double() / 255
     assert mean == pytest.approx(whole.mean(dim=(0, 2, 3)).tolist(), abs=1e-4)
     assert std == pytest.approx(whole.std(dim=(0, 2, 3), correction=0).tolist(), abs=1e-4)

@@ -195,11 +195,6 @@ def test_the_step_is_on_the_sum_of_the_means_of_the_losses(tmp_path):
     assert meters["losses"].avg == pytest.approx(3 * losses["ce"].item(), rel=1e-5)
 
 
-def test_the_base_trainer_refuses_another_optimizer(tmp_path):
-    with pytest.raises(ValueError, match="SOLVER.TYPE is 'ADAM'.*'SGD'"):
-        trainer(settings(tmp_path, TYPE="ADAM"))
-
-
 # Checkpoints
 
 

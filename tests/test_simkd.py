@@ -16,7 +16,7 @@ from atsc_plugin.losses import align, feature_loss, pool
 from atsc_plugin.methods.simkd import SimKD
 from atsc_plugin.networks.deployed import tensors_of
 from atsc_plugin.networks.maps import student_map, teacher_map
-from atsc_plugin.networks.projector import projector
+from atsc_plugin.networks.projector import Projector
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_three_steps_equal_the_released_code_but_for_the_unused_head(cfg):
 
 
 def test_the_projector_has_the_recorded_size():
-    made = projector(256, 256, 2, "KEY")
+    made = Projector(256, 256 // 2, 256)
     # 256*128 + 128*128*9 + 128*256 convolution weights, and 2*(128 + 128 + 256) of the three BNs
     assert sum(p.numel() for p in made.parameters()) == 32768 + 147456 + 32768 + 1024 == 214016
 

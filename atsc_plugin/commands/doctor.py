@@ -76,7 +76,7 @@ def _host_and_devices(args, problems):
 def _data_and_teachers(host):
     from atsc_plugin.data.containers import find_cifar100
 
-    places = {name: host.data_place(name) for name in host.host_datasets()}
+    places = {name: host.data_place(name) for name in host.CONTENT}
     there = {name: place for name, place in places.items() if place.is_dir()}
     if container := find_cifar100(host.data_root()):
         there["cifar100"] = container

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +28,7 @@ from atsc_plugin.data.containers import CLASS_NAMES as CIFAR100_NAMES
 from atsc_plugin.data.containers import Container, find_cifar100, read_cifar100
 from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.data.digits100 import CLASS_NAMES, cached_digits100
+from atsc_plugin.data.sample import statistics
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import key_of
 from atsc_plugin.seeds import stream
@@ -280,19 +280,6 @@ def content_identity(name: str, images: torch.Tensor, labels: torch.Tensor) -> s
         digest.update(part.contiguous().numpy())
     digest.update(labels.contiguous().numpy())
     return f"{name}-{len(labels)}-{digest.hexdigest()}"
-
-
-def statistics(parts: Iterable[torch.Tensor]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation by channel, in 0..1, of pieces uint8 N x 3 x H x W: no float copy of all is made."""
-    total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
-    for part in parts:
-        scaled = part.double() / 255
-        total += scaled.sum(dim=(0, 2, 3))
-        squares += scaled.square().sum(dim=(0, 2, 3))
-        count += scaled.numel() // 3
-    mean = total / count
-    std = (squares / count - mean.square()).clamp(min=1e-8).sqrt()
-    return [round(v, 4) for v in mean.tolist()], [round(max(v, 1e-4), 4) for v in std.tolist()]
 
 
 # ---- A host's data set: on the device where its images are an array and its transforms known, else by workers. ----

@@ -22,9 +22,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from atsc_plugin.data import pictures
 from atsc_plugin.data.arrays import refuse_unreadable
-from atsc_plugin.data.datasets import statistics
 from atsc_plugin.data.digits100 import cache_folder
-from atsc_plugin.data.sample import drawn
+from atsc_plugin.data.sample import drawn, statistics
 from atsc_plugin.data.worker_loader import WorkerLoader
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import key_of, only_writer, write_json

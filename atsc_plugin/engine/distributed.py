@@ -22,7 +22,7 @@ from atsc_plugin.errors import PluginError
 NEEDED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun puts into the environment
 WAIT = timedelta(minutes=30)  # a rank that lives but is busy, writing a checkpoint; a dead one is noticed by torchrun
 _alone = False
-_side = None  # the ranks' group on the CPU
+_side = None  # the ranks' group on the CPU, for what must not wait for a device
 
 
 # ---- beginning and end ----
@@ -117,11 +117,6 @@ def first():
     return rank() == 0
 
 
-def side_group():
-    """All ranks' group on the CPU, for what must not wait for a device."""
-    return _side
-
-
 def device_of(wanted):
     """EXPERIMENT.DEVICE of this rank: its own GPU where several ranks work, one a GPU."""
     if not dist.is_initialized() or wanted == "cpu" or not torch.cuda.is_available():
@@ -188,7 +183,7 @@ def sum_of(*counts):
     if world() == 1:
         return [int(count) for count in counts]
     numbers = torch.tensor([int(count) for count in counts])
-    dist.all_reduce(numbers, group=side_group())
+    dist.all_reduce(numbers, group=_side)
     return numbers.tolist()
 
 
@@ -202,14 +197,14 @@ def gathered(state):
     if world() == 1:
         return [state]
     states = [None] * world() if first() else None
-    dist.gather_object(state, states, dst=0, group=side_group())
+    dist.gather_object(state, states, dst=0, group=_side)
     return states or [state]
 
 
 def wait_for_all():
     """Until every rank is here."""
     if world() > 1:
-        dist.barrier(group=side_group())
+        dist.barrier(group=_side)
 
 
 class MaxOfRanks:
@@ -233,7 +228,7 @@ class MaxOfRanks:
     def send(self, *numbers):
         """Send this rank's numbers; `read` has the maxima next time."""
         numbers = torch.tensor(numbers)
-        work = dist.all_reduce(numbers, dist.ReduceOp.MAX, group=side_group(), async_op=True)
+        work = dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_side, async_op=True)
         self.sent = work, numbers
 
 

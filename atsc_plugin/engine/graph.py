@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,14 +116,6 @@ class RecordedStep:
 # ---- what records ----
 
 
-class Recorder(Protocol):
-    def warm_up(self, function: Callable[[], Outputs]) -> Outputs:
-        """Run it as it is written, where it will be recorded."""
-
-    def record(self, function: Callable[[], Outputs]) -> Callable[[], Outputs]:
-        """A function that does the same each time it is called; recording it changes no tensor."""
-
-
 class CudaGraph:
     """torch.cuda.CUDAGraph, warmed up and recorded on a stream of its own, as torch's documentation asks."""
 
@@ -131,6 +123,7 @@ class CudaGraph:
         self.device, self.stream = device, torch.cuda.Stream(device)
 
     def warm_up(self, function: Callable[[], Outputs]) -> Outputs:
+        """Run it as it is written, where it will be recorded."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -139,6 +132,7 @@ class CudaGraph:
         return outputs
 
     def record(self, function: Callable[[], Outputs]) -> Callable[[], Outputs]:
+        """A function that does the same each time it is called; recording it changes no tensor."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device), torch.cuda.graph(graph, stream=self.stream):
             outputs = function()
@@ -164,7 +158,7 @@ class PlainCalls:
         return function
 
 
-RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaGraph}  # by type of device
+RECORDERS: dict[str, type[CudaGraph | PlainCalls]] = {"cuda": CudaGraph}  # by type of device
 
 
 @contextmanager

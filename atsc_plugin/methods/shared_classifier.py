@@ -19,7 +19,7 @@ from atsc_plugin.methods.base import SEVERAL, Key, Method, networks_of
 from atsc_plugin.networks import maps
 from atsc_plugin.networks.adapter import Adapted
 from atsc_plugin.networks.deployed import DeployedStudent, Head, modules_of
-from atsc_plugin.networks.projector import TYPES, check_factor, kind_of, projector
+from atsc_plugin.networks.projector import KINDS, TYPES, check_factor, kind_of
 from atsc_plugin.networks.tail import Tail
 
 SHARED = ", since the student predicts through the teacher's classifier"
@@ -87,14 +87,15 @@ class SharedClassifier(Method):
         node = cfg[self.NODE]
         self.image_size, self.ensemble = image_size(cfg.DATASET), node.ENSEMBLE
         self.student_facts = maps.student_map(student, self.image_size, f"student {cfg.DISTILLER.STUDENT}")
-        factor = node.PROJECTOR.FACTOR, f"{self.NODE}.PROJECTOR.FACTOR"
+        factor = node.PROJECTOR.FACTOR
         self.kinds: list[str] = []
-        self.maps = self._teacher_maps(cfg, *factor)
+        self.maps = self._teacher_maps(cfg, factor, f"{self.NODE}.PROJECTOR.FACTOR")
         if set(self.kinds) == {"mlp"}:
             self.student_facts = maps.student_map(student, self.image_size, cfg.DISTILLER.STUDENT, vector=True)
         numbers = [number for number in range(len(self.maps)) for _ in range(projectors)]
+        channels = [facts.channels for facts in self.maps]
         made = [
-            projector(self.student_facts.channels, self.maps[number].channels, *factor, self.kinds[number])
+            KINDS[self.kinds[number]](self.student_facts.channels, channels[number] // factor, channels[number])
             for number in numbers
         ]
         self.projector = nn.ModuleList(made) if self.TEACHERS == SEVERAL else made[0]

@@ -66,12 +66,6 @@ def shapes_of(kind: str, channels_in: int, inner: int, channels_out: int) -> dic
     }
 
 
-def projector(channels_in: int, channels_out: int, factor: int, key: str, kind: str = "bottleneck") -> Projection:
-    """A projector whose inner width is C_t / factor; `key` is the config key that a refusal names."""
-    check_factor(channels_out, factor, key)
-    return KINDS[kind](channels_in, channels_out // factor, channels_out)
-
-
 def kind_of(wanted: str, vector: bool, signed: bool, key: str, name: str) -> str:
     """The kind that PROJECTOR.TYPE means for a target; a bottleneck needs a map."""
     if wanted == "bottleneck" and vector:

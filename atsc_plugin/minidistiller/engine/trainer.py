@@ -33,23 +33,18 @@ class BaseTrainer:
         self.train_loader = train_loader
         self.val_loader = val_loader
         self.unwrapped = getattr(distiller, "module", distiller)  # DataParallel or the distiller itself
-        self.optimizer = self.init_optimizer(cfg)
+        self.optimizer = torch.optim.SGD(
+            self.unwrapped.get_learnable_parameters(),
+            lr=cfg.SOLVER.LR,
+            momentum=cfg.SOLVER.MOMENTUM,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        )
         self.best_acc = -1
         self.log_path = os.path.join(cfg.LOG.PREFIX, experiment_name)
         os.makedirs(self.log_path, exist_ok=True)
         from tensorboardX import SummaryWriter  # a tenth of a second that no other trainer waits for
 
         self.tf_writer = SummaryWriter(os.path.join(self.log_path, "train.events"))
-
-    def init_optimizer(self, cfg):
-        if cfg.SOLVER.TYPE != "SGD":
-            raise ValueError(f"SOLVER.TYPE is {cfg.SOLVER.TYPE!r}; the base trainer knows 'SGD' only: set that")
-        return torch.optim.SGD(
-            self.unwrapped.get_learnable_parameters(),
-            lr=cfg.SOLVER.LR,
-            momentum=cfg.SOLVER.MOMENTUM,
-            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        )
 
     def train(self, resume=False):
         first = self.restore() + 1 if resume else 1

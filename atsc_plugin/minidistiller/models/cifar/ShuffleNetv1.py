@@ -41,7 +41,7 @@ class ShuffleUnit(NumberedPairs):
         return out + x
 
 
-class ShuffleNet(StagedNet):
+class ShuffleV1(StagedNet):
     def __init__(self, num_classes):
         stages, c_in = [], _STEM
         for c_out, blocks in _STAGES:
@@ -50,6 +50,3 @@ class ShuffleNet(StagedNet):
             c_in = c_out
         super().__init__(conv(3, _STEM, 1), stages)
         self.linear = nn.Linear(c_in, num_classes)
-
-
-ShuffleV1 = ShuffleNet

@@ -63,7 +63,7 @@ class ShuffleStage(nn.Sequential):
         return x, torch.cat([kept, worked], 1)
 
 
-class ShuffleNetV2(StagedNet):
+class ShuffleV2(StagedNet):
     def __init__(self, num_classes):
         widths = [_STEM, *(width for width, _ in _STAGES)]
         stages = [ShuffleStage(widths[i], width, units) for i, (width, units) in enumerate(_STAGES)]
@@ -73,9 +73,6 @@ class ShuffleNetV2(StagedNet):
 
     def before_pooling(self, x):
         return self.active_pair(2, x)
-
-
-ShuffleV2 = ShuffleNetV2
 
 
 def shufflev2_tinyimagenet(num_classes):

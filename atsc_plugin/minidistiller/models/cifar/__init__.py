@@ -8,7 +8,7 @@ until somebody asks for a teacher.
 
 from ... import HOME
 from .mobilenetv2 import mobile_half
-from .mv2_tinyimagenet import mobilenetv2_tinyimagenet
+from .mv2_tinyimagenet import TinyImageNetMobileNetV2
 from .resnet import resnet8, resnet8x4, resnet14, resnet20, resnet32, resnet32x4, resnet44, resnet56, resnet110
 from .resnetv2 import ResNet18, ResNet50
 from .ShuffleNetv1 import ShuffleV1
@@ -54,6 +54,6 @@ cifar_model_dict = {
 }
 tiny_imagenet_model_dict = {
     "ResNet18": (ResNet18, str(_CHECKPOINTS / "tiny_imagenet_teachers" / "ResNet18_vanilla" / "ti_res18")),
-    "MobileNetV2": (mobilenetv2_tinyimagenet, None),
+    "MobileNetV2": (TinyImageNetMobileNetV2, None),
     "ShuffleV2": (shufflev2_tinyimagenet, None),
 }

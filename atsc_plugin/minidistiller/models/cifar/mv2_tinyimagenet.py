@@ -30,7 +30,7 @@ class BiasedInvertedResidual(nn.Module):
         return self.residual(x) + x if self.adds_input else self.residual(x)
 
 
-class MobileNetV2(nn.Module):
+class TinyImageNetMobileNetV2(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
         self.pre = nn.Sequential(*active_layers(nn.Conv2d(3, _STEM, 1, padding=1), relu=nn.ReLU6))
@@ -54,6 +54,3 @@ class MobileNetV2(nn.Module):
         feats.append(self.conv1(x))
         pooled = F.adaptive_avg_pool2d(feats[-1], 1)
         return self.conv2(pooled).flatten(1), {"feats": feats, "pooled_feat": pooled}
-
-
-mobilenetv2_tinyimagenet = MobileNetV2
