@@ -221,14 +221,14 @@ def test_absent_folders_are_an_error_that_says_where_and_what_to_do(dataset, tmp
     with pytest.raises(PluginError) as caught:
         loaders(dataset, tmp_path, monkeypatch)
     said = str(caught.value)
-    for part in (str(folder), "expected the folders train and val", "DATASET.ROOT", "Get "):
+    for part in (str(folder), "expected the folders train and val", "DATASET.ROOT"):
         assert part in said
 
 
 def test_a_val_that_is_not_sorted_into_classes_is_refused_with_what_to_do(tmp_path, monkeypatch):
     write_images(tmp_path / "tiny-imagenet-200" / "train", ["n01", "n02"], images=1)
     (tmp_path / "tiny-imagenet-200" / "val" / "images").mkdir(parents=True)
-    with pytest.raises(PluginError, match=r"val has 1 class folders, expected the 2 of .*images, n01, n02.*val/CLASS"):
+    with pytest.raises(PluginError, match=r"val has 1 class folders, expected the 2 of .*images, n01, n02. Sort"):
         loaders("tiny_imagenet", tmp_path, monkeypatch)
 
 

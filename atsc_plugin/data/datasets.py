@@ -128,9 +128,7 @@ def streamed_data(
     files, labels = splits["train"]
     source = streams.Files(root, files, *(() if node.CROP == "resized" else crop))
     others = {
-        split: streams.evaluation_loader(
-            streams.Images(streams.Files(root, files, *crop), labels, plain, False), workers, options
-        )
+        split: streams.evaluation_loader(streams.Files(root, files, *crop), labels, plain, workers, options)
         for split, (files, labels) in splits.items()
         if split != "train"
     }
@@ -140,7 +138,7 @@ def streamed_data(
         identity=f"folder-{len(labels)}-{seen['train']}",
         classes=classes,
         image_size=image_size,
-        train=streams.training_loader(streams.Images(source, labels, augmented, True), workers, options),
+        train=streams.training_loader(source, labels, augmented, workers, options),
         val=others.get("val"),
         test=others["test"],
         train_images=len(labels),
@@ -170,7 +168,7 @@ def memory_data(node: Any, options: LoaderOptions, image_size: int) -> Data:
         from atsc_plugin.data import streams
 
         transform = streams.training_transform(node, image_size, node.PADDING, _flips(node), mean, std)
-        train = streams.training_loader(streams.Images(*tensors["train"], transform, True), node.NUM_WORKERS, options)
+        train = streams.training_loader(*tensors["train"], transform, node.NUM_WORKERS, options)
     else:
         seed, ranks = stream(options.seed, "data"), {"rank": options.rank, "world": options.world}
         augmented = {"seed": seed, "padding": node.PADDING, "flip": _flips(node)}
@@ -418,9 +416,7 @@ def on_device(train: DataLoader, test: DataLoader, node: Any, options: LoaderOpt
 
         transform = streams.training_transform(node, images.shape[1], **augmented)
         pixels = torch.from_numpy(images[kept]).permute(0, 3, 1, 2)
-        train_loader = streams.training_loader(
-            streams.Images(pixels, labels[kept], transform, True), train.num_workers, options
-        )
+        train_loader = streams.training_loader(pixels, labels[kept], transform, train.num_workers, options)
     else:
         train_loader = loader(
             images[kept], labels[kept], options.batch_size, **augmented, seed=stream(options.seed, "data"),

@@ -98,13 +98,14 @@ def training_transform(node: Any, side: int, padding: int, flip: bool, mean: lis
 # ---- loaders ----
 
 
-def training_loader(images: Images, workers: int, options: Any) -> WorkerLoader:
+def training_loader(source: Any, labels: Any, transform: Callable, workers: int, options: Any) -> WorkerLoader:
     """Shuffled, augmented by (seed, epoch, image), shared among the ranks."""
-    return WorkerLoader(DataLoader(images, num_workers=workers), options)
+    return WorkerLoader(DataLoader(Images(source, labels, transform, True), num_workers=workers), options)
 
 
-def evaluation_loader(images: Images, workers: int, options: Any) -> DataLoader:
+def evaluation_loader(source: Any, labels: Any, transform: Callable, workers: int, options: Any) -> DataLoader:
     """In order. Its workers end with each pass: those of the training loader stay."""
+    images = Images(source, labels, transform, False)
     generator = torch.Generator()  # else every pass would draw a number from torch's global one
     pinned = options.device.type == "cuda"
     return DataLoader(images, options.eval_batch_size, num_workers=workers, pin_memory=pinned, generator=generator)

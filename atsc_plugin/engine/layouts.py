@@ -39,8 +39,9 @@ def state_of_network(checkpoint, path):
         raise PluginError(
             f"{path} holds no network weights; expected a state_dict, bare or under {', '.join(map(repr, STATES))}."
         )
-    names = {name.removeprefix("module.") for name in tensors}
-    if any(name.startswith("projector") for name in names) and names & _under(names, ("student.", "backbone.")):
+    names = [name.removeprefix("module.") for name in tensors]
+    projected = any(name.startswith("projector") for name in names)
+    if projected and any(name.startswith(("student.", "backbone.")) for name in names):
         raise PluginError(
             f"{path} holds a student that predicts through a projector and a classifier not its own; its own head was "
             f"never trained. {WAY_OUT}"
@@ -59,10 +60,6 @@ def _tensors(checkpoint):
         return {}
     state = next((checkpoint[key] for key in STATES if isinstance(checkpoint.get(key), dict)), checkpoint)
     return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
-
-
-def _under(names, prefixes):
-    return {name for name in names if name.startswith(prefixes)}
 
 
 def network_named_in(checkpoint):

@@ -52,11 +52,6 @@ class EnsembleNetwork(nn.Module):
     def __init__(self, deployed: DeployedStudent) -> None:
         super().__init__()
         self.deployed = deployed
-        count = len(deployed.heads())
-        self.without_classifier = (
-            f"is a deployed student with {count} heads: it has {count} maps and no single classifier to share. Use a "
-            "student with one head, or a method that learns from logits (KD, DKD, AVERKD)."
-        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict]:
         maps = {}

@@ -4,9 +4,6 @@ The tree is checked before torchvision lists it: labels are places in the sorted
 folder, or a val that is not sorted into classes, would give wrong labels without a word.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import torch
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -21,43 +18,31 @@ class IndexedImageFolder(ImageFolder):
         return (*super().__getitem__(index), index)
 
 
-@dataclass(frozen=True)
-class FolderSet:
-    """What is known of a data set before its files are seen; `source` says in words how to get and unpack it."""
-
-    name: str
-    folder: str
-    classes: int
-    source: str
-
-
-def checked_folders(data, root):
-    """(train, val) below `root`, each with one folder a class, the same in both. A part of the classes will do."""
-    folder = Path(root) / data.folder
+def checked_folders(name, folder, classes):
+    """(train, val) in `folder`, each with one folder a class, the same in both. A part of the classes will do."""
     train, val = folder / "train", folder / "val"
-    way_out = (
-        f"Get {data.source}. Its place is {folder}; DATASET.ROOT names another folder for {data.folder} to lie in."
-    )
     if not (train.is_dir() and val.is_dir()):
         raise PluginError(
-            f"no {data.name} at {folder} (expected the folders train and val, in each one folder a class). {way_out}"
+            f"no {name} at {folder}; expected the folders train and val, in each one folder a class. Unpack it there, "
+            f"or name another folder for {folder.name} to lie in with DATASET.ROOT."
         )
     names, val_names = _class_names(train), _class_names(val)
-    if not 1 <= len(names) <= data.classes:
+    if not 1 <= len(names) <= classes:
         raise PluginError(
-            f"{train} has {len(names)} class folders; expected the {data.classes} of {data.name}, or a part of them. "
-            f"{way_out}"
+            f"{train} has {len(names)} class folders; expected the {classes} of {name}, or a part of them. Remove what "
+            "is no class."
         )
     if names != val_names:
         odd = sorted(set(names) ^ set(val_names))
         raise PluginError(
             f"{val} has {len(val_names)} class folders, expected the {len(names)} of {train}; in one of the two only: "
-            f"{', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}. {way_out}"
+            f"{', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}. Sort the images of val into the class folders of "
+            "train."
         )
-    if len(names) < data.classes:
+    if len(names) < classes:
         print(
-            f"{folder} has {len(names)} of the {data.classes} classes of {data.name}: labels are 0 to "
-            f"{len(names) - 1}, the networks keep {data.classes} outputs",
+            f"{folder} has {len(names)} of the {classes} classes of {name}: labels are 0 to {len(names) - 1}, the "
+            f"networks keep {classes} outputs",
             flush=True,
         )
     return train, val

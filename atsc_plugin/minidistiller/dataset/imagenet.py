@@ -4,19 +4,14 @@
 The folders are looked for in `imagenet` of the `data` folder beside the atsc_plugin package. Called by get_dataset.
 """
 
+from pathlib import Path
+
 from torchvision import transforms
 
-from ._folders import FolderSet, checked_folders, folder_loaders
+from ._folders import checked_folders, folder_loaders
 from .cifar100 import get_data_folder
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_IMAGENET = FolderSet(
-    name="ImageNet",
-    folder="imagenet",
-    classes=1000,
-    source="ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from https://image-net.org (after registering there) "
-    "and unpack them into train/CLASS and val/CLASS; the val archive is flat, its classes are in the development kit",
-)
 
 
 def get_imagenet_train_transform():
@@ -33,6 +28,6 @@ def _normalised():
 
 def get_imagenet_dataloaders(batch_size, val_batch_size, num_workers):
     """(train_loader, val_loader, number of training images)"""
-    folders = checked_folders(_IMAGENET, get_data_folder())
+    folders = checked_folders("ImageNet", Path(get_data_folder()) / "imagenet", 1000)
     both = (get_imagenet_train_transform(), get_imagenet_test_transform())
     return folder_loaders(folders, both, batch_size, val_batch_size, num_workers)

@@ -4,19 +4,14 @@ The folders are looked for in tiny-imagenet-200 of the `data` folder beside the 
 get_dataset.
 """
 
+from pathlib import Path
+
 from torchvision import transforms
 
-from ._folders import FolderSet, checked_folders, folder_loaders
+from ._folders import checked_folders, folder_loaders
 from .cifar100 import get_data_folder
 
 _MEAN, _STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
-_TINY_IMAGENET = FolderSet(
-    name="Tiny-ImageNet",
-    folder="tiny-imagenet-200",
-    classes=200,
-    source="tiny-imagenet-200.zip from Stanford's CS231n (http://cs231n.stanford.edu/tiny-imagenet-200.zip), unpack it "
-    "and move each image of val/images into val/CLASS, the class being the one val_annotations.txt gives it",
-)
 
 
 def get_tinyimagenet_test_transform():
@@ -30,6 +25,6 @@ def get_tinyimagenet_train_transform():
 
 def get_tinyimagenet_dataloader(batch_size, val_batch_size, num_workers):
     """(train_loader, val_loader, number of training images)"""
-    folders = checked_folders(_TINY_IMAGENET, get_data_folder())
+    folders = checked_folders("Tiny-ImageNet", Path(get_data_folder()) / "tiny-imagenet-200", 200)
     both = (get_tinyimagenet_train_transform(), get_tinyimagenet_test_transform())
     return folder_loaders(folders, both, batch_size, val_batch_size, num_workers)

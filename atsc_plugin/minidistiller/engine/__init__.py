@@ -3,5 +3,3 @@
 from .trainer import BaseTrainer
 
 trainer_dict = {"base": BaseTrainer}
-
-__all__ = ["BaseTrainer", "trainer_dict"]
