@@ -95,11 +95,8 @@ def only_writer(path, key):
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock"))
-        lock.acquire()
+        lock = FileLock(path.with_suffix(".lock")).acquire()
     except OSError as error:
         raise PluginError(f"{key} {path.parent} cannot be written: {error.strerror}. Choose another folder.") from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()

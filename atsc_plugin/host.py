@@ -149,6 +149,7 @@ NAME = "embedded" if ROOT == EMBEDDED else "mdistiller"
 _surface = load(ROOT)
 FOLDER = str(_folder(ROOT))
 VERSION = _version(ROOT, FOLDER)
+IDENTITY = {"host": NAME, "host_version": VERSION}  # as cards, about.json and result.json have it
 TITLE = VERSION if VERSION.startswith(NAME) else f"{NAME} {VERSION}"  # the embedded host's version names it
 
 CFG = _surface["CFG"]

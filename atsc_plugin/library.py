@@ -454,8 +454,7 @@ class Distillation(nn.Module):
             tail["network"] = teacher or tail["network"].partition("#")[0]
             tail |= {"args": _arguments(teacher_args)} if teacher_args else {}
         card = {
-            "host": host.NAME,
-            "host_version": host.VERSION,
+            **host.IDENTITY,
             "method": self._cfg.DISTILLER.TYPE,
             "student": student or self._cfg.DISTILLER.STUDENT,
             "student_args": _arguments(student_args or {}),

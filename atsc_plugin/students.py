@@ -138,8 +138,8 @@ def open_student(path, which: str = "last", cfg=None, data=None, skeleton: Calla
         return Opened(module, card, f"deployed student ({card.get('method')}, {locate(path, which).name})")
     content = checkpoint.load(path)
     state = content.get("model", content) if isinstance(content, dict) else content
-    named = state.items() if isinstance(state, dict) else ()
-    plain = {name.removeprefix("module."): tensor for name, tensor in named if isinstance(name, str)}
+    entries = state.items() if isinstance(state, dict) else ()
+    plain = {name.removeprefix("module."): tensor for name, tensor in entries if isinstance(name, str)}
     distiller = skeleton(cfg, data)
     if not any(name.startswith("student.") for name in plain):
         return _bare_network(distiller, path, cfg, data)
@@ -195,9 +195,8 @@ def _same_prediction(distiller, module, side):
 
 def _new_card(module, path, cfg, data):
     """The card of a student that came without one."""
-    made = {"host": host.NAME, "host_version": host.VERSION, "method": cfg.DISTILLER.TYPE}
-    facts = {**named.card_facts(cfg.DISTILLER), **data.facts(), **module.facts()}
-    return complete(made | facts, path)
+    made = {**host.IDENTITY, "method": cfg.DISTILLER.TYPE, **named.card_facts(cfg.DISTILLER)}
+    return complete({**made, **data.facts(), **module.facts()}, path)
 
 
 def complete(card: dict, stem) -> dict:

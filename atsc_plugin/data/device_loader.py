@@ -74,8 +74,7 @@ class DeviceLoader:
         self.rank, self.world = rank, world
         # A row as long as an image: broadcasting over images alone, not over the three channels, is what vectorises.
         pixels = self.size[0] * self.size[1]
-        self.mean, self.std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
-        self.rows = [values.flatten().repeat(pixels) for values in (self.mean, self.std)]
+        self.rows = [torch.tensor(values, device=device).repeat(pixels) for values in (mean, std)]
         self.epoch = 0
 
     @property

@@ -142,20 +142,17 @@ def held(folder):
     it holds as far as their flock does.
     """
     folder = Path(folder)
-    lock = FileLock(folder / LOCK, timeout=0)
     try:
-        lock.acquire()
+        lock = FileLock(folder / LOCK, timeout=0).acquire()
     except Timeout:
         raise PluginError(
             f"{folder} is in use by {_holder(folder)}; expected one process a run directory. Wait for it or end it; "
             "for another run give this one an EXPERIMENT.NAME or LOG.PREFIX of its own."
         ) from None
-    try:
+    with lock:
         write_json({"pid": os.getpid(), "host": socket.gethostname()}, folder / HOLDER)
         yield
         (folder / HOLDER).unlink(missing_ok=True)
-    finally:
-        lock.release()
 
 
 def _holder(folder):

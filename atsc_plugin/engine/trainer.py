@@ -94,8 +94,7 @@ class PluginTrainer:
         """What goes into the card of a deployed student."""
         cfg, titles = self.cfg, [network.title for network in self._teachers()]
         return {
-            "host": host.NAME,
-            "host_version": host.VERSION,
+            **host.IDENTITY,
             "method": cfg.DISTILLER.TYPE,
             "method_name": self.method.TITLE or cfg.DISTILLER.TYPE,
             **named.card_facts(cfg.DISTILLER),
@@ -196,9 +195,8 @@ class PluginTrainer:
         """Where and how a run was started."""
         return {
             "plugin": __version__,
-            "host": host.NAME,
             "python": platform.python_version(),
-            "host_version": host.VERSION,
+            **host.IDENTITY,
             "torch": torch.__version__,
             "device": device_name(self.device),
             "world_size": distributed.world(),
@@ -316,7 +314,7 @@ class PluginTrainer:
 
     def _result(self) -> dict[str, Any]:
         """The content of result.json: accuracies in percent, sizes in parameters."""
-        cfg, facts, progress, networks = self.cfg, self.facts, self.progress, self.method.networks()
+        cfg, progress, networks = self.cfg, self.progress, self.method.networks()
         before = progress.top1_before
         after = before | {network.name: self._network_top1(network) for network in networks if network.moves}
         logits = LogitsFile() if cfg.LOG.KEEP_LOGITS == "last" else None
@@ -326,16 +324,9 @@ class PluginTrainer:
         module = deployed_of(self.method)
         stored = tensors_of(module)
         teachers = [network.name for network in self._teachers()]
+        names = "method", "method_name", "teacher", "student", "dataset", "data", "test_data", "image_size", "classes"
         return {
-            "method": facts["method"],
-            "method_name": facts["method_name"],
-            "teacher": facts["teacher"],
-            "student": facts["student"],
-            "dataset": facts["dataset"],
-            "data": facts.get("data"),
-            "test_data": facts.get("test_data"),
-            "image_size": facts.get("image_size"),
-            "classes": facts.get("classes"),
+            **{name: self.facts.get(name) for name in names},
             "seed": cfg.EXPERIMENT.SEED,
             "epochs": cfg.SOLVER.EPOCHS,
             "batch_size": cfg.SOLVER.BATCH_SIZE,  # of all ranks together
@@ -363,8 +354,7 @@ class PluginTrainer:
             "params_student": parameter_count(self.distiller.student.parameters()),
             "params_deployed": parameter_count(p for name, p in module.named_parameters() if name in stored),
             "params_trained": parameter_count(self.step.parameters()),
-            "host": host.NAME,
-            "host_version": host.VERSION,
+            **host.IDENTITY,
             "torch": torch.__version__,
             "device": device_name(self.device),
         }  # fmt: skip
