@@ -218,13 +218,12 @@ def check(cfg: CfgNode) -> list[str]:
             problems += _out_of_bounds(name, node[leaf], *bounds)
     if not cfg.DATASET.VAL_SPLIT < 1:
         problems.append(f"DATASET.VAL_SPLIT: got {cfg.DATASET.VAL_SPLIT}, expected a share below 1, e.g. 0.1.")
-    for name in ("DATASET.MEAN", "DATASET.STD"):
-        node, leaf = find(cfg, name)
-        right = all(isinstance(value, float) for value in node[leaf]) and CARD[leaf.lower()].test(list(node[leaf]))
-        if not right:
-            above = " above 0" if leaf == "STD" else ""
+    for key in ("MEAN", "STD"):
+        values = list(cfg.DATASET[key])
+        if not all(isinstance(value, float) for value in values) or not CARD[key.lower()].test(values):
+            above = " above 0" if key == "STD" else ""
             problems.append(
-                f"{name}: got {short_repr(node[leaf])}, expected three decimals{above}, e.g. [0.5, 0.5, 0.5], or []."
+                f"DATASET.{key}: got {short_repr(values)}, expected three decimals{above}, e.g. [0.5, 0.5, 0.5], or []."
             )
     problems += _recipe_problems(cfg, "TEACHER")
     if cfg.SOLVER.TRAINER == "plugin":

@@ -229,7 +229,8 @@ ENGINE_KEYS = (
     Key(
         "SOLVER.AMP",
         "auto",
-        "number format of the step's networks; weights and losses stay fp32. auto: bf16 where a GPU has it",
+        "number format of the step's networks; weights and losses stay fp32. auto: bf16 where a GPU has it; a CPU "
+        "without bf16 units emulates it, many times slower than fp32",
         choices=("none", "auto", "bf16", "fp16"),
     ),
     Key(

@@ -201,18 +201,3 @@ def test_a_teacher_trained_in_another_format_is_another_teacher(cfg, monkeypatch
     monkeypatch.setattr(teachers, "precision_of", lambda wanted, device: bf16)
     assert teachers.recipe(cfg, data) == {**plain, "precision": "bf16"}
     assert teachers.cached_file(cfg, data) != file
-
-
-@pytest.mark.parametrize(("slowdown", "told"), [(13.2, True), (1.2, False)])
-def test_a_cpu_on_which_bf16_is_slow_is_told_once(tmp_path, monkeypatch, capsys, slowdown, told):
-    monkeypatch.setattr(precision, "slowdown_of_bf16", lambda: slowdown)
-    cfg = config(tmp_path, "DISTILLER.TYPE", "NONE", "SOLVER.EPOCHS", 2, "SOLVER.AMP", "bf16")
-    PluginTrainer("t", distiller_dict["NONE"](TinyNet()), tiny_loader(seed=1), tiny_loader(), cfg).train()
-    note = "note: this CPU computes bf16 13 times slower than fp32; SOLVER.AMP none is faster"
-    assert capsys.readouterr().out.count(note) == told
-
-
-def test_the_slowdown_is_the_ratio_of_measured_seconds(monkeypatch):
-    clock = iter([0.0, 2.0, 10.0, 16.0])  # fp32 takes 2, bf16 6
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(clock))
-    assert precision.slowdown_of_bf16() == 3.0

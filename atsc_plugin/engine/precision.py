@@ -6,7 +6,6 @@ Weights, losses and the optimizer stay fp32. Evaluation runs uncompiled, since i
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -106,21 +105,6 @@ def chosen(precision: Precision) -> dict[str, str]:
         "cudnn_benchmark": "on: a run has few shapes",
         "tf32": f"{tf32}: torch's own setting; classifiers and losses stay fp32",
     }
-
-
-def slowdown_of_bf16() -> float:
-    """How many times longer a convolution takes here in bf16 than in fp32: above 1 on a CPU without bf16 units."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        layer = nn.Conv2d(32, 32, 3, padding=1, bias=False, dtype=dtype)
-        image = torch.zeros(8, 32, 16, 16, dtype=dtype)
-        with torch.no_grad():
-            layer(image)
-            started = time.perf_counter()
-            for _ in range(3):
-                layer(image)
-        seconds[dtype] = time.perf_counter() - started
-    return seconds[torch.bfloat16] / seconds[torch.float32]
 
 
 def keep_logits_full(networks: list[nn.Module], precision: Precision) -> None:

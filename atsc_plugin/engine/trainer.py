@@ -145,12 +145,6 @@ class PluginTrainer:
     def _run_directory(self, resume: bool) -> Iterator[dict[str, Any] | None]:
         """The directory held and its logs open for a block, which gets the state inside an epoch, or None."""
         with self._held(), self.signals:
-            if self.step.precision.name == "bf16" and self.device.type == "cpu":
-                slowdown = precision.slowdown_of_bf16()
-                if slowdown > 1.5:
-                    say(
-                        f"note: this CPU computes bf16 {slowdown:.0f} times slower than fp32; SOLVER.AMP none is faster"
-                    )
             self.method.begin()
             self.step.start_average()
             inside = self.checkpoints.begin(resume, self._about())
