@@ -7,7 +7,6 @@ The keys themselves stand in keys.py and in the methods' files.
 from __future__ import annotations
 
 import ast
-import difflib
 import os
 import re
 from collections.abc import Iterable
@@ -21,7 +20,7 @@ from atsc_plugin.engine import mixing
 from atsc_plugin.engine.run_dir import read_tree
 from atsc_plugin.errors import ConfigError
 from atsc_plugin.host import CFG, CONTENT, FORKS_COSINE, distiller_dict, trainer_dict, warmup_epochs
-from atsc_plugin.keys import DEFAULTS, RECIPE, Key, find, flatten, unknown_name
+from atsc_plugin.keys import DEFAULTS, RECIPE, Key, did_you_mean, find, flatten, unknown_name
 from atsc_plugin.methods.base import METHODS, class_of, constructor_problems, teacher_names
 from atsc_plugin.networks import named
 from atsc_plugin.registration import all_keys
@@ -135,9 +134,8 @@ def set_key(cfg: CfgNode, name: str, value: Any, strict: bool) -> list[str]:
     if node is None or isinstance(node[leaf], CfgNode):
         if moved := _old_key(name):
             return [moved]
-        near = difflib.get_close_matches(name, list(flatten(cfg)), n=1, cutoff=0.5)
         kind = "is a group of keys, not a key" if node is not None else "is no key"
-        return [f"{name} {kind}" + (f"; did you mean {near[0]}?" if near else ".")]
+        return [f"{name} {kind}{did_you_mean(name, flatten(cfg)) or '.'}"]
     old = node[leaf]
     if isinstance(value, str) and printable(value, keep="\n\t") != value:
         return [

@@ -118,7 +118,11 @@ class Contract:
 
     def inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """What forward is called with: of a fork's (weak, strong) pair of images the weak one."""
-        return one_view(inputs)
+        if WEAK in inputs:
+            return {**_without(inputs, WEAK, STRONG), "image": inputs[WEAK]}
+        if isinstance(inputs.get("image"), (list, tuple)):
+            return {**inputs, "image": inputs["image"][0]}
+        return inputs
 
     # ---- the optimizer ----
 
@@ -240,15 +244,6 @@ class HostMethod(Contract):
 
     def forward_test(self, image: Tensor) -> Tensor:
         return self.distiller.forward_test(image)
-
-
-def one_view(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs with one batch of images under "image"."""
-    if WEAK in inputs:
-        return {**_without(inputs, WEAK, STRONG), "image": inputs[WEAK]}
-    if isinstance(inputs.get("image"), (list, tuple)):
-        return {**inputs, "image": inputs["image"][0]}
-    return inputs
 
 
 def _without(inputs: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -407,6 +407,10 @@ def unknown_name(key: str, value: Any, allowed: Iterable[Any]) -> str:
     names = [str(entry) for entry in allowed]
     if not names:
         return f"{key}: got '{value}', but this host has no table of them. ATSC_HOST=embedded has one."
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{key}: got '{value}', expected one of {', '.join(names)}{hint}"
+    return f"{key}: got '{value}', expected one of {', '.join(names)}{did_you_mean(str(value), names)}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean X?" with the nearest of the known names; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -8,7 +8,6 @@ loop's behalf; a method that needs more than one optimizer step a batch is refus
 from __future__ import annotations
 
 import copy
-import difflib
 import io
 import re
 import tempfile
@@ -30,7 +29,7 @@ from atsc_plugin.contract import Contract
 from atsc_plugin.engine import checkpoint, distributed
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.errors import ConfigError, ModelRefused, PluginError
-from atsc_plugin.keys import add_keys, changed, find, flatten, unknown_name
+from atsc_plugin.keys import add_keys, changed, did_you_mean, find, flatten, unknown_name
 from atsc_plugin.methods.base import class_of, constructor_problems, load_methods
 from atsc_plugin.networks import named
 from atsc_plugin.networks.adapter import bare, dress
@@ -207,11 +206,9 @@ def _set_options(cfg, keys, own, options):
             elif type(value) is float and type(node[leaf]) is int and keys[option] not in typed:
                 node[leaf] = float(node[leaf])  # the host's KD.TEMPERATURE is a whole number, for no reason of KD's
             problems += set_key(cfg, keys[option], value, strict=True)
-        elif near := difflib.get_close_matches(option, keys, n=1, cutoff=0.5):
-            problems.append(f"{option} is no option of {cfg.DISTILLER.TYPE}; did you mean {near[0]}?")
         else:
-            allowed = ", ".join(keys) or "none"
-            problems.append(f"{option} is no option of {cfg.DISTILLER.TYPE}; expected one of {allowed}.")
+            hint = did_you_mean(option, keys) or f"; expected one of {', '.join(keys) or 'none'}."
+            problems.append(f"{option} is no option of {cfg.DISTILLER.TYPE}{hint}")
     return problems
 
 

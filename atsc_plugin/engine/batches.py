@@ -5,11 +5,13 @@ Training and evaluation place tensors by the same rule, so that they agree to th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -20,8 +22,14 @@ INPUTS = ("image", "target", "index", "contrastive_index")  # mdistiller's batch
 
 
 def device_of(cfg: Any) -> torch.device:
-    """EXPERIMENT.DEVICE as a torch device; a device that is not there is refused."""
-    wanted = distributed.device_of(cfg.EXPERIMENT.DEVICE)
+    """EXPERIMENT.DEVICE as a torch device, of several ranks each its own GPU; one that is not there is refused."""
+    wanted = cfg.EXPERIMENT.DEVICE
+    if dist.is_initialized() and wanted != "cpu" and torch.cuda.is_available():
+        if wanted not in ("auto", "cuda"):
+            raise PluginError(
+                f"EXPERIMENT.DEVICE is '{wanted}' under torchrun; expected auto, cuda or cpu: one rank a GPU."
+            )
+        wanted = f"cuda:{os.environ['LOCAL_RANK']}"
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -117,17 +117,6 @@ def first():
     return rank() == 0
 
 
-def device_of(wanted):
-    """EXPERIMENT.DEVICE of this rank: its own GPU where several ranks work, one a GPU."""
-    if not dist.is_initialized() or wanted == "cpu" or not torch.cuda.is_available():
-        return wanted
-    if wanted not in ("auto", "cuda"):
-        raise PluginError(
-            f"EXPERIMENT.DEVICE is '{wanted}' under torchrun; expected auto, cuda or cpu: one rank a GPU."
-        )
-    return f"cuda:{os.environ['LOCAL_RANK']}"
-
-
 # ---- values of all ranks ----
 
 
