@@ -72,7 +72,7 @@ def load_cfg(path, overrides=()) -> CfgNode:
     problems = []
     tree = read_tree(config_file(path), " Name one, e.g. --cfg configs/quickstart/simkd.yaml.")
     named = {*overrides[::2]}
-    for name, value in _leaves(tree, problems):
+    for name, value in flatten(tree).items():
         named.add(name)
         problems += set_key(cfg, name, value, strict=True)
         if len(problems) >= MOST_PROBLEMS:
@@ -112,20 +112,6 @@ def _wandb_problems(cfg, named):
         ]
     node.WANDB = False
     return []
-
-
-def _leaves(tree, problems, prefix=""):
-    for step, value in tree.items():
-        name = f"{prefix}{step}"
-        if not isinstance(step, str):
-            problems.append(
-                f"{name}: a key must be text, got {type(step).__name__}; YAML reads on/off/yes/no as "
-                "booleans, quote them."
-            )
-        elif isinstance(value, dict):
-            yield from _leaves(value, problems, f"{name}.")
-        else:
-            yield name, value
 
 
 def set_key(cfg: CfgNode, name: str, value: Any, strict: bool) -> list[str]:

@@ -125,7 +125,7 @@ def test_several_mistakes_are_told_together(written):
     [
         ("SOLVER:\n  LR: 1e-4\n", "YAML reads 1e-4 as text"),
         ("SOLVER: 3\n", "SOLVER is a group of keys"),
-        ("DISTILLER:\n  TYPE: 'NONE'\n  on: 1\n", "YAML reads on/off/yes/no as booleans"),
+        ("DISTILLER:\n  TYPE: 'NONE'\n  on: 1\n", "DISTILLER.True is no key"),
         ("SOLVER:\n  LR_DECAY_STAGES: [1, two]\n", "expected entries of type int"),
         ("SIMKD:\n  LOSS:\n    FEAT_WEIGHT: -1.0\n", "SIMKD.LOSS.FEAT_WEIGHT: got -1.0, expected at least 0.0"),
         ("SIMKD:\n  LOSS:\n    FEAT_WEIGHT: .nan\n", "SIMKD.LOSS.FEAT_WEIGHT: got nan"),

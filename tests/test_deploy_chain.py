@@ -155,7 +155,7 @@ def test_the_card_says_what_the_teacher_is(here):
 def test_an_ensemble_is_refused_by_simkd_before_anything_is_written(here, capsys):
     deploy(here / "two", heads=2)
     assert train("simkd", teacher="two") == 2
-    assert "deployed student with 2 heads" in capsys.readouterr().err
+    assert "teacher tiny has no layers" in capsys.readouterr().err
     assert not (here / "output").exists()
 
 
