@@ -32,7 +32,7 @@ from atsc_plugin.errors import ConfigError, ModelRefused, PluginError
 from atsc_plugin.keys import add_keys, changed, did_you_mean, find, flatten, unknown_name
 from atsc_plugin.methods.base import class_of, constructor_problems, load_methods
 from atsc_plugin.networks import named
-from atsc_plugin.networks.adapter import bare, dress
+from atsc_plugin.networks.adapter import adapt, unwrapped
 from atsc_plugin.networks.deployed import DeployedStudent, deployed_of, drop_modules, tensors_of
 from atsc_plugin.networks.maps import check_classes, evaluating, probe_image
 from atsc_plugin.registration import all_keys
@@ -64,7 +64,7 @@ def distiller(
         raise ConfigError([unknown_name("method", method, kinds)])
     kind, teachers = class_of(method), _listed(teacher)
     _check_modules(kind, method, student, teachers)
-    networks = [_dressed(network, image_size) for network in (student, *teachers)]
+    networks = [_adapted(network, image_size) for network in (student, *teachers)]
     names = _names(networks)
     cfg = _configuration(ours, method, names, image_size)
     keys = keys_of(cfg, kind.nodes() or (method,))
@@ -83,7 +83,7 @@ def distiller(
 
 def name_of(network: nn.Module) -> str:
     """The name by which networks/named.py builds such a network, if one can be told: timm/NAME, else module:Class."""
-    network = bare(network)
+    network = unwrapped(network)
     known = vars(network).get("pretrained_cfg")
     if type(network).__module__.startswith("timm.") and isinstance(known, dict) and known.get("architecture"):
         return f"timm/{known['architecture']}"
@@ -108,15 +108,15 @@ def _check_modules(kind, method, student, teachers):
         raise ModelRefused(f"{method} got {len(teachers)} teachers; expected {wanted[kind.TEACHERS]}{instead}.")
 
 
-def _dressed(network, image_size):
-    """The network in the host's clothes; one that does not classify such images is refused by name."""
+def _adapted(network, image_size):
+    """The network with the host's outputs; one that does not classify such images is refused by name."""
     name = name_of(network)
     with _refused(f"{name} does not run on two images of {image_size} pixels", "Use another network or image_size."):
-        dressed = dress(network, image_size)
-        shape = tuple(_logits(dressed, image_size).shape)
+        adapted = adapt(network, image_size)
+        shape = tuple(_logits(adapted, image_size).shape)
     if len(shape) != 2 or shape[0] != 2:
         raise ModelRefused(f"{name} gives {shape} for two images; expected (2, classes).")
-    return dressed
+    return adapted
 
 
 @contextmanager

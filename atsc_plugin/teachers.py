@@ -29,7 +29,7 @@ from atsc_plugin.files import key_of, only_writer
 from atsc_plugin.keys import DEFAULTS, RECIPE, changed
 from atsc_plugin.methods.base import class_of, teacher_names
 from atsc_plugin.networks import named
-from atsc_plugin.networks.adapter import View, bare
+from atsc_plugin.networks.adapter import View, unwrapped
 from atsc_plugin.networks.deployed_teacher import as_teacher
 from atsc_plugin.seeds import stream
 from atsc_plugin.untrusted import expand_user
@@ -347,7 +347,7 @@ class FineTuning(Contract, nn.Module):
     def __init__(self, network: nn.Module, head: Sequence[str], scale: float) -> None:
         super().__init__()
         self.student, self.scale = network, scale
-        named_parameters = dict(bare(network).named_parameters())
+        named_parameters = dict(unwrapped(network).named_parameters())
         self.head = [parameter for name, parameter in named_parameters.items() if name in head]
         self.trunk = [parameter for name, parameter in named_parameters.items() if name not in head]
         for parameter in self.trunk:

@@ -1,4 +1,4 @@
-"""Networks of timm, torchvision and packages of others: by name, in the host's clothes, taught, deployed, rebuilt."""
+"""Networks of timm, torchvision and packages of others: by name, with the host's outputs, taught, deployed, rebuilt."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ from atsc_plugin.export import verified
 from atsc_plugin.host import CFG
 from atsc_plugin.methods.host_methods import ReviewKD
 from atsc_plugin.networks import named
-from atsc_plugin.networks.adapter import Adapted, View, bare
+from atsc_plugin.networks.adapter import Adapted, View, unwrapped
 from atsc_plugin.networks.deployed import deployed_of, tensors_of
 from atsc_plugin.networks.maps import teacher_map
 
@@ -190,25 +190,25 @@ def test_commas_in_brackets_do_not_divide_arguments():
     assert cfg.DISTILLER.STUDENT_ARGS == ["stages_repeats=[4,8,4]", "width=(1,2)"]
 
 
-# ---- the host's clothes ----
+# ---- the host's outputs ----
 
 
 def test_a_vits_maps_have_no_prefix_tokens_and_its_vector_feeds_the_classifier(made):
-    dressed, (image, _) = made[KINDS["ViT"]].eval(), batch()
-    logits, feats = dressed(image)
+    adapted, (image, _) = made[KINDS["ViT"]].eval(), batch()
+    logits, feats = adapted(image)
     assert [tuple(each.shape[1:]) for each in feats["feats"]] == [(64, 2, 2)] * 4  # 32 pixels, patches of 16
     with torch.no_grad():
-        assert torch.equal(logits, dressed.network(image))
-        tokens = dressed.network.forward_features(image)
+        assert torch.equal(logits, adapted.network(image))
+        tokens = adapted.network.forward_features(image)
         torch.testing.assert_close(feats["feats"][-1].flatten(2), tokens[:, 1:].transpose(1, 2))
         torch.testing.assert_close(feats["pooled_feat"], tokens[:, 0])
 
 
 def test_a_cnns_maps_are_its_stages_and_last_the_one_whose_mean_is_classified(made):
-    dressed, (image, _) = made[KINDS["CNN"]].eval(), batch(size=64)
-    logits, feats = dressed(image)
+    adapted, (image, _) = made[KINDS["CNN"]].eval(), batch(size=64)
+    logits, feats = adapted(image)
     assert [each.shape[-1] for each in feats["feats"]] == [32, 16, 8, 4, 2]
-    torch.testing.assert_close(dressed.network.fc(feats["feats"][-1].mean((2, 3))), logits)
+    torch.testing.assert_close(adapted.network.fc(feats["feats"][-1].mean((2, 3))), logits)
 
 
 def test_the_hidden_layer_of_a_mobilenetv3_is_in_its_tail():
@@ -222,11 +222,11 @@ def test_norm_and_classifier_behind_the_mean_of_a_convnexts_map_are_its_tail():
     assert not facts.vector and [path for path, _ in facts.tail] == ["network.head.norm", "network.head.fc"]
 
 
-def test_a_network_in_the_hosts_clothes_is_left_in_them():
-    from atsc_plugin.networks.adapter import dress
+def test_a_network_with_the_hosts_outputs_is_left_as_it_is():
+    from atsc_plugin.networks.adapter import adapt
 
     tiny = TinyNet()
-    assert dress(tiny, 32) is tiny
+    assert adapt(tiny, 32) is tiny
 
 
 def test_a_view_gives_a_network_its_own_normalisation_and_size():
@@ -314,7 +314,9 @@ def test_what_is_no_network_of_images_and_logits_is_told_as_that(their_package, 
 
 def test_googlenet_is_built_as_its_weights_are_without_auxiliary_classifiers():
     built = network("torchvision/googlenet", size=64, view=View(64, *[([0.5] * 3, [0.25] * 3)] * 2))
-    assert not [key for key in bare(built).state_dict() if key.startswith("aux")] and bare(built).transform_input
+    assert (
+        not [key for key in unwrapped(built).state_dict() if key.startswith("aux")] and unwrapped(built).transform_input
+    )
 
 
 # ---- weights from the libraries' caches ----
@@ -347,7 +349,7 @@ def test_weights_come_from_the_cache_and_are_seen_in_their_own_size(cache):
     view = View(weights.size, ([0.5] * 3, [0.25] * 3), (weights.mean, weights.std))
     teacher = network(NAME, weights.classes, view=view)
     checkpoint.fill(teacher, named.pretrained(NAME), "the cache", NAME, 1000)
-    assert all(torch.equal(tensor, there[name]) for name, tensor in bare(teacher).state_dict().items())
+    assert all(torch.equal(tensor, there[name]) for name, tensor in unwrapped(teacher).state_dict().items())
     seen = []
     teacher.network.register_forward_pre_hook(lambda _m, args: seen.append(args[0].shape))
     assert isinstance(teacher, Adapted) and teacher.eval()(batch(2)[0])[0].shape == (2, 1000)

@@ -1,4 +1,4 @@
-"""Networks of a few parameters in mdistiller's clothes, for tests that need no real one."""
+"""Networks of a few parameters with mdistiller's outputs, for tests that need no real one."""
 
 from functools import partial
 

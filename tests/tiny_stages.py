@@ -1,4 +1,4 @@
-"""A network with a stem and stages, in mdistiller's clothes, for methods that look at every stage."""
+"""A network with a stem and stages, with mdistiller's outputs, for methods that look at every stage."""
 
 import torch.nn.functional as F
 from torch import nn

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from atsc_plugin.engine.layouts import PLAIN_CLASSES, network_named_in, state_of_network
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import NUMPY_NUMBERS, whole_file, write_json
-from atsc_plugin.networks.adapter import bare
+from atsc_plugin.networks.adapter import unwrapped
 from atsc_plugin.untrusted import as_plugin_error, first_line, memory_limit, open_regular, printable
 
 CHECKSUM = "checksum"
@@ -186,7 +186,7 @@ def state_in(path):
 
 def head_of_others(network, state):
     """(tensors of the head, its number of classes) where the number of classes alone differs; else ([], None)."""
-    own = bare(network).state_dict()
+    own = unwrapped(network).state_dict()
     other = [name for name in own if name in state and own[name].shape != state[name].shape]
     if own.keys() != state.keys() or any(own[name].dim() != state[name].dim() for name in other):
         return [], None
@@ -200,7 +200,7 @@ def fill(network, state, origin, name, classes, new_head=False, says=""):
 
     That is nothing, or with `new_head` a head of another number of classes. `says`: what the file calls the network.
     """
-    inner = bare(network)
+    inner = unwrapped(network)
     own, (head, others) = inner.state_dict(), head_of_others(network, state)
     missing = [key for key in own if key not in state]
     extra = [key for key in state if key not in own]

@@ -49,7 +49,7 @@ def state_of_network(checkpoint, path):
     for prefix in PREFIXES:
         inside = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         tensors = inside or tensors
-    for prefix in ("backbone.", "network."):  # of a deployed student, of a foreign network in the host's clothes
+    for prefix in ("backbone.", "network."):  # of a deployed student, of a network in an adapter
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors

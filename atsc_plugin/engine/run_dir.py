@@ -122,33 +122,26 @@ def run_directory(cfg, name):
     return folder
 
 
-def create(folder):
-    """Make the run directory, or say why it cannot be."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PluginError(
-            f"Cannot create the run directory {folder}: {error.strerror}. Choose another place with LOG.PREFIX."
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise PluginError(f"No permission to write in {folder}. Choose another place with LOG.PREFIX.")
-
-
 @contextmanager
 def held(folder):
-    """Hold the run directory for the length of a block; PluginError with the holder's pid and host if it is taken.
+    """Make the run directory and hold it for a block; PluginError with the holder's pid and host if it is taken.
 
     The kernel releases the lock when its holder dies; a forked loader worker does not keep it. On network file systems
     it holds as far as their flock does.
     """
     folder = Path(folder)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK, timeout=0).acquire()
     except Timeout:
         raise PluginError(
             f"{folder} is in use by {_holder(folder)}; expected one process a run directory. Wait for it or end it; "
             "for another run give this one an EXPERIMENT.NAME or LOG.PREFIX of its own."
         ) from None
+    except OSError as error:
+        raise PluginError(
+            f"The run directory {folder} cannot be written: {error.strerror}. Choose another place with LOG.PREFIX."
+        ) from error
     with lock:
         write_json({"pid": os.getpid(), "host": socket.gethostname()}, folder / HOLDER)
         yield

@@ -144,7 +144,8 @@ class PluginTrainer:
     @contextmanager
     def _run_directory(self, resume: bool) -> Iterator[dict[str, Any] | None]:
         """The directory held and its logs open for a block, which gets the state inside an epoch, or None."""
-        with self._held(), self.signals:
+        held = run_dir.held(self.folder) if distributed.first() else nullcontext()  # by the first rank for all
+        with held, self.signals:
             self.method.begin()
             self.step.start_average()
             inside = self.checkpoints.begin(resume, self._about())
@@ -160,13 +161,6 @@ class PluginTrainer:
             finally:
                 if self.logs:
                     self.logs.close()
-
-    def _held(self):
-        """The lock on the directory, held by the first rank for all."""
-        if not distributed.first():
-            return nullcontext()
-        run_dir.create(self.folder)
-        return run_dir.held(self.folder)
 
     @contextmanager
     def _ended_by_signal(self) -> Iterator[None]:

@@ -181,7 +181,7 @@ class TeacherMonitor(Hits):
         for name, weight in teacher.named_parameters():
             groups["drift"].append(name)
             groups["drift_kernels" if weight.dim() > 1 else "drift_vectors"].append(name)
-            stage = name.removeprefix("network.").partition(".")[0]  # of a foreign network in the host's clothes
+            stage = name.removeprefix("network.").partition(".")[0]  # of a network in an adapter
             groups.setdefault(f"drift_{stage}", []).append(name)
         return relative_motion(teacher, start, {group: names for group, names in groups.items() if names})
 

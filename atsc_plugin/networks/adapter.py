@@ -1,4 +1,4 @@
-"""A foreign network in the host's clothes: image -> (logits, {"feats", "preact_feats", "pooled_feat"}).
+"""An adapter that gives any network the host's outputs: image -> (logits, {"feats", "preact_feats", "pooled_feat"}).
 
 Its own forward runs, untouched; hooks read the maps on the way. `feats` are the last maps of each resolution, stem
 first, and last the map whose mean feeds the tail where there is one. `preact_feats` are the same maps: which of them a
@@ -66,16 +66,16 @@ class Adapted(nn.Module):
         return logits, {"feats": feats, "preact_feats": feats, "pooled_feat": pooled}
 
 
-def dress(network: nn.Module, image_size: int, view: View | None = None) -> nn.Module:
-    """A network in the host's clothes: as it is where it wears them."""
+def adapt(network: nn.Module, image_size: int, view: View | None = None) -> nn.Module:
+    """A network with the host's outputs: itself where it has them."""
     with evaluating(network), torch.no_grad():
         output = network(probe_image(network, image_size))
-    dressed = isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], dict) and "feats" in output[1]
-    return network if dressed else Adapted(network, image_size, view)
+    has_maps = isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], dict) and "feats" in output[1]
+    return network if has_maps else Adapted(network, image_size, view)
 
 
-def bare(network: nn.Module) -> nn.Module:
-    """The network under the host's clothes."""
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network itself, without the adapter."""
     return network.network if isinstance(network, Adapted) else network
 
 

@@ -1,4 +1,4 @@
-"""A deployed student in the clothes of a network, so that it can teach the next one: chains of distillation.
+"""A deployed student with the outputs of a network, so that it can teach the next one: chains of distillation.
 
 A student with one head becomes the network whose last map is P(F_s) and whose classifier `fc` is the shared one: what
 SimKD and ATSC look for in a teacher. One with several heads has neither; it teaches by its logits.

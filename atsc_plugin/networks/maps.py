@@ -2,7 +2,7 @@
 
 The target is the map whose mean feeds the tail, or the vector itself where no map's mean does (CLS token, attention
 pooling); a vector is handed on as a map of one pixel. Pure torch, no host: the networks return (logits, {"feats":
-[...], "preact_feats": [...]}), as mdistiller's do; adapter.py dresses others. tail(pool(target(x))) == network(x), else
+[...], "preact_feats": [...]}), as mdistiller's do; adapter.py adapts others. tail(pool(target(x))) == network(x), else
 a network is refused by name when a distiller is built, never in the middle of a run.
 """
 
@@ -249,20 +249,20 @@ def _averages_to(feature_map, vector):
 
 
 def outputs_of(model: nn.Module, image: Tensor, name: str) -> tuple[Tensor, dict]:
-    """(logits, feats) of a network in mdistiller's clothes; anything else is refused by name."""
+    """(logits, feats) of a network with mdistiller's outputs; anything else is refused by name."""
     try:
         output = model(image)
     except RuntimeError as error:
         raise ModelRefused(
             f"{name} does not run on {image.shape[-1]}-pixel images: {error}. Choose a network made for this size."
         ) from error
-    dressed = isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], dict)
-    if dressed and output[1].get("feats") == []:
+    has_maps = isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], dict)
+    if has_maps and output[1].get("feats") == []:
         raise ModelRefused(
             f"{name} has no feature map (N x C x h x w, or tokens of a square); expected one. Use another network, or "
             "a method that learns from logits (KD)."
         )
-    if not (dressed and output[1].get("feats")):
+    if not (has_maps and output[1].get("feats")):
         raise ModelRefused(
             f"{name} returns {type(output).__name__}; expected (logits, dict with 'feats'), as mdistiller's."
         )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from atsc_plugin import host
 from atsc_plugin.errors import ModelRefused, PluginError
 from atsc_plugin.keys import unknown_name
-from atsc_plugin.networks.adapter import Adapted, View, dress
+from atsc_plugin.networks.adapter import Adapted, View, adapt
 from atsc_plugin.untrusted import first_line
 
 ALLOW = "ATSC_ALLOW"
@@ -110,7 +110,7 @@ def problems(key: str, dataset: str, name: str, args: Sequence[str] = ()) -> lis
 def new_network(
     dataset: str, name: str, classes: int, image_size: int, args: Sequence[str] = (), view: View | None = None
 ) -> nn.Module:
-    """A freshly initialised network in the host's clothes, drawn from torch's global stream."""
+    """A freshly initialised network with the host's outputs, drawn from torch's global stream."""
     if name in _at_hand:
         return _drawn_anew(_at_hand[name], name)
     if not is_foreign(name):
@@ -122,7 +122,7 @@ def new_network(
         made = _maker(name)(classes, size, {**undoing, **_keywords(args)})
         if not isinstance(made, nn.Module) or not any(True for _ in made.parameters()):
             raise TypeError(f"it is a {type(made).__name__}, expected an nn.Module with parameters")
-        network = dress(made, size, view)
+        network = adapt(made, size, view)
     except PluginError:
         raise
     except Exception as error:  # whatever somebody else's code throws

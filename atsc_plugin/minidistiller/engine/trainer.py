@@ -7,7 +7,6 @@ Batches are (image, target, index) or, for contrastive methods, (image, target, 
 """
 
 import os
-import time
 
 import torch
 from tqdm import tqdm
@@ -63,15 +62,12 @@ class BaseTrainer:
 
     def train_epoch(self, epoch):
         lr = adjust_learning_rate(epoch, self.cfg, self.optimizer)
-        meters = {name: AverageMeter() for name in ("training_time", "data_time", "losses", "top1", "top5")}
+        meters = {name: AverageMeter() for name in ("losses", "top1", "top5")}
         self.distiller.train()
         with tqdm(total=len(self.train_loader)) as bar:
-            asked = time.time()
             for batch in self.train_loader:
-                meters["data_time"].update(time.time() - asked)
                 bar.set_description(log_msg(self.train_iter(batch, epoch, meters), "TRAIN"))
                 bar.update()
-                asked = time.time()
         top1, top5, loss = validate(self.val_loader, self.distiller)
         figures = {
             "train_acc": meters["top1"].avg,
@@ -86,7 +82,6 @@ class BaseTrainer:
 
     def train_iter(self, batch, epoch, meters):
         """One step. Returns the line for the progress bar."""
-        started = time.time()
         place = placement(self.distiller)
         image, target, *indices = batch
         image = image.to(**place, non_blocking=True)
@@ -105,10 +100,9 @@ class BaseTrainer:
         meters["losses"].update(loss.item(), batch_size)  # .item() waits for the device
         meters["top1"].update(top1.item(), batch_size)
         meters["top5"].update(top5.item(), batch_size)
-        meters["training_time"].update(time.time() - started)
         return (
-            f"Epoch:{epoch}| Time(data):{meters['data_time'].avg:.3f}| Time(train):{meters['training_time'].avg:.3f}| "
-            f"Loss:{meters['losses'].avg:.4f}| Top-1:{meters['top1'].avg:.3f}| Top-5:{meters['top5'].avg:.3f}"
+            f"Epoch:{epoch}| Loss:{meters['losses'].avg:.4f}| Top-1:{meters['top1'].avg:.3f}| "
+            f"Top-5:{meters['top5'].avg:.3f}"
         )
 
     def log(self, lr, epoch, figures):
