@@ -145,7 +145,7 @@ def place(cfg, overrides=()):
 
 def skeleton(cfg, data):
     """The distiller with unfilled weights, for a checkpoint that brings them all."""
-    networks = [teachers.new_teacher(own, data) for own in teachers.configs_by_teacher(cfg)]
+    networks = [teachers.new_teacher(teacher_cfg, data) for teacher_cfg in teachers.configs_by_teacher(cfg)]
     student = student_of(cfg, data.classes)
     return distiller_of(fitted(cfg, student, networks, data), student, networks, data)
 
@@ -159,7 +159,7 @@ def prepare(cfg, overrides: Sequence[str] = (), dry: bool = False) -> Run:
     validation_and_test(cfg, data)  # what cannot work is refused here, before any teacher is trained or file deleted
     kind = class_of(cfg.DISTILLER.TYPE)
     configs = teachers.configs_by_teacher(cfg)
-    networks = [teachers.new_teacher(own, data) for own in configs]
+    networks = [teachers.new_teacher(teacher_cfg, data) for teacher_cfg in configs]
     student = student_of(cfg, data.classes)
     cfg = fitted(cfg, student, networks, data)
     distiller = distiller_of(cfg, student, networks, data)

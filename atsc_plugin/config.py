@@ -70,10 +70,9 @@ def load_cfg(path, overrides=()) -> CfgNode:
     cfg = CFG.clone()
     cfg.defrost()
     problems = []
-    tree = read_tree(config_file(path), " Name one, e.g. --cfg configs/quickstart/simkd.yaml.")
-    named = {*overrides[::2]}
-    for name, value in flatten(tree).items():
-        named.add(name)
+    values = flatten(read_tree(config_file(path), " Name one, e.g. --cfg configs/quickstart/simkd.yaml."))
+    named = {*values, *overrides[::2]}
+    for name, value in values.items():
         problems += set_key(cfg, name, value, strict=True)
         if len(problems) >= MOST_PROBLEMS:
             raise ConfigError([*problems, "... and perhaps more: the rest of the file was not looked at."])
@@ -102,15 +101,14 @@ def pair_settings(cfg: CfgNode) -> dict[str, Any]:
 
 def _wandb_problems(cfg, named):
     """Our trainer does not log to wandb: a wish is refused; the host's own default True becomes False."""
-    node, _ = find(cfg, "LOG.WANDB")
-    if cfg.SOLVER.TRAINER != "plugin" or node is None or not node.WANDB:
+    if cfg.SOLVER.TRAINER != "plugin" or not cfg.LOG.get("WANDB", False):
         return []
     if named:
         return [
             "LOG.WANDB is True, but SOLVER.TRAINER plugin logs to log.jsonl and TensorBoard (train.events), not to "
             "wandb. Set LOG.WANDB False, or use SOLVER.TRAINER base by `launch`."
         ]
-    node.WANDB = False
+    cfg.LOG.WANDB = False
     return []
 
 
@@ -183,10 +181,9 @@ def datasets():
 
 def value_problems(cfg: CfgNode, keys: Iterable[Key]) -> list[str]:
     """Values that are none of a key's choices, or outside its bounds."""
-    problems = []
+    problems, values = [], flatten(cfg)
     for key in keys:
-        node, leaf = find(cfg, key.name)
-        value = node[leaf]
+        value = values[key.name]
         if key.choices and value not in key.choices:
             problems.append(unknown_name(key.name, value, key.choices))
         problems += _out_of_bounds(key.name, value, key.minimum, key.maximum)
@@ -195,11 +192,10 @@ def value_problems(cfg: CfgNode, keys: Iterable[Key]) -> list[str]:
 
 def check(cfg: CfgNode) -> list[str]:
     """Mistakes in values that have the right type: unknown names, numbers out of range, what does not go together."""
-    problems = value_problems(cfg, all_keys())
+    problems, values = value_problems(cfg, all_keys()), flatten(cfg)
     for name, bounds in HOST_BOUNDS.items():
-        node, leaf = find(cfg, name)
-        if node is not None:
-            problems += _out_of_bounds(name, node[leaf], *bounds)
+        if name in values:
+            problems += _out_of_bounds(name, values[name], *bounds)
     if not cfg.DATASET.VAL_SPLIT < 1:
         problems.append(f"DATASET.VAL_SPLIT: got {cfg.DATASET.VAL_SPLIT}, expected a share below 1, e.g. 0.1.")
     for key in ("MEAN", "STD"):

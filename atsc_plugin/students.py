@@ -22,7 +22,7 @@ from atsc_plugin.errors import PluginError
 from atsc_plugin.networks import named
 from atsc_plugin.networks.deployed import DeployedStudent, Head, deployed_of, drop_modules, name_of
 from atsc_plugin.networks.maps import MapSource
-from atsc_plugin.networks.projector import KINDS, shapes_of
+from atsc_plugin.networks.projector import KINDS, Projection
 from atsc_plugin.networks.tail import Tail
 from atsc_plugin.untrusted import as_plugin_error, expand_user, open_regular
 
@@ -226,12 +226,12 @@ def _check_sizes(card, stem):
             shapes = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
     wanted = {}
     for number, entry in enumerate(card["heads"]):
-        before, inner, after = entry["channels_in"], entry["channels_inner"], entry["channels_out"]
         projector, classifier = name_of("projector", number), name_of("classifier", entry["classifier"])
-        weights = shapes_of(entry.get("projector", "bottleneck"), before, inner, after)
-        wanted |= {f"{projector}.{name}": shape for name, shape in weights.items()}
+        with torch.device("meta"):  # shapes without memory
+            weights = _projector(entry).state_dict()
+        wanted |= {f"{projector}.{name}": tuple(weight.shape) for name, weight in weights.items()}
         if "tail" not in entry:
-            wanted[f"{classifier}.weight"] = (card["classes"], after)
+            wanted[f"{classifier}.weight"] = (card["classes"], entry["channels_out"])
     wrong = [
         f"{name} is {shapes.get(name, 'absent')}, expected {shape}"
         for name, shape in wanted.items()
@@ -259,12 +259,15 @@ def _empty(card):
         owner = entry["classifier"]  # the head whose classifier this one shares; its own number where it has its own
         if owner == number:
             classifiers[number] = _tail(entry, card)
-        sizes = entry["channels_in"], entry["channels_inner"], entry["channels_out"]
-        projector = KINDS[entry.get("projector", "bottleneck")](*sizes)
-        heads.append(Head(entry["map_size"], projector, classifiers[owner]))
+        heads.append(Head(entry["map_size"], _projector(entry), classifiers[owner]))
     if not heads:
         return DeployedStudent(backbone)
     return DeployedStudent(backbone, sources[0], heads, card["ensemble"], unused=card["unused"])
+
+
+def _projector(entry) -> Projection:
+    sizes = entry["channels_in"], entry["channels_inner"], entry["channels_out"]
+    return KINDS[entry.get("projector", "bottleneck")](*sizes)
 
 
 def _tail(entry, card):

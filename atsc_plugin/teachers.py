@@ -107,9 +107,9 @@ def find_all(configs, data, networks, fine_tune=False):
     `fine_tune`: weights of other classes may be given a new head here, which is else asked for.
     """
     found, problems = [], []
-    for own, network in zip(configs, networks, strict=True):
+    for teacher_cfg, network in zip(configs, networks, strict=True):
         try:
-            found.append(find(own, data, network, found, fine_tune))
+            found.append(find(teacher_cfg, data, network, found, fine_tune))
         except PluginError as error:
             problems.append(str(error))
     if problems:
@@ -123,19 +123,19 @@ def load_all(configs, sources, networks, data, loaders):
     `loaders(cfg)` makes loaders for a training on the way.
     """
     problems, each = [], list(zip(configs, sources, networks, strict=True))
-    for own, source, network in each:
+    for teacher_cfg, source, network in each:
         if not source.train:
             try:
-                load(source, own, network, data, loaders)
+                load(source, teacher_cfg, network, data, loaders)
             except PluginError as error:
                 problems.append(str(error))
     if problems:
         raise PluginError("\n".join(problems))
-    for number, (own, source, network) in enumerate(each, 1):
+    for number, (teacher_cfg, source, network) in enumerate(each, 1):
         if source.train:
             if len(each) > 1:
-                print(f"teacher {number} of {len(each)}, seed {own.TEACHER.SEED}:", flush=True)
-            load(source, own, network, data, loaders)
+                print(f"teacher {number} of {len(each)}, seed {teacher_cfg.TEACHER.SEED}:", flush=True)
+            load(source, teacher_cfg, network, data, loaders)
 
 
 def find(cfg, data, network, taken=(), fine_tune=False):
@@ -192,8 +192,8 @@ def _of_these_classes(cfg, data, source, classes, fine_tune):
     epochs = cfg.TEACHER.FINE_TUNE_EPOCHS
     kept = f"{_stem(cfg, data)}-fine-tuned-{epochs}ep"
     if fine_tune or any(Path(cfg.TEACHER.CACHE).glob(f"{kept}-*.pth")):  # else the weights need not be there to say no
-        own = fine_tuning(cfg)
-        path = Path(cfg.TEACHER.CACHE) / f"{kept}-{key_of(fine_tuned_recipe(own, data))}.pth"
+        tuning_cfg = fine_tuning(cfg)
+        path = Path(cfg.TEACHER.CACHE) / f"{kept}-{key_of(fine_tuned_recipe(tuning_cfg, data))}.pth"
         if path.is_file():
             return Source(path, False, f"{path} ({source.text}; fine-tuned here for {epochs} epochs)")
         if fine_tune:
@@ -289,7 +289,7 @@ def load(source, cfg, teacher, data, loaders):
 
 def _train(source, cfg, data, loaders):
     """Train the teacher and put it where it is kept; whoever waited for the lock finds it there and trains nothing."""
-    path, own = source.path, fine_tuning(cfg) if source.fine_tune else cfg
+    path, teacher_cfg = source.path, fine_tuning(cfg) if source.fine_tune else cfg
     with only_writer(path, "TEACHER.CACHE"):
         if path.is_file():
             return
@@ -302,8 +302,8 @@ def _train(source, cfg, data, loaders):
         print(wrapped(message), flush=True)
         scratch = path.with_name(f".teacher-{path.stem}")  # a training that was killed is resumed from there
         with distributed.alone():  # the other ranks wait for the lock, and find it done
-            state = _run(own, loaders, scratch, source.fine_tune)
-        facts = fine_tuned_recipe(own, data) if source.fine_tune else recipe(own, data)
+            state = _run(teacher_cfg, loaders, scratch, source.fine_tune)
+        facts = fine_tuned_recipe(teacher_cfg, data) if source.fine_tune else recipe(teacher_cfg, data)
         checkpoint.save({"model": state, "recipe": facts}, path)
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -320,8 +320,8 @@ def _run(cfg, loaders, folder, fine_tune):
         # The engine's keys are the student's: a cached teacher must not depend on them.
         **{f"SOLVER.{name}": DEFAULTS[f"SOLVER.{name}"] for name in ("AMP", "COMPILE", "ACCUMULATE", "CLIP_NORM")},
     }
-    own = changed(cfg, values)
-    data = loaders(own)
+    run_cfg = changed(cfg, values)
+    data = loaders(run_cfg)
     teacher = new_teacher(cfg, data)
     if fine_tune:
         name = cfg.DISTILLER.TEACHER
@@ -330,7 +330,7 @@ def _run(cfg, loaders, folder, fine_tune):
     else:
         distiller = host.distiller_dict["NONE"](teacher)
     distiller.to(device_of(cfg))
-    trainer = PluginTrainer("teacher", distiller, data.train, data.val or data.test, own, folder=folder)
+    trainer = PluginTrainer("teacher", distiller, data.train, data.val or data.test, run_cfg, folder=folder)
     trainer.fit()
     with trainer.step.averaged():
         return {name: tensor.cpu() for name, tensor in teacher.state_dict().items()}

@@ -55,17 +55,6 @@ KINDS: dict[str, Callable[[int, int, int], Projection]] = {
 }
 
 
-def shapes_of(kind: str, channels_in: int, inner: int, channels_out: int) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of the weights of a projector, known before memory is asked for."""
-    if kind == "mlp":
-        return {"1.weight": (inner, channels_in), "4.weight": (channels_out, inner)}
-    return {
-        "0.weight": (inner, channels_in, 1, 1),
-        "3.weight": (inner, inner, 3, 3),
-        "6.weight": (channels_out, inner, 1, 1),
-    }
-
-
 def kind_of(wanted: str, vector: bool, signed: bool, key: str, name: str) -> str:
     """The kind that PROJECTOR.TYPE means for a target; a bottleneck needs a map."""
     if wanted == "bottleneck" and vector:
