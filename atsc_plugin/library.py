@@ -36,6 +36,7 @@ from atsc_plugin.networks.adapter import adapt, unwrapped
 from atsc_plugin.networks.deployed import DeployedStudent, deployed_of, drop_modules, tensors_of
 from atsc_plugin.networks.maps import check_classes, evaluating, probe_image
 from atsc_plugin.registration import all_keys
+from atsc_plugin.untrusted import as_plugin_error
 
 NEVER = 10**9  # an epoch that no schedule reaches
 DATA = "own"  # DATASET.TYPE of images that only the loop knows
@@ -111,24 +112,13 @@ def _check_modules(kind, method, student, teachers):
 def _adapted(network, image_size):
     """The network with the host's outputs; one that does not classify such images is refused by name."""
     name = name_of(network)
-    with _refused(f"{name} does not run on two images of {image_size} pixels", "Use another network or image_size."):
+    refusal = f"{name} does not run on two images of {image_size} pixels ({{}}). Use another network or image_size."
+    with as_plugin_error(refusal, ModelRefused):
         adapted = adapt(network, image_size)
         shape = tuple(_logits(adapted, image_size).shape)
     if len(shape) != 2 or shape[0] != 2:
         raise ModelRefused(f"{name} gives {shape} for two images; expected (2, classes).")
     return adapted
-
-
-@contextmanager
-def _refused(what, remedy):
-    """Whatever the code of somebody else throws within, as a refusal."""
-    try:
-        yield
-    except PluginError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise ModelRefused(f"{what}: {type(error).__name__}: {reason}. {remedy}") from error
 
 
 @torch.no_grad()
@@ -158,7 +148,8 @@ def _built(make, kind, cfg, networks, chosen):
         check_classes(first, other, f"student {cfg.DISTILLER.STUDENT}", f"teacher {name}")
     if not teachers:
         return make(student)
-    with _refused(f"{cfg.DISTILLER.TYPE} cannot be built around these networks", "Use others, or another method."):
+    refusal = f"{cfg.DISTILLER.TYPE} cannot be built around these networks ({{}}). Use others, or another method."
+    with as_plugin_error(refusal, ModelRefused):
         inner = make(student, teachers if kind.TEACHERS == contract.SEVERAL else teachers[0], cfg)
     if misfits := contract.of(inner, cfg).misfits(size):
         raise ModelRefused("\n".join(misfits))

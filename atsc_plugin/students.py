@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from yacs.config import CfgNode
 
@@ -24,7 +23,7 @@ from atsc_plugin.networks.deployed import DeployedStudent, Head, deployed_of, dr
 from atsc_plugin.networks.maps import MapSource
 from atsc_plugin.networks.projector import KINDS, Projection
 from atsc_plugin.networks.tail import Tail
-from atsc_plugin.untrusted import as_plugin_error, expand_user, open_regular
+from atsc_plugin.untrusted import as_plugin_error, expand_user
 
 # ---- finding ----
 
@@ -107,13 +106,13 @@ def load(path, which: str = "last") -> tuple[DeployedStudent, dict]:
     for name in networks:
         if wrong := named.problems("student", card["dataset"], name):
             raise PluginError(f"{stem}.json cannot be rebuilt here (host {host.NAME}): {wrong[0]}")
-    _check_sizes(card, stem)
+    tensors = checkpoint.load_tensors(f"{stem}.safetensors")
+    _check_sizes(card, tensors, stem)
     with (
         torch.random.fork_rng(devices=[]),  # building the empty network draws weights that the file replaces
         as_plugin_error(f"{stem}.json is no card of a deployed student ({{}}); expected one written by a run."),
     ):
         module = _empty(card)
-    tensors = checkpoint.load_tensors(f"{stem}.safetensors")
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
@@ -217,14 +216,9 @@ def complete(card: dict, stem) -> dict:
     return card
 
 
-def _check_sizes(card, stem):
+def _check_sizes(card, tensors, stem):
     """Refuse a card whose sizes the tensors do not have, before a network of its sizes is made."""
-    file = f"{stem}.safetensors"
-    with as_plugin_error(f"{file} is not a readable safetensors file ({{}}); expected one written by a run."):
-        open_regular(file).close()
-        with safe_open(file, "pt") as content:
-            shapes = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
-    wanted = {}
+    shapes, wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}, {}
     for number, entry in enumerate(card["heads"]):
         projector, classifier = name_of("projector", number), name_of("classifier", entry["classifier"])
         with torch.device("meta"):  # shapes without memory
@@ -240,7 +234,7 @@ def _check_sizes(card, stem):
     if not card["heads"] and not any(shape[:1] == (card["classes"],) for shape in shapes.values()):
         wrong = [f"no tensor has {card['classes']} rows, one for each class"]
     if wrong:
-        raise PluginError(f"{file} does not fit its card: {wrong[0]}.")
+        raise PluginError(f"{stem}.safetensors does not fit its card: {wrong[0]}.")
 
 
 def _empty(card):

@@ -64,18 +64,18 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def as_plugin_error(message: str):
-    """Whatever the block throws becomes a PluginError: `message` with {} for the reason.
+def as_plugin_error(message: str, kind: type[PluginError] = PluginError):
+    """Whatever the block throws becomes a PluginError of this kind: `message` with {} for the reason.
 
-    For calls into parsers of foreign bytes only: these throw exceptions of every kind, MemoryError and RecursionError
-    among them, and no list of kinds is ever complete.
+    For calls into parsers of foreign bytes, and into networks of others, only: these throw exceptions of every kind,
+    MemoryError and RecursionError among them, and no list of kinds is ever complete.
     """
     try:
         yield
     except PluginError:
         raise
     except Exception as error:
-        raise PluginError(message.replace("{}", first_line(error))) from error
+        raise kind(message.replace("{}", first_line(error))) from error
 
 
 # ---- files ----

@@ -15,7 +15,7 @@ from atsc_plugin.__main__ import main
 from atsc_plugin.engine import checkpoint
 from atsc_plugin.engine.optim import set_learning_rate
 from atsc_plugin.engine.step import Step
-from atsc_plugin.errors import PluginError
+from atsc_plugin.errors import PluginError, same_arguments
 from atsc_plugin.host import CFG
 from atsc_plugin.networks import named
 
@@ -189,3 +189,10 @@ def test_a_librarys_weights_of_other_classes_are_fine_tuned_in_their_own_view(he
     torch.save(there.state_dict(), here / "there.pth")  # the same weights, which then see the images as they are
     plain = ["DISTILLER.TEACHER", name, "DISTILLER.TEACHER_CKPT", "there.pth", *words[4:]]
     refused(capsys, tiny("kd", *plain, "TEACHER.FINE_TUNE_LR_SCALE", "0.0"), "tells 7 classes apart, the data 100")
+
+
+def test_a_command_line_is_repeated_with_its_file_its_keys_and_what_it_lets_in(monkeypatch):
+    words = ["train", "--resume", "A.B", "[x=1, y]", "--cfg", "my file.yaml", "--allow", "nets", "SOLVER.LR", "0.1"]
+    monkeypatch.setattr(sys, "argv", ["tools/train.py", *words])
+    wanted = "prepare --cfg 'my file.yaml' A.B '[x=1, y]' SOLVER.LR 0.1 --allow nets"
+    assert same_arguments("prepare") == f"python -m atsc_plugin {wanted}"

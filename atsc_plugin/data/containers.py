@@ -25,7 +25,7 @@ from PIL import Image
 
 from atsc_plugin.data.arrays import read_folder, read_npz
 from atsc_plugin.errors import PluginError
-from atsc_plugin.untrusted import expand_user, first_line, open_regular
+from atsc_plugin.untrusted import as_plugin_error, expand_user, first_line, open_regular
 
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -181,7 +181,9 @@ def _read_pickles(folder: Path) -> tuple[Splits, list[str]]:
 
 def _unpickled(path: Path) -> dict:
     """The dict in a pickle, its keys as texts; Python 2 and 3 wrote such files."""
-    try:
+    with as_plugin_error(
+        f"{path} cannot be read as a pickle of CIFAR-100 ({{}}). Unpack cifar-100-python.tar.gz again."
+    ):
         if path.stat().st_size > _LARGEST_FILE:
             raise ValueError(f"{path.stat().st_size:,} bytes")
         with open_regular(path) as file:
@@ -189,11 +191,6 @@ def _unpickled(path: Path) -> dict:
             file.seek(0)
             content = _ArraysOnly(file, encoding="latin1").load()
         return {_text(key): value for key, value in content.items()}
-    except Exception as error:  # a damaged pickle raises almost anything
-        raise PluginError(
-            f"{path} cannot be read as a pickle of CIFAR-100 ({first_line(error)}). Unpack cifar-100-python.tar.gz "
-            "again."
-        ) from error
 
 
 def _check_memo(file: BinaryIO) -> None:
@@ -221,15 +218,13 @@ def _npz_kind(path: Path) -> str:
 def _read_packed_npz(path: Path) -> tuple[Splits, list[str]]:
     """Every entry of a blob, cut at the offsets, is one lossless WebP: a column of pictures, one below the other."""
     needed = [f"{split}_{part}" for split in ("train", "test") for part in ("blob", "offsets", "labels")]
-    try:
+    with as_plugin_error(f"{path} cannot be read as .npz ({{}})."):
         with zipfile.ZipFile(path) as archive:
             large = [info.filename for info in archive.infolist() if info.file_size > _LARGEST_FILE]
         if large:
             raise ValueError(f"{large[0]} is larger than {_LARGEST_FILE >> 20} MiB")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in [*needed, "class_names"] if name in file.files}
-    except Exception as error:  # of a damaged zip, deflate stream or array header
-        raise PluginError(f"{path} cannot be read as .npz ({first_line(error)}).") from error
     if missing := [name for name in needed if name not in arrays]:
         raise PluginError(f"{path} lacks {', '.join(missing)}; expected blob, offsets and labels of train and test.")
     splits = {}

@@ -120,8 +120,7 @@ def load_tensors(path):
         open_regular(path).close()
         with safe_open(path, "pt") as file:
             kept = (file.metadata() or {}).get(CHECKSUM)
-        tensors = safetensors.torch.load_file(path)
-    tensors = dict(sorted(tensors.items()))
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     return _verified(tensors if kept is None else {**tensors, CHECKSUM: kept}, path)
 
 
