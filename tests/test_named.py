@@ -298,7 +298,7 @@ def test_reviewkds_lists_are_read_off_the_networks_or_the_pair_is_refused_by_nam
     [
         ("Number", "it is a int, expected an nn.Module with parameters"),
         ("Labelled", "its forward gives a dict, expected logits"),
-        ("Missing", "cannot be imported .AttributeError.* expected package.module:Name of what is called with num_cl"),
+        ("Missing", "cannot be imported .module .* has no attribute.* expected package.module:Name of what is called"),
     ],
 )
 def test_what_is_no_network_of_images_and_logits_is_told_as_that(their_package, name, message):

@@ -22,7 +22,7 @@ from atsc_plugin.engine.layouts import PLAIN_CLASSES, network_named_in, state_of
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import NUMPY_NUMBERS, whole_file, write_json
 from atsc_plugin.networks.adapter import unwrapped
-from atsc_plugin.untrusted import as_plugin_error, first_line, memory_limit, open_regular, printable
+from atsc_plugin.untrusted import as_plugin_error, memory_limit, open_regular, printable
 
 CHECKSUM = "checksum"
 MOST_VALUES = 500_000  # of a checkpoint with a checksum, tensors counted as one
@@ -131,16 +131,14 @@ def load(path, checked=False):
     if str(path).endswith(".safetensors"):
         return load_tensors(path)
     _refuse_bomb(path)
-    try:
-        with torch.serialization.safe_globals([*NUMPY_NUMBERS, *PLAIN_CLASSES]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        content = _trusted(path, error)
-    except Exception as error:  # a truncated zip, a text file, a lost permission: torch throws many kinds
-        raise PluginError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {first_line(error)}); expected a file "
-            "written by torch.save. Fetch or write it again."
-        ) from error
+    with as_plugin_error(
+        f"{path} cannot be read as a checkpoint ({{}}); expected a file written by torch.save. Fetch or write it again."
+    ):
+        try:
+            with torch.serialization.safe_globals([*NUMPY_NUMBERS, *PLAIN_CLASSES]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            content = _trusted(path, error)
     return _verified(content, path, required=checked)
 
 
@@ -165,10 +163,7 @@ def _trusted(path, error):
             f"IT, put {UNSAFE}={name} into the environment."
         ) from error
     print(f"WARNING: {UNSAFE} names {path}: loading it RUNS WHATEVER CODE IT HOLDS.", file=sys.stderr, flush=True)
-    try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
-    except Exception as broken:  # even a trusted file may not load
-        raise PluginError(f"{path} cannot be loaded ({type(broken).__name__}: {first_line(broken)}).") from broken
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
 
 
 def load_network(network, path, name, classes, new_head=False):

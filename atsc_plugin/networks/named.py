@@ -21,7 +21,7 @@ from atsc_plugin import host
 from atsc_plugin.errors import ModelRefused, PluginError
 from atsc_plugin.keys import unknown_name
 from atsc_plugin.networks.adapter import Adapted, View, adapt
-from atsc_plugin.untrusted import first_line
+from atsc_plugin.untrusted import as_plugin_error
 
 ALLOW = "ATSC_ALLOW"
 # What fetches or reads files in timm and torchvision: a card of somebody else must not ask for it.
@@ -118,19 +118,15 @@ def new_network(
     size = view.size if view else image_size
     # The weights of these two expect that they undo ImageNet's normalisation, which the view gives.
     undoing = {"transform_input": True} if view and name in WITH_AUXILIARIES else {}
-    try:
+    with as_plugin_error(
+        f"{name} cannot be built for {classes} classes and run on {size}-pixel images"
+        f"{f' with {list(args)}' if args else ''} ({{}}). Choose another network, arguments or DATASET.IMAGE_SIZE.",
+        ModelRefused,
+    ):
         made = _maker(name)(classes, size, {**undoing, **_keywords(args)})
         if not isinstance(made, nn.Module) or not any(True for _ in made.parameters()):
             raise TypeError(f"it is a {type(made).__name__}, expected an nn.Module with parameters")
         network = adapt(made, size, view)
-    except PluginError:
-        raise
-    except Exception as error:  # whatever somebody else's code throws
-        raise ModelRefused(
-            f"{name} cannot be built for {classes} classes and run on {size}-pixel images"
-            f"{f' with {list(args)}' if args else ''}: {type(error).__name__}: {first_line(error).rstrip('.')}. "
-            "Choose another network, arguments or DATASET.IMAGE_SIZE."
-        ) from error
     if isinstance(network, Adapted):
         network.origin = {"network": name, "image_size": size, **({"args": list(args)} if args else {})}
     return network
@@ -228,13 +224,11 @@ def _dotted_maker(name):
             f"{name} runs the code of {package}, expected one that is let in. If you trust it, say --allow {package} "
             f'(in Python: allow=["{package}"]).'
         )
-    try:
+    with as_plugin_error(
+        f"{name} cannot be imported ({{}}); expected package.module:Name of what is called with num_classes=N. Mend "
+        "the name, or put the package on PYTHONPATH."
+    ):
         make = getattr(importlib.import_module(path), attribute)
-    except Exception as error:  # their code: anything
-        raise PluginError(
-            f"{name} cannot be imported ({type(error).__name__}: {first_line(error)}); expected package.module:Name of "
-            "what is called with num_classes=N. Mend the name, or put the package on PYTHONPATH."
-        ) from error
     return lambda classes, size, keywords: make(num_classes=classes, **keywords)
 
 
