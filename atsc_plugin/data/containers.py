@@ -25,7 +25,7 @@ from PIL import Image
 
 from atsc_plugin.data.arrays import read_folder, read_npz
 from atsc_plugin.errors import PluginError
-from atsc_plugin.untrusted import as_plugin_error, expand_user, first_line, open_regular
+from atsc_plugin.untrusted import as_plugin_error, expand_user, open_regular
 
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -164,14 +164,12 @@ def _read_pickles(folder: Path) -> tuple[Splits, list[str]]:
     splits = {}
     for split in ("train", "test"):
         content = _unpickled(folder / split)
-        try:
+        with as_plugin_error(
+            f"{folder / split} is no part of CIFAR-100 ({{}}); expected a dict with data (uint8 N x {3 * SIDE * SIDE}) "
+            "and fine_labels."
+        ):
             pixels, labels = np.asarray(content["data"]), np.asarray(content["fine_labels"])
             images = pixels.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
-        except (KeyError, TypeError, ValueError) as error:
-            raise PluginError(
-                f"{folder / split} is no part of CIFAR-100 ({first_line(error)}); expected a dict with data "
-                f"(uint8 N x {3 * SIDE * SIDE}) and fine_labels."
-            ) from error
         splits[split] = (images, labels)
     names = _unpickled(folder / "meta").get("fine_label_names", []) if (folder / "meta").is_file() else []
     if not isinstance(names, list):
@@ -253,18 +251,18 @@ def _pictures(encoded: Iterable[bytes], count: int, formats: tuple[str, ...], so
         raise PluginError(f"{source}: {count:,} labels; expected 1 to {MOST:,}.")
     images, done = np.empty((count, SIDE, SIDE, 3), np.uint8), 0
     for number, content in enumerate(encoded):
-        try:
-            with Image.open(io.BytesIO(content), formats=formats) as picture:
-                width, height = picture.size
-                more, rest = divmod(height, SIDE)
-                if width != SIDE or rest or done + more > count:  # known before it is decoded
-                    raise ValueError(f"{width}x{height} pixels after {done} of {count} images")
-                images[done : done + more] = np.asarray(picture.convert("RGB")).reshape(more, SIDE, SIDE, 3)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise PluginError(
-                f"{source}: picture {number} cannot be used ({first_line(error)}); expected {' or '.join(formats)}, "
-                f"{SIDE} pixels wide and a multiple of {SIDE} high."
-            ) from error
+        with (
+            as_plugin_error(
+                f"{source}: picture {number} cannot be used ({{}}); expected {' or '.join(formats)}, {SIDE} pixels "
+                f"wide and a multiple of {SIDE} high."
+            ),
+            Image.open(io.BytesIO(content), formats=formats) as picture,
+        ):
+            width, height = picture.size
+            more, rest = divmod(height, SIDE)
+            if width != SIDE or rest or done + more > count:  # known before it is decoded
+                raise ValueError(f"{width}x{height} pixels after {done} of {count} images")
+            images[done : done + more] = np.asarray(picture.convert("RGB")).reshape(more, SIDE, SIDE, 3)
         done += more
     if done != count:
         raise PluginError(f"{source}: {done} images, but {count} labels; expected as many.")
@@ -280,7 +278,6 @@ def _parquet_files(folder: Path, split: str) -> list[Path]:
 
 def _read_parquet(folder: Path) -> tuple[Splits, list[str]]:
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise PluginError('Parquet files are read by pyarrow: pip install "atsc_plugin[parquet]".') from error
@@ -289,15 +286,13 @@ def _read_parquet(folder: Path) -> tuple[Splits, list[str]]:
         paths = _parquet_files(folder, split)
         if not paths:
             raise PluginError(f"{folder} has no {split}*.parquet; expected the files of train and of test.")
-        try:
+        with as_plugin_error(f"{folder}, {split}: not the parquet of CIFAR-100 ({{}})."):
             files = [parquet.ParquetFile(path) for path in paths]
             count = sum(file.metadata.num_rows for file in files)
             image, label = _columns(files[0].schema_arrow.names, paths[0])
             names = names or _names_of(files[0].schema_arrow.metadata, label)
             labels: list[int] = []
             images = _pictures(_cells(files, image, label, labels), count, ("PNG",), f"{folder}, {split}")
-        except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-            raise PluginError(f"{folder}, {split}: not the parquet of CIFAR-100 ({first_line(error)}).") from error
         splits[split] = (images, np.array(labels))
     return splits, names
 
