@@ -45,7 +45,7 @@ class Source:
     path: Path | None
     train: bool
     text: str
-    ready: bool = False  # a deployed student, built with its weights
+    ready: bool = False  # the network has these weights already
     fine_tune: bool = False  # whether what is trained starts from weights of other classes
 
 
@@ -139,8 +139,9 @@ def load_all(configs, sources, networks, data, loaders):
 
 
 def find(cfg, data, network, taken=(), fine_tune=False):
-    """The first source there is for an unfilled network; a PluginError that names every place when there is none.
+    """The first source there is for a network; a PluginError that names every place when there is none.
 
+    A file that the configuration names is read here, to see whether it fits, and so it fills the network.
     A file of the host's serves one teacher: a second one of the same network is another training, not a copy.
     """
     name = cfg.DISTILLER.TEACHER
@@ -155,8 +156,8 @@ def find(cfg, data, network, taken=(), fine_tune=False):
             )
         if not path.is_file():
             raise PluginError(f"DISTILLER.TEACHER_CKPT names {path}, which is not there. Name an existing file.")
-        _, others = checkpoint.head_of_others(network, checkpoint.state_in(path))
-        return _of_these_classes(cfg, data, Source(path, False, str(path)), others, fine_tune)
+        others = checkpoint.load_network(network, path, name, data.classes, new_head=True)
+        return _of_these_classes(cfg, data, Source(path, False, str(path), ready=True), others, fine_tune)
     if _pretrained_elsewhere(cfg):
         weights = named.weights_of(name)
         view = f"seen at {weights.size} px with mean {list(weights.mean)} and std {list(weights.std)}"

@@ -60,7 +60,7 @@ def test_every_layout_in_use_gives_the_network(tmp_path, layout):
     network = TinyNet()
     path = tmp_path / "teacher.pth"
     torch.save(layout(network.state_dict()), path)
-    filled = checkpoint.load_network(TinyNet(), path, "tiny", 10)
+    checkpoint.load_network(filled := TinyNet(), path, "tiny", 10)
     for name, tensor in network.state_dict().items():
         assert torch.equal(filled.state_dict()[name], tensor)
 

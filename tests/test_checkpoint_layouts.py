@@ -52,7 +52,7 @@ OPTIONS = argparse.Namespace(model="resnet32x4", lr=0.05, lr_decay_epochs=[150, 
     ],
 )
 def test_a_tools_layout_gives_its_network(tmp_path, content):
-    filled = checkpoint.load_network(TinyNet(), saved(tmp_path / "x.pth", content), "tiny", 10)
+    checkpoint.load_network(filled := TinyNet(), saved(tmp_path / "x.pth", content), "tiny", 10)
     assert all((tensor == 2).all() for tensor in filled.state_dict().values())
 
 
@@ -62,14 +62,15 @@ def test_timms_resnet_names_are_torchvisions_and_fill_ours(tmp_path):
 
     theirs = resnet18()
     path = saved(tmp_path / "timm.pth", {"arch": "resnet18", "state_dict": theirs.state_dict()})
-    ours = checkpoint.load_network(imagenet_model_dict["ResNet18"](pretrained=False), path, "ResNet18", 1000).eval()
+    ours = imagenet_model_dict["ResNet18"](pretrained=False).eval()
+    checkpoint.load_network(ours, path, "ResNet18", 1000)
     image = torch.randn(1, 3, 64, 64)
     assert torch.allclose(ours(image)[0], theirs.eval()(image), atol=1e-5)
 
 
 def test_safetensors_of_a_bare_network_fill_it(tmp_path):
     checkpoint.save_tensors(tiny_state(2), tmp_path / "hub", {})
-    filled = checkpoint.load_network(TinyNet(), tmp_path / "hub.safetensors", "tiny", 10)
+    checkpoint.load_network(filled := TinyNet(), tmp_path / "hub.safetensors", "tiny", 10)
     assert (filled.fc.weight == 2).all()
 
 
@@ -103,9 +104,8 @@ def test_a_whole_distiller_with_a_shared_classifier_is_refused_as_a_network(tmp_
 
 def test_a_plain_deployed_student_is_a_network_and_one_with_a_head_is_not(tmp_path):
     write_student(tmp_path / "plain", heads=0)
-    filled = checkpoint.load_network(
-        cifar_model_dict["resnet8"][0](num_classes=10), tmp_path / "plain.safetensors", "resnet8", 10
-    )
+    filled = cifar_model_dict["resnet8"][0](num_classes=10)
+    checkpoint.load_network(filled, tmp_path / "plain.safetensors", "resnet8", 10)
     image = torch.randn(2, 3, 32, 32)
     assert torch.equal(filled.eval()(image)[0], student(heads=0)(image))
     write_student(tmp_path / "shared")

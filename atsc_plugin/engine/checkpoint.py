@@ -167,10 +167,11 @@ def _trusted(path, error):
 
 
 def load_network(network, path, name, classes, new_head=False):
-    """`fill` a network from a checkpoint file."""
+    """`fill` a network from a checkpoint file; the number of classes of a head that was left out, else None."""
     content = load(path)
-    fill(network, state_of_network(content, path), path, name, classes, new_head, network_named_in(content))
-    return network
+    state = state_of_network(content, path)
+    fill(network, state, path, name, classes, new_head, network_named_in(content))
+    return head_of_others(network, state)[1]
 
 
 def state_in(path):
