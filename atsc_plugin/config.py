@@ -199,11 +199,12 @@ def check(cfg: CfgNode) -> list[str]:
     if not cfg.DATASET.VAL_SPLIT < 1:
         problems.append(f"DATASET.VAL_SPLIT: got {cfg.DATASET.VAL_SPLIT}, expected a share below 1, e.g. 0.1.")
     for key in ("MEAN", "STD"):
-        values = list(cfg.DATASET[key])
-        if not all(isinstance(value, float) for value in values) or not CARD[key.lower()].test(values):
+        decimals = list(cfg.DATASET[key])
+        if not all(isinstance(value, float) for value in decimals) or not CARD[key.lower()].test(decimals):
             above = " above 0" if key == "STD" else ""
             problems.append(
-                f"DATASET.{key}: got {short_repr(values)}, expected three decimals{above}, e.g. [0.5, 0.5, 0.5], or []."
+                f"DATASET.{key}: got {short_repr(decimals)}, expected three decimals{above}, e.g. [0.5, 0.5, 0.5], or "
+                "[]."
             )
     problems += _recipe_problems(cfg, "TEACHER")
     if cfg.SOLVER.TRAINER == "plugin":
