@@ -157,8 +157,6 @@ def share_of(loader):
     """This rank's batches of an evaluation loader: every world()-th. A DataLoader decodes no others."""
     if world() == 1:
         return loader
-    if hasattr(loader, "share_by"):
-        return loader.share_by(share_of)
     if not isinstance(loader, DataLoader):
         return islice(loader, rank(), None, world())
     batches = list(loader.batch_sampler)[rank() :: world()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,18 @@ def evaluate(
     device: torch.device,
     label: str = "eval",
     keep: Callable[[Tensor, Tensor], None] | None = None,
+    watched: Callable[[Iterable, int], Iterable] | None = None,
 ) -> dict[str, float]:
     """{"top1", "top5" (percent), "loss" (mean cross entropy, the NLL), "ece", "images"} of predict over a loader.
 
-    `keep(logits, target)` is called with every batch.
+    `keep(logits, target)` is called with every batch; `watched(batches, rounds)` is StopSignals'.
     """
     totals = torch.zeros(4 + 3 * BINS, dtype=torch.float64, device=device)
-    for batch in progress(distributed.share_of(loader), label):
+    batches, rounds = distributed.share_of(loader), None
+    if watched:
+        rounds = -(-len(loader) // distributed.world())  # of the rank that has most batches
+        batches = watched(batches, rounds)
+    for batch in progress(batches, label, rounds):
         image, target = place(batch[0], device), place(batch[1], device)
         if target.dim() != 1:
             raise PluginError(

@@ -75,32 +75,15 @@ class StopSignals:
             raise StopAsked
         return bool(due)
 
-    def watched(self, loader):
-        """The loader's batches, with a check before each."""
-        return _Watched(self, loader)
-
-
-class _Watched:
-    """`rounds`: how many batches the rank with most of them has; all ranks check as often."""
-
-    def __init__(self, signals, loader, rounds=0):
-        self.signals, self.loader, self.rounds = signals, loader, rounds
-
-    def __len__(self):
-        return len(self.loader)
-
-    def share_by(self, share):
-        """The same watch over share(loader), this rank's share of the batches."""
-        return _Watched(self.signals, share(self.loader), -(-len(self.loader) // distributed.world()))
-
-    def __iter__(self):
+    def watched(self, batches, rounds):
+        """The batches of this rank, with a check before each; `rounds` in all, so that every rank checks as often."""
         done = 0
-        for batch in self.loader:
-            self.signals.check()
+        for batch in batches:
+            self.check()
             done += 1
             yield batch
-        for _ in range(done, self.rounds):
-            self.signals.check()
+        for _ in range(done, rounds):
+            self.check()
 
 
 def launcher_argv():

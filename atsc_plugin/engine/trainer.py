@@ -259,9 +259,10 @@ class PluginTrainer:
 
     def _evaluate(self, loader, label="eval", keep=None, averaged=True) -> dict[str, float]:
         self.distiller.eval()
-        watched = self.signals.watched(loader)
         with self.step.uncompiled(), self.step.averaged() if averaged else nullcontext():
-            return evaluate(lambda image: self.distiller(image=image), watched, self.device, label, keep)
+            return evaluate(
+                lambda image: self.distiller(image=image), loader, self.device, label, keep, self.signals.watched
+            )
 
     def _top1_before(self) -> dict[str, float]:
         """`_network_top1` of all networks; a teacher is measured once for all runs of a project folder.
@@ -292,9 +293,9 @@ class PluginTrainer:
 
     def _network_top1(self, network) -> float:
         """Top-1 of a network beside the student."""
-        watched = self.signals.watched(self.test_loader or self.val_loader)
+        predict, loader = in_eval_mode(network.module), self.test_loader or self.val_loader
         with self.step.uncompiled():
-            top1 = evaluate(in_eval_mode(network.module), watched, self.device, network.name)["top1"]
+            top1 = evaluate(predict, loader, self.device, network.name, watched=self.signals.watched)["top1"]
         say(f"{network.name.partition('.')[0]} {network.title}: top-1 {top1:.2f}")
         return top1
 
