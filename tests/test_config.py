@@ -1,5 +1,6 @@
 """Configuration: every mistake is told, all at once, with the nearest name; the shipped files load everywhere."""
 
+import re
 from functools import reduce
 from pathlib import Path
 
@@ -260,3 +261,8 @@ def test_the_frozen_config_survives_a_round_trip_through_its_dump(tmp_path):
     cfg = load_cfg(KD)
     (tmp_path / "cfg.yaml").write_text(cfg.dump())
     assert yaml.safe_load(load_cfg(tmp_path / "cfg.yaml").dump()) == yaml.safe_load(cfg.dump())
+
+
+def test_the_arms_of_same_numbers_are_quickstart_files():
+    (arms,) = re.findall(r'^ARMS = "(.+)"$', (ROOT / "tools" / "same_numbers.py").read_text(), re.MULTILINE)
+    assert [arm for arm in arms.split() if not (KD.parent / f"{arm}.yaml").is_file()] == []

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-ARMS = "vanilla kd dkd reviewkd simkd atsc atsc_published atsc_average atsc_multi simkd_multi averkd dih coteach"
+ARMS = "vanilla kd dkd reviewkd simkd atsc atsc_published atsc_ema atsc_multi simkd_multi averkd dih coteach"
 KEYS = (
     "DATASET.DIGITS100.TRAIN_IMAGES 320 DATASET.DIGITS100.VAL_IMAGES 200 DATASET.DIGITS100.TEST_IMAGES 200 "
     "TEACHER.EPOCHS 2 TEACHER.LR_DECAY_STAGES [] SOLVER.EPOCHS 2 SOLVER.LR_DECAY_STAGES [1] "
