@@ -19,9 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from atsc_plugin.contract import Contract
 from atsc_plugin.engine import checkpoint, distributed, run_dir
 from atsc_plugin.engine.run_dir import LATEST, PREVIOUS
 from atsc_plugin.engine.step import Step
@@ -51,9 +49,9 @@ class Progress:
 class Checkpoints:
     """Writes the checkpoints of one run, and brings it back from them."""
 
-    def __init__(self, folder: Path, cfg: Any, distiller: nn.Module, method: Contract, step: Step, facts: dict) -> None:
+    def __init__(self, folder: Path, cfg: Any, step: Step, facts: dict) -> None:
         self.folder, self.cfg, self.facts = folder, cfg, facts
-        self.distiller, self.method, self.step = distiller, method, step
+        self.step, self.distiller, self.method = step, step.distiller, step.method
         self.progress = Progress()
         self.saved = ""  # where in the run `latest` was written, in words
         self.saved_at = 0.0

@@ -86,7 +86,7 @@ class PluginTrainer:
         self.settings = precision.chosen(self.step.precision)
         self.facts = {**self._own_facts(), **(facts or {})}
         self.folder = Path(folder or run_dir.run_directory(cfg, Path(experiment_name).name))
-        self.checkpoints = Checkpoints(self.folder, cfg, self.distiller, self.method, self.step, self.facts)
+        self.checkpoints = Checkpoints(self.folder, cfg, self.step, self.facts)
         self.signals, self.work = StopSignals(), None  # `work`: the epoch that is running
         self.logged_checkpoint_seconds = 0.0
 
