@@ -2,6 +2,8 @@
 
 import random
 import shutil
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,8 +128,10 @@ def test_all_generators_go_on_where_they_were():
 
 def test_minutes_also_make_a_checkpoint_inside_an_epoch(cfg, tmp_path, monkeypatch):
     cfg.LOG.CHECKPOINT_MINUTES = 1.0
-    clock = iter(range(0, 100000, 40))  # 40 seconds pass between two looks at the clock
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    clock = iter(range(0, 100000, 40))  # 40 seconds pass between two looks at the clock by the engine, by nobody else
+    seen = SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter)
+    for module in ("resume", "trainer"):
+        monkeypatch.setattr(f"atsc_plugin.engine.{module}.time", seen)
     trainer = trainer_of(cfg, tmp_path / "run")
     saved, original = [], trainer.checkpoints.save_inside
     trainer.checkpoints.save_inside = lambda inside: (saved.append(inside["meters"]["steps"]), original(inside))
