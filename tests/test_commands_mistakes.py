@@ -27,7 +27,10 @@ def test_a_misfit_teacher_costs_nothing(here, capsys, tiny_networks):
     torch.save(TinyNet(num_classes=10, width=8).state_dict(), here / "ten.pth")
     refused(capsys, tiny("kd", "DISTILLER.TEACHER_CKPT", "ten.pth"), "tells 10 classes apart, the data 100")
     refused(capsys, tiny("kd", "DISTILLER.TEACHER_CKPT", "none.pth"), "none.pth", "not there")
-    assert [path.name for path in here.iterdir()] == ["ten.pth"]
+    torch.save(TinyNet(num_classes=100, width=9).state_dict(), here / "wide.pth")
+    status = tiny("kd", "--dry-run", "DISTILLER.TEACHER_CKPT", "wide.pth")
+    refused(capsys, status, "wide.pth does not fit a tiny_teacher")  # the plan has read the file
+    assert sorted(path.name for path in here.iterdir()) == ["ten.pth", "wide.pth"]
 
 
 def test_a_malicious_checkpoint_is_refused_in_the_words_of_a_person(here, capsys, run):
