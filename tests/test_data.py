@@ -171,7 +171,8 @@ def test_augmentation_is_the_configs():
     plain = data("npz", npz(), "DATASET.PADDING", "0")
     image, _, index = next(iter(plain.train))
     raw = torch.from_numpy(arrays()["train_images"]).permute(0, 3, 1, 2)[index].float() / 255
-    back = image * plain.train.std + plain.train.mean
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (plain.mean, plain.std))
+    back = image * std + mean
     assert torch.allclose(back, raw, atol=1e-5)
 
 
