@@ -116,9 +116,12 @@ def test_a_recorded_command_does_not_name_the_place_of_the_checkout(tmp_path):
     for seed, script in ((1, "/home/me/it/atsc_plugin/__main__.py"), (2, "/data/tools/train.py")):
         folder = make_run(tmp_path / "s", "kd", seed, 50.0)
         command = f"{script} train --cfg x.yaml LOG.PREFIX /data/tools"
-        (folder / "about.json").write_text(json.dumps({"command": command}))
+        about = {"command": command, "resumed": [{"from": "after epoch 1", "command": command}]}
+        (folder / "about.json").write_text(json.dumps(about))
     main(["report", str(tmp_path / "s"), "--record", str(tmp_path / "record")])
-    commands = [run.get("command") for run in read_runs([tmp_path / "record"])[0]]
+    runs = read_runs([tmp_path / "record"])[0]
+    commands = [run.get("command") for run in runs]
+    assert [entry["command"] for run in runs for entry in run.get("resumed")] == commands
     assert commands == [
         "atsc_plugin/__main__.py train --cfg x.yaml LOG.PREFIX /data/tools",
         "tools/train.py train --cfg x.yaml LOG.PREFIX /data/tools",

@@ -57,8 +57,9 @@ def _write(runs, folder, against):
     shared = {key: value for key, value in keys[0].items() if all(own.get(key, ...) == value for own in keys)}
     lines, curves = [], []
     for run, own in zip(runs, keys, strict=True):
-        line = {**run.values, "keys": {key: own[key] for key in sorted(own.keys() - shared.keys())}}
-        line["command"] = CHECKOUT.sub("", line["command"]) if line.get("command") else None
+        line = _without_checkout({**run.values, "keys": {key: own[key] for key in sorted(own.keys() - shared.keys())}})
+        if isinstance(line.get("resumed"), list):
+            line["resumed"] = [_without_checkout(entry) for entry in line["resumed"]]
         lines.append(line)
         for epoch in run.log:
             rounded = {name: float(f"{v:.6g}") if isinstance(v, float) else v for name, v in epoch.items()}
@@ -66,6 +67,13 @@ def _write(runs, folder, against):
     write_json({**suite, "keys": dict(sorted(shared.items()))}, folder / "suite.json")
     markdown.write_csv(lines, folder / "runs.csv", FIRST)
     markdown.write_csv(curves, folder / "curves.csv", ("run", "epoch"))
+
+
+def _without_checkout(entry):
+    """A run, or one of its continuations, with a command that does not say where the code lay."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("command"), str):
+        return entry
+    return {**entry, "command": CHECKOUT.sub("", entry["command"])}
 
 
 def write_page(folder: Path, sections: list[Section], leftovers: list[str], check: bool = False) -> bool:
