@@ -23,20 +23,19 @@ from atsc_plugin.errors import PluginError, out_of_memory
 PUBLISHED = ["DISTILLER.TYPE", "ATSC", "ATSC.UPDATE", "published"]
 TASK = ["DISTILLER.TYPE", "ATSC", "ATSC.TEACHER.LEARNS", "task", "ATSC.DRIFT.WEIGHT", 0.0]
 EMA = [*TASK, "ATSC.TEACHER.EMA", 0.99]
-# An arm that is more than a method's name -> its keys, how many teachers DISTILLER.TEACHERS lists, and after how many
-# steps its work repeats.
+# An arm that is more than a method's name -> (its keys, how many teachers DISTILLER.TEACHERS lists).
 ARMS = {
-    "released": (PUBLISHED, 0, 1),
-    "published": (PUBLISHED, 0, 1),
-    "fused": (["DISTILLER.TYPE", "ATSC"], 0, 1),
-    "task": (TASK, 0, 1),
-    "task_every_2": ([*TASK, "ATSC.TEACHER.EVERY", 2], 0, 2),
-    "task_every_4": ([*TASK, "ATSC.TEACHER.EVERY", 4], 0, 4),
-    "ema": (EMA, 0, 1),
-    "ema_every_2": ([*EMA, "ATSC.TEACHER.EVERY", 2], 0, 2),
-    "ema_every_4": ([*EMA, "ATSC.TEACHER.EVERY", 4], 0, 4),
-    "ATSC_x2": (["DISTILLER.TYPE", "ATSC_MULTI"], 2, 1),
-    "ATSC_x3": (["DISTILLER.TYPE", "ATSC_MULTI"], 3, 1),
+    "released": (PUBLISHED, 0),
+    "published": (PUBLISHED, 0),
+    "fused": (["DISTILLER.TYPE", "ATSC"], 0),
+    "task": (TASK, 0),
+    "task_every_2": ([*TASK, "ATSC.TEACHER.EVERY", 2], 0),
+    "task_every_4": ([*TASK, "ATSC.TEACHER.EVERY", 4], 0),
+    "ema": (EMA, 0),
+    "ema_every_2": ([*EMA, "ATSC.TEACHER.EVERY", 2], 0),
+    "ema_every_4": ([*EMA, "ATSC.TEACHER.EVERY", 4], 0),
+    "ATSC_x2": (["DISTILLER.TYPE", "ATSC_MULTI"], 2),
+    "ATSC_x3": (["DISTILLER.TYPE", "ATSC_MULTI"], 3),
 }
 CIFAR100 = ["DATASET.TYPE", "cifar100", "SOLVER.TRAINER", "plugin", "SOLVER.LR", 0.001, "ATSC.DRIFT.WEIGHT", 1.0]
 CLASSES = 100
@@ -69,7 +68,7 @@ def configuration(arm: Arm, *overrides):
     for name in (arm.teacher, arm.student):
         if name not in known:
             raise PluginError(f"'{name}' is no network of this host; expected one of {', '.join(known)}.")
-    keys, teachers, _ = special(arm.method)
+    keys, teachers = ARMS.get(arm.method, (["DISTILLER.TYPE", arm.method], 0))
     names = ["DISTILLER.TEACHER", arm.teacher, "DISTILLER.STUDENT", arm.student]
     solver = ["SOLVER.BATCH_SIZE", arm.batch, "SOLVER.AMP", arm.amp, "SOLVER.COMPILE", arm.compile]
     solver += ["SOLVER.GRAPH", "auto" if arm.graph else "none"]
@@ -78,11 +77,6 @@ def configuration(arm: Arm, *overrides):
     cfg.merge_from_list([*CIFAR100, *keys, *names, *solver, *overrides])
     cfg.DISTILLER.TEACHERS = [arm.teacher] * teachers
     return cfg
-
-
-def special(method: str) -> tuple[list, int, int]:
-    """The method's entry of ARMS, or what it would be."""
-    return ARMS.get(method, (["DISTILLER.TYPE", method], 0, 1))
 
 
 def distiller_of(cfg, device: torch.device) -> torch.nn.Module:
@@ -121,13 +115,13 @@ class PreparedStep:
 
     def __init__(self, arm: Arm, device: torch.device):
         self.arm, self.device = arm, device
-        self.cycle = special(arm.method)[2]  # steps after which the work repeats
         layout = LAYOUTS.get(arm.layout) or layout_of(device)
         draw = torch.Generator().manual_seed(0)
         image = torch.randn(arm.batch, 3, 32, 32, generator=draw).to(device).contiguous(memory_format=layout)
         target = torch.randint(CLASSES, (arm.batch,), generator=draw).to(device)
         self.inputs = {"image": image, "target": target, "index": torch.arange(arm.batch, device=device), "epoch": 1}
         cfg = configuration(arm)
+        self.cycle = cfg.ATSC.TEACHER.EVERY  # steps after which the work repeats
         try:
             self.distiller = distiller_of(cfg, device).to(memory_format=layout)
             self.step = begun_step(self.distiller, cfg)

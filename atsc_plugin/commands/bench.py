@@ -41,7 +41,10 @@ def parser():
     add("--teacher", default="resnet32x4", help="network of cifar100's table (default: %(default)s)")
     add("--student", default="resnet8x4", help="network of cifar100's table (default: %(default)s)")
     add("--batch", type=_count, help="images a batch (default: 64; quick: 16)")
-    methods = "step, launches: registered methods, released, published, fused, ATSC_x2, ATSC_x3; epoch: one of them"
+    methods = (
+        "step, launches: registered methods, released, published, fused, ATSC_x2, ATSC_x3, and task and ema, also with "
+        "_every_2 or _every_4 (ATSC.TEACHER.LEARNS task, with EMA, EVERY); epoch: one of them"
+    )
     add("--methods", nargs="+", metavar="NAME", help=methods)
     formats = f"number formats: {', '.join(FORMATS)}"
     add("--amp", nargs="+", default=["none"], choices=FORMATS, metavar="AMP", help=formats)
