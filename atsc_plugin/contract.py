@@ -56,6 +56,7 @@ class Contract:
     PER_IMAGE = True  # losses are means over images; False refuses ACCUMULATE, and two ranks need not equal one
     HARD_LABELS = False  # True refuses mixed and smoothed labels
     TEACHER_CLASSES = True  # False: a teacher that tells other classes apart serves too, since its logits are not used
+    HOST_READS = 0  # numbers that a training step reads back from the device; each waits for all that it was asked
     LEAVES_NETWORKS = False  # True: a run changes networks beside the student, which `adapted` gives out
     GIVES_WAY = True  # where a host has this name already, the host's stays
 

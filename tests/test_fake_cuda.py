@@ -18,6 +18,7 @@ from atsc_plugin.bench.launches import IMAGES, PARTS, Marking, step_of
 from atsc_plugin.bench.steps import Arm
 from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.engine.trainer import PluginTrainer
+from atsc_plugin.methods.base import class_of
 
 pytestmark = pytest.mark.skipif(
     torch.__version__ < torch.torch_version.TorchVersion("2.14"), reason="torch 2.9 asks a driver in factories"
@@ -90,7 +91,7 @@ def test_an_epoch_stays_on_the_device_reads_and_draws_what_it_says_and_sums_in_3
     """Training, evaluation and the monitor run; the second step is looked at. Its launches are within the budget."""
     watched = Watched(name, tmp_path, *keys)
     assert watched.before == {"drawn by a generator of its own": 3, "sent": 3}  # order, windows and flips, on the CPU
-    assert watched.step == ({"reads": 1} if name == "SWITOKD" else {})  # its decision
+    assert watched.step == ({"reads": class_of(name).HOST_READS} if class_of(name).HOST_READS else {})
     assert watched.losses.pop("logits") is torch.float32
     assert set(watched.losses.values()) == watched.gradients == watched.statistics == {torch.float32}
     assert watched.maps == {torch.float32 if "published" in keys else torch.bfloat16}

@@ -45,6 +45,7 @@ class SwitOKD(DML):
     KEYS = mutual_keys("SWITOKD", 1.0)
     PER_IMAGE = False  # one decision a batch
     HARD_LABELS = True
+    HOST_READS = 1  # the decision
     FIGURES = ("teacher_paused",)  # share of the images in whose batch the teacher paused
 
     @classmethod
