@@ -9,7 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 
-class _StudentTrainer(nn.Module):
+class StudentTrainer(nn.Module):
     def __init__(self, student):
         super().__init__()
         self.student = student
@@ -32,7 +32,7 @@ class _StudentTrainer(nn.Module):
         return self.student(image)[0]
 
 
-class Distiller(_StudentTrainer):
+class Distiller(StudentTrainer):
     """A student and a teacher. The teacher stays in eval mode whatever mode the distiller is put in."""
 
     def __init__(self, student, teacher):
@@ -45,7 +45,7 @@ class Distiller(_StudentTrainer):
         return self
 
 
-class Vanilla(_StudentTrainer):
+class Vanilla(StudentTrainer):
     """Cross-entropy on the labels alone."""
 
     def forward_train(self, image, target, **kwargs):

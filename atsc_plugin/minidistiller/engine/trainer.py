@@ -11,6 +11,7 @@ import os
 import torch
 from tqdm import tqdm
 
+from ..distillers._base import StudentTrainer
 from .utils import (
     AverageMeter,
     accuracy,
@@ -31,7 +32,7 @@ class BaseTrainer:
         self.distiller = distiller
         self.train_loader = train_loader
         self.val_loader = val_loader
-        self.unwrapped = getattr(distiller, "module", distiller)  # DataParallel or the distiller itself
+        self.unwrapped = distiller if isinstance(distiller, StudentTrainer) else distiller.module  # DataParallel's
         self.optimizer = torch.optim.SGD(
             self.unwrapped.get_learnable_parameters(),
             lr=cfg.SOLVER.LR,
