@@ -4,6 +4,7 @@ A configuration's STUB.DO says what `train` does besides: fail, out_of_memory, k
 Every command appends a line to events.txt: what it is, and the device that it sees.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -49,7 +50,7 @@ def check(files):
         if "SOLVER.LRR" in keys:
             sys.exit(f"error: The configuration has a mistake:\n  - {path}: SOLVER.LRR is no key")
         teacher = {"number": 1, "name": keys["DISTILLER.TEACHER"], "seed": keys["TEACHER.SEED"]}
-        teacher["recipe"] = f"{teacher['name']}-{teacher['seed']}"
+        teacher["recipe"] = hashlib.sha256(f"{teacher['name']}-{teacher['seed']}".encode()).hexdigest()
         wanted = [] if keys["DISTILLER.TYPE"] == "NONE" else [teacher]
         configs[path] = {"keys": keys, "teachers": wanted, "teacher_names": [each["name"] for each in wanted],
                          "leaves_teacher": keys["DISTILLER.TYPE"] == "LEARNS"}  # fmt: skip

@@ -173,6 +173,12 @@ def test_a_teacher_that_cannot_be_had_fails_its_students_and_no_others(suite, ca
     assert content("b")["status"] == "done"
 
 
+def test_a_teacher_with_a_slash_or_a_colon_in_its_name_has_one_log_beside_the_configurations(suite):
+    assert main(suite({"a": learns_from("timm/vit"), "b": learns_from("my.nets:Big")})) == 0
+    logs = sorted(path.name.rpartition("_")[0] for path in Path("output/s/configs").glob("*.log"))
+    assert logs == ["teacher_my.nets_Big_seed_1", "teacher_timm_vit_seed_1"]
+
+
 def test_a_run_starts_from_the_teacher_that_the_run_of_its_seed_left(suite, capsys):
     arms = {"after": {"adapted_by": "learning"}, "learning": {"set": {"DISTILLER.TYPE": "LEARNS"}}, "other": {}}
     words = suite(arms, seeds=[1, 2])

@@ -282,7 +282,8 @@ def _teacher(run, teacher):
     argv = (*COMMAND, "prepare", "--teacher", str(teacher["number"]), "--cfg", str(run.config), "LOG.PREFIX",
             str(run.folder.parents[2]))  # fmt: skip
     name = f"teacher {teacher['name']}, seed {teacher['seed']}"
-    log = run.config.with_name(f"teacher_{teacher['name']}_seed_{teacher['seed']}_{teacher['recipe'][:8]}.log")
+    file = re.sub(r"[/:, ]+", "_", name)  # a network can be called timm/vit or package.nets:Small
+    log = run.config.with_name(f"{file}_{teacher['recipe'][:8]}.log")
     return Job(f"teacher {teacher['recipe']}", name, argv, log)
 
 
