@@ -103,8 +103,8 @@ def slow_fall(shares: list[float]) -> bool:
 
     In the third epoch or later it is lower than ever before, and more than a tenth of theta_0's top-1 is lost in all,
     in whatever steps. A teacher that learns its task at the full rate may fall so and come back when the rate drops: of
-    247 recorded teachers (docs/results) one was warned of and kept its accuracy in the end. On 2,000 images chance
-    moves top-1 by about 1 %.
+    more than 250 recorded teachers (docs/results) two were warned of and kept their accuracy in the end. On 2,000
+    images chance moves top-1 by about 1 %.
     """
     *before, now = shares
     return len(before) >= TREND_EPOCHS and now < min(before) and now < 1 - ACCURACY_LOST
