@@ -7,15 +7,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from forks import python_run
+from small_runs import QUICK
 from tiny import TinyNet, batch
 
 import atsc_plugin
 from atsc_plugin import host
+from atsc_plugin.config import load_cfg
+from atsc_plugin.contract import HostMethod, of
 from atsc_plugin.engine.trainer import PluginTrainer
 from atsc_plugin.errors import PluginError
 from atsc_plugin.host import CFG, Distiller, distiller_dict, trainer_dict
-from atsc_plugin.methods.base import METHODS
+from atsc_plugin.methods.base import class_of, load_methods
 from atsc_plugin.methods.simkd import SimKD
+
+METHODS = load_methods()
+gives_way = pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.GIVES_WAY])
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +104,7 @@ def test_somebody_elses_simkd_or_atsc_is_an_error_that_names_both_and_changes_no
     assert "SEED" not in CFG.EXPERIMENT
 
 
-@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.GIVES_WAY])
+@gives_way
 def test_any_other_method_of_ours_gives_way_and_one_line_says_so(taken, capsys, name):
     taken(name)
     atsc_plugin.register()
@@ -109,6 +115,17 @@ def test_any_other_method_of_ours_gives_way_and_one_line_says_so(taken, capsys, 
     assert distiller_dict["SIMKD"] is SimKD
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("atsc_plugin:")]
     assert told == [f"atsc_plugin: {name} stays the host's (test_registration.Theirs); ours is not added"]
+
+
+@gives_way
+def test_a_method_that_stayed_the_hosts_is_configured_as_one_of_the_hosts(taken, name):
+    taken(name)
+    atsc_plugin.register()
+    cfg = load_cfg(QUICK / "kd.yaml", ["DISTILLER.TYPE", name, f"{name}.THEIR_KEY", "2"])
+    assert cfg[name].THEIR_KEY == 2
+    assert class_of(name) is HostMethod
+    method = of(Theirs(TinyNet(), TinyNet()), cfg)
+    assert type(method) is HostMethod and method.param_groups(cfg)
 
 
 def test_a_left_name_is_not_ours_and_an_unknown_one_is_an_error(taken):

@@ -32,6 +32,7 @@ from atsc_plugin.contract import (
 )
 from atsc_plugin.engine import mixing
 from atsc_plugin.errors import ConfigError, HostError, ModelRefused, PluginError
+from atsc_plugin.host import distiller_dict
 from atsc_plugin.keys import Key
 
 if TYPE_CHECKING:
@@ -86,8 +87,14 @@ def _import_methods() -> None:
 
 
 def class_of(name: str) -> type[Contract]:
-    """The contract's class for a DISTILLER.TYPE: one of ours, or what is known of the host's."""
-    return METHODS.get(name) or HOST_METHODS.get(name) or HostMethod
+    """The contract's class for a DISTILLER.TYPE: one of ours, or what is known of the host's.
+
+    A name of ours that the host has kept for a method of its own is the host's.
+    """
+    ours = METHODS.get(name)
+    if ours is None or distiller_dict.get(name, ours) is not ours:
+        return HOST_METHODS.get(name, HostMethod)
+    return ours
 
 
 def teacher_names(cfg: Any) -> list[str]:
