@@ -254,7 +254,8 @@ def compile_children(distiller: nn.Module, **options: Any) -> list[str]:
     """Compile each network of a distiller in place, so that names in checkpoints stay; not the losses around them."""
     compiled = []
     for name, child in distiller.named_children():
-        entries = child.named_children() if isinstance(child, nn.ModuleList) else [("", child)]
+        many = isinstance(child, (nn.ModuleList, nn.ModuleDict))
+        entries = child.named_children() if many else [("", child)]
         for number, network in entries:
             if type(network).forward is not nn.Module.forward and any(True for _ in network.parameters()):
                 network.compile(**options)

@@ -5,6 +5,7 @@ import torch
 from tiny import TinyNet, batch
 
 import atsc_plugin
+from atsc_plugin.contract import compile_children
 from atsc_plugin.engine import precision
 from atsc_plugin.engine.optim import set_learning_rate
 from atsc_plugin.engine.precision import compile_method, compiler_errors
@@ -101,6 +102,14 @@ def test_a_compiler_that_fails_is_told_with_the_way_out_and_other_errors_pass(cf
         step(inputs())
     with pytest.raises(ZeroDivisionError), compiler_errors():
         raise ZeroDivisionError
+
+
+def test_networks_that_stand_in_a_list_or_under_names_are_compiled_one_by_one():
+    """PEERS' students and DCM's heads stand under names, several teachers in a list."""
+    parts = {"student": TinyNet(), "peers": torch.nn.ModuleDict({"2": TinyNet()}), "empty": torch.nn.ModuleDict()}
+    distiller = torch.nn.ModuleDict({**parts, "teacher": torch.nn.ModuleList([TinyNet(), TinyNet()])})
+    assert compile_children(distiller, backend="eager") == ["student", "peers.2", "teacher.0", "teacher.1"]
+    assert distiller["peers"]["2"]._compiled_call_impl is not None
 
 
 def test_mode_none_compiles_nothing(cfg):
