@@ -1,18 +1,22 @@
 """A method of somebody else's package in three files: its module, its configuration, and its test: this one."""
 
 import json
+import re
+import runpy
 import sys
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 
 import pytest
 import torch
 from runs import log_of, without_times
-from small_runs import SMALL
-from tiny import add_tiny_networks, batch
+from small_runs import QUICK, ROOT, SMALL
+from tiny import TinyNet, add_tiny_networks, batch
 
 import atsc_plugin
 from atsc_plugin import host, students
 from atsc_plugin.__main__ import main
+from atsc_plugin.config import load_cfg
 from atsc_plugin.contract import HOST_METHODS
 from atsc_plugin.methods import base
 
@@ -62,24 +66,33 @@ MATCH: {WEIGHT: 0.5}
 """
 
 
+@contextmanager
+def installed(here, module, key):
+    """The text of a module under an entry point; everything is taken away afterwards."""
+    (here / "own_module.py").write_text(module)
+    entry = EntryPoint("own", "own_module", "atsc_plugin.methods")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(here))
+        patch.setattr(base, "entry_points", lambda group: [entry] if group == entry.group else [])
+        base._import_methods.cache_clear()
+        atsc_plugin.unregister()
+        yield
+        atsc_plugin.unregister()
+        base.METHODS.pop(key, None)
+        sys.modules.pop("own_module", None)
+        base._import_methods.cache_clear()
+    atsc_plugin.register()
+
+
 @pytest.fixture
 def own_method(here, monkeypatch):
-    """The module on the path under an entry point, and its configuration; everything is taken away afterwards."""
-    (here / "match_method.py").write_text(MODULE)
+    """MODULE on the path, its configuration, and a teacher's file."""
     (here / "match.yaml").write_text(CONFIG)
-    entry = EntryPoint("match", "match_method", "atsc_plugin.methods")
-    monkeypatch.syspath_prepend(str(here))
-    monkeypatch.setattr(base, "entry_points", lambda group: [entry] if group == entry.group else [])
-    base._import_methods.cache_clear()
     add_tiny_networks(monkeypatch)
     torch.manual_seed(0)
     torch.save({"model": host.cifar_model_dict["tiny_teacher"][0](num_classes=100).state_dict()}, "teacher.pth")
-    atsc_plugin.unregister()
-    yield here
-    atsc_plugin.unregister()
-    base.METHODS.pop("MATCH", None)
-    sys.modules.pop("match_method", None)
-    atsc_plugin.register()
+    with installed(here, MODULE, "MATCH"):
+        yield here
 
 
 def train(*words):
@@ -89,7 +102,7 @@ def train(*words):
 def test_a_method_of_another_package_trains_resumes_deploys_and_appears_under_its_title(own_method, capsys):
     assert main(["doctor", "--cfg", "match.yaml", *SMALL]) == 0
     printed = capsys.readouterr().out
-    assert "MATCH (match_method.Match)" in printed
+    assert "MATCH (own_module.Match)" in printed
     assert "MATCH" in next(line for line in printed.splitlines() if line.startswith("methods"))
 
     assert train() == 0
@@ -121,6 +134,28 @@ def test_a_method_of_another_package_trains_resumes_deploys_and_appears_under_it
 def test_its_keys_are_checked_like_ours(own_method, capsys):
     assert train("MATCH.WEIGHT", "-1") == 2
     assert "MATCH.WEIGHT: got -1.0, expected at least 0.0" in capsys.readouterr().err
+
+
+def test_contributings_example_is_a_method_with_its_keys_and_its_part_of_the_pages(here):
+    """As CONTRIBUTING.md prints it: loss_mse is the mean over images and classes of (z_s - z)^2, times WEIGHT."""
+    (module,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)[
+        :1
+    ]
+    kd = (QUICK / "kd.yaml").read_text(encoding="utf-8")
+    (here / "logitmse.yaml").write_text(kd.replace('TYPE: "KD"', 'TYPE: "LOGITMSE"') + "LOGITMSE: {WEIGHT: 3.0}\n")
+    with installed(here, module, "LOGITMSE"):
+        atsc_plugin.register()
+        cfg = load_cfg(here / "logitmse.yaml")
+        distiller = host.distiller_dict["LOGITMSE"](TinyNet(width=4), TinyNet(width=6), cfg)
+        images, target = batch()
+        losses = distiller.train()(image=images, target=target)[1]
+        with torch.no_grad():
+            distance = (distiller.student(images)[0] - distiller.teacher(images)[0]).pow(2).sum() / 60
+        assert losses["loss_mse"].item() == pytest.approx(3 * distance.item())
+        assert losses.keys() == {"loss_ce", "loss_mse"}
+        pages = runpy.run_path(ROOT / "tools" / "pages.py", run_name="pages")
+        assert "## LOGITMSE: logit MSE" in pages["methods_text"]()
+        assert "| `LOGITMSE.WEIGHT` | `1.0` |" in pages["keys_text"]()
 
 
 def test_two_methods_of_one_name_are_refused():
