@@ -246,3 +246,11 @@ def test_a_variant_of_a_method_has_no_published_figure_and_simkds_is_named_below
     (table,) = tables_of(tmp_path)
     assert [one.published for one in table.rows] == [None, None]
     assert any("not comparable: SIMKD 78.08" in note for note in layout.notes(table))
+
+
+def test_a_figure_of_a_recipe_of_its_own_is_named_below(tmp_path):
+    """71.52 is DML's of SHAKE's poster, where the teacher begins from fresh weights; no other family has the method."""
+    make_run(tmp_path, "dml", 1, 71.0, "DML", **{**CIFAR, "teacher": "resnet110", "student": "resnet20"})
+    (table,) = tables_of(tmp_path)
+    assert table.rows[0].published is None
+    assert any("not comparable: DML 71.52 (SHAKE" in note for note in layout.notes(table))

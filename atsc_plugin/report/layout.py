@@ -256,7 +256,7 @@ def notes(table: Table) -> list[str]:
     notes += [f"Up to {at_once} runs shared the machine: compare times with care."] if at_once > 1 else []
     notes += map(str, table.suite.get("notes", []))
     if other := published.elsewhere(table):
-        notes.append(f"Published under another recipe (SimKD's repository), not comparable: {'; '.join(other)}.")
+        notes.append(f"Published under another recipe, not comparable: {'; '.join(other)}.")
     return notes
 
 

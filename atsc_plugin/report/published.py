@@ -14,7 +14,7 @@ from typing import Any
 from atsc_plugin.report.runs import Run
 from atsc_plugin.report.table import Row, Table
 
-OURS, NAMED_BELOW = "mdistiller", "simkd"  # families: our configs' recipe; the one whose figures are told apart from it
+OURS, NAMED_BELOW = "mdistiller", ("simkd", "own")  # families: our configs' recipe; those that are told apart from it
 RESOLUTION = {"cifar100": 32, "tiny_imagenet": 64, "imagenet": 224}
 EPOCHS = {"cifar100": 240, "tiny_imagenet": 200, "imagenet": 100}
 MARGIN, FEWEST = 0.5, 3  # points; runs
@@ -63,11 +63,12 @@ def beside(table: Table, row: Row) -> dict[str, Any] | None:
 
 
 def elsewhere(table: Table) -> list[str]:
-    """Figures of the other recipe for the table's methods: named below it, never beside ours."""
+    """Figures of other recipes for the table's methods: named below it, never beside ours."""
     elsewhere = []
     for row in table.rows if len(table.teachers) == 1 and comparable(table.runs[0]) else ():
-        found = row.plain and figure(table.data[0], table.teachers[0], table.student, row.any("method"), NAMED_BELOW)
-        elsewhere += [f"{row.label} {found['top1']} ({found['source']})"] if found and not row.published else []
+        asked = table.data[0], table.teachers[0], table.student, row.any("method")
+        found = [one for family in NAMED_BELOW if (one := figure(*asked, family))] if row.plain else []
+        elsewhere += [f"{row.label} {one['top1']} ({one['source']})" for one in found[:1] if not row.published]
     return elsewhere
 
 
