@@ -83,9 +83,10 @@ def test_a_pretrained_teacher_of_other_classes_is_refused_by_name(config):
         distiller_of(cfg, teacher=TinyStages(7))
 
 
-def test_a_file_for_a_scratch_teacher_is_refused(config):
-    cfg = config("DML", "DISTILLER.TEACHER_CKPT", "teacher.pth")
-    with pytest.raises(ConfigError, match=r"DML.TEACHER.INIT is scratch.*teacher.pth.*INIT pretrained"):
+@pytest.mark.parametrize(("key", "value"), [("TEACHER_CKPT", "teacher.pth"), ("TEACHER_PRETRAINED", True)])
+def test_weights_for_a_scratch_teacher_are_refused(config, key, value):
+    cfg = config("DML", f"DISTILLER.{key}", value)
+    with pytest.raises(ConfigError, match=f"DML.TEACHER.INIT is scratch.*{key} .*{value}.*INIT pretrained"):
         distiller_of(cfg)
 
 

@@ -138,13 +138,12 @@ class LearningTeacher(CoTrained):
 
     @classmethod
     def problems(cls, cfg):
-        node, file = cfg[cls.NODE], cfg.DISTILLER.TEACHER_CKPT
-        if node.TEACHER.INIT != "scratch" or not file:
+        init, node = f"{cls.NODE}.TEACHER.INIT", cfg.DISTILLER
+        if cfg[cls.NODE].TEACHER.INIT != "scratch":
             return []
-        return [
-            f"{cls.NODE}.TEACHER.INIT is scratch, but DISTILLER.TEACHER_CKPT names {file}. Use {cls.NODE}.TEACHER.INIT "
-            "pretrained, or leave the file out."
-        ]
+        weights = [f"TEACHER_CKPT names {node.TEACHER_CKPT}"] if node.TEACHER_CKPT else []
+        weights += ["TEACHER_PRETRAINED is True"] if node.TEACHER_PRETRAINED else []
+        return [f"{init} is scratch, but DISTILLER.{text}. Use {init} pretrained, or leave it out." for text in weights]
 
     @classmethod
     def needs(cls, cfg):

@@ -40,6 +40,8 @@ class Peers(LearningTeacher):
 
     From the paper: one teacher, several students, online; each learns from the teacher and its peers. Ours, since we
     could not read them there: all weights, T, what the teacher learns from. The students differ in their first weights.
+    Controls: PEER_WEIGHT 0 is KD of each student alone (the gain of an ensemble), KD_WEIGHT 0 is DML without the
+    teacher; what a student learns from its peers is the gradient of KD to their mean probability.
     One student is deployed; the paper judges the ensemble, which the log has as `ensemble_top1` (mean of the logits of
     all students) and which would cost K networks. The best of K on the test images would be selection: DEPLOY best
     asks for validation images, and the log's top-1 of an epoch is that of the student chosen after the epoch before.
