@@ -76,11 +76,13 @@ def installed(here, module, key):
         patch.setattr(base, "entry_points", lambda group: [entry] if group == entry.group else [])
         base._import_methods.cache_clear()
         atsc_plugin.unregister()
-        yield
-        atsc_plugin.unregister()
-        base.METHODS.pop(key, None)
-        sys.modules.pop("own_module", None)
-        base._import_methods.cache_clear()
+        try:
+            yield
+        finally:
+            atsc_plugin.unregister()
+            base.METHODS.pop(key, None)
+            sys.modules.pop("own_module", None)
+            base._import_methods.cache_clear()
     atsc_plugin.register()
 
 
@@ -138,9 +140,7 @@ def test_its_keys_are_checked_like_ours(own_method, capsys):
 
 def test_contributings_example_is_a_method_with_its_keys_and_its_part_of_the_pages(here):
     """As CONTRIBUTING.md prints it: loss_mse is the mean over images and classes of (z_s - z)^2, times WEIGHT."""
-    (module,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)[
-        :1
-    ]
+    module, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
     kd = (QUICK / "kd.yaml").read_text(encoding="utf-8")
     (here / "logitmse.yaml").write_text(kd.replace('TYPE: "KD"', 'TYPE: "LOGITMSE"') + "LOGITMSE: {WEIGHT: 3.0}\n")
     with installed(here, module, "LOGITMSE"):
