@@ -200,11 +200,12 @@ def check(cfg: CfgNode) -> list[str]:
         problems.append(f"DATASET.VAL_SPLIT: got {cfg.DATASET.VAL_SPLIT}, expected a share below 1, e.g. 0.1.")
     for key in ("MEAN", "STD"):
         decimals = list(cfg.DATASET[key])
-        if not all(isinstance(value, float) for value in decimals) or not CARD[key.lower()].test(decimals):
-            above = " above 0" if key == "STD" else ""
+        fit = all(isinstance(value, float) and 0 <= value <= 1 for value in decimals)
+        if not fit or not CARD[key.lower()].test(decimals):
+            above = "above 0 and up to 1" if key == "STD" else "in 0..1"
             problems.append(
-                f"DATASET.{key}: got {short_repr(decimals)}, expected three decimals{above}, e.g. [0.5, 0.5, 0.5], or "
-                "[]."
+                f"DATASET.{key}: got {short_repr(decimals)}, expected three decimals {above}, as of pixels / 255, e.g. "
+                "[0.5, 0.5, 0.5], or []."
             )
     problems += _recipe_problems(cfg, "TEACHER")
     if cfg.SOLVER.TRAINER == "plugin":

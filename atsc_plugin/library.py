@@ -60,11 +60,17 @@ def distiller(
     options: Mapping[str, Any],
 ) -> Distillation:
     """A method of the registry around these networks; the package's function of this name says how it is used."""
-    kinds, ours, method = {**load_methods(), **host.distiller_dict}, all_keys(), method.upper()
+    kinds, ours, asked = {**load_methods(), **host.distiller_dict}, all_keys(), method
+    method = asked.upper() if isinstance(asked, str) else ""
     if method not in kinds:
-        raise ConfigError([unknown_name("method", method, kinds)])
+        raise ConfigError([unknown_name("method", method or asked, kinds)])
+    if type(image_size) is not int or image_size < 1:
+        raise ConfigError([f"image_size: got {image_size!r}, expected the side of square images in pixels, e.g. 224."])
     kind, teachers = class_of(method), _listed(teacher)
     _check_modules(kind, method, student, teachers)
+    for network in teachers:  # loops for KD freeze theirs; each method freezes what it does not move
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            network.requires_grad_(True)
     networks = [_adapted(network, image_size) for network in (student, *teachers)]
     names = _names(networks)
     cfg = _configuration(ours, method, names, image_size)
@@ -76,7 +82,9 @@ def distiller(
         if problems:
             raise ConfigError(problems)
         chosen = {keys[option] for option in options}
-        return Distillation(_built(kinds[method], kind, cfg, networks, chosen), cfg, keys, loader)
+        inner = _built(kinds[method], kind, cfg, networks, chosen)
+        _check_formats(inner, networks)
+        return Distillation(inner, cfg, keys, loader)
 
 
 # ---- networks ----
@@ -98,7 +106,7 @@ def _listed(teacher):
 
 
 def _check_modules(kind, method, student, teachers):
-    """Refuse what is no network, and a number of teachers that the method does not learn from."""
+    """Refuse what is no network, one in two roles, and a number of teachers that the method does not learn from."""
     for role, network in (("student", student), *(("teacher", each) for each in teachers)):
         if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
             raise ModelRefused(f"The {role} is a {type(network).__name__}; expected an nn.Module with parameters.")
@@ -107,6 +115,20 @@ def _check_modules(kind, method, student, teachers):
     if not fits[kind.TEACHERS]:
         instead = f", or use method {kind.MULTI}" if kind.MULTI and teachers else ""
         raise ModelRefused(f"{method} got {len(teachers)} teachers; expected {wanted[kind.TEACHERS]}{instead}.")
+    if any(each is student for each in teachers):
+        raise ModelRefused("The student and a teacher are the same network object; expected different ones. Copy it.")
+
+
+def _check_formats(inner, networks):
+    """Refuse networks of several number formats, and what a method adds in another one: no image fits both."""
+    own = {id(parameter) for network in networks for parameter in network.parameters()}
+    formats = {next(network.parameters()).dtype for network in networks}
+    formats |= {parameter.dtype for parameter in inner.parameters() if id(parameter) not in own}
+    if len(formats) > 1:
+        raise ModelRefused(
+            f"The networks and the layers that the method adds are {', '.join(sorted(map(str, formats)))}; expected "
+            "one number format. Hand over float32 networks and use torch.autocast in your loop."
+        )
 
 
 def _adapted(network, image_size):

@@ -38,14 +38,20 @@ def inputs(seed=0):
     return {"image": image, "target": target, "epoch": 1}
 
 
-def test_auto_is_no_autocast_on_a_cpu_and_bf16_on_a_gpu_that_has_it(monkeypatch):
-    assert precision_of("auto", CPU).dtype is None
+def test_auto_is_no_autocast_on_a_cpu_and_bf16_on_a_gpu_that_has_it_and_the_reason_is_the_one_that_held(monkeypatch):
+    def said(*asked, **reason):
+        return precision.chosen(precision_of(*asked, **reason))["precision"]
+
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # it is set on a GPU
     gpu = torch.device("cuda")
+    monkeypatch.setattr(precision, "layout_of", lambda device: torch.channels_last)
+    assert said("auto", CPU) == "fp32: a CPU"
+    assert said("none", CPU) == "fp32: asked for" and said("bf16", CPU) == "bf16: asked for"
     monkeypatch.setattr(precision, "_has_bf16", lambda: True)
-    assert precision_of("auto", gpu).dtype is torch.bfloat16
-    assert precision_of("auto", gpu, second_step="two steps a batch").dtype is None
+    assert said("auto", gpu) == "bf16: fp32's range, and no scaler"
+    assert said("auto", gpu, second_step="two steps a batch") == "fp32: two steps a batch"
     monkeypatch.setattr(precision, "_has_bf16", lambda: False)
-    assert precision_of("auto", gpu).dtype is None
+    assert said("auto", gpu) == "fp32: no bf16 units"
 
 
 def test_fp16_on_a_cpu_and_any_format_under_a_second_step_are_refused():

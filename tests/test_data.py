@@ -17,7 +17,7 @@ from atsc_plugin.config import load_cfg
 from atsc_plugin.data import datasets as datasets_module
 from atsc_plugin.data.datasets import validation_indices, with_validation_loader
 from atsc_plugin.data.sample import statistics
-from atsc_plugin.errors import PluginError
+from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import data_place
 
 
@@ -91,6 +91,20 @@ def test_the_normalisation_of_the_config_wins():
     image, _ = next(iter(loaded.test))
     by_hand = arrays()["test_images"][0, 3, 4] / 255 - [0.5, 0.25, 0.125]
     assert image[0, :, 3, 4].tolist() == pytest.approx(by_hand.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("MEAN", "[123.7, 116.3, 103.5]", "three decimals in 0..1, as of pixels / 255"),
+        ("STD", "[58.4, 57.1, 57.4]", "three decimals above 0 and up to 1"),
+        ("STD", "[0.0, 0.5, 0.5]", "three decimals above 0 and up to 1"),
+        ("MEAN", "[0.5]", "three decimals in 0..1"),
+    ],
+)
+def test_a_normalisation_of_another_scale_is_told(key, value, told):
+    with pytest.raises(ConfigError, match=rf"DATASET.{key}: got \[.*, expected {told}"):
+        data("npz", "any.npz", f"DATASET.{key}", value)
 
 
 @pytest.mark.parametrize(
@@ -273,6 +287,38 @@ def test_unreadable_images_are_counted_and_named(tmp_path):
         PluginError, match="2 unreadable images: train/dog/x.png: it is no image of.*, train/dog/y.jpg: .* Repair"
     ):
         data("folder", root)
+
+
+@pytest.mark.parametrize("loader", ["auto", "host"])
+def test_what_systems_leave_in_a_folder_is_no_class_and_no_image_and_deeper_folders_are_read(tmp_path, loader):
+    keys = "DATASET.IMAGE_SIZE", "32", "DATASET.LOADER", loader, "DATASET.NUM_WORKERS", "0"
+    root = folder_tree(tmp_path / "tree", splits=("train", "test"), count=3)
+    plain = data("folder", root, *keys)
+    for place in ("train/.ipynb_checkpoints", "test/.ipynb_checkpoints", "train/cat/.thumbs"):
+        (root / place).mkdir()
+        Image.new("RGB", (32, 32)).save(root / place / "0.png")
+    (root / "train" / "cat" / "._0.png").write_bytes(b"\0\5\26\7")  # as macOS leaves beside 0.png
+    (root / "train" / "cat" / "notes.txt").write_text("no picture")
+    with_litter = data("folder", root, *keys)
+    assert (with_litter.class_names, with_litter.identity) == (plain.class_names, plain.identity)
+    (root / "train" / "dog" / "2024").mkdir()
+    Image.new("RGB", (32, 32)).save(root / "train" / "dog" / "2024" / "0.png")
+    assert data("folder", root, *keys).train_images == 7
+
+
+@pytest.mark.parametrize("loader", ["auto", "host"])
+def test_pictures_of_kinds_that_are_not_read_are_refused_by_name_and_none_is_left_out_in_silence(tmp_path, loader):
+    root = folder_tree(tmp_path / "tree")
+    Image.new("RGB", (32, 32)).save(root / "train" / "cat" / "a.tif")
+    Image.new("RGB", (32, 32)).save(root / "train" / "dog" / "b.GIF")
+    with pytest.raises(PluginError, match=r"2 unreadable images: train/cat/a.tif: it is no image of the kinds PNG, .*"):
+        data("folder", root, "DATASET.IMAGE_SIZE", "32", "DATASET.LOADER", loader)
+
+
+def test_a_validation_split_that_leaves_nothing_to_train_on_is_told(tmp_path):
+    root = folder_tree(tmp_path / "tree", count=1)
+    with pytest.raises(PluginError, match="DATASET.VAL_SPLIT 0.9 of 2 training images leaves none. Lower it"):
+        data("folder", root, "DATASET.VAL_SPLIT", "0.9")
 
 
 def test_folders_that_do_not_fit_are_told(tmp_path):

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from every_method import config as config_of
 from every_method import network
+from tiny import TinyNet
 
 import atsc_plugin
 from atsc_plugin import host
@@ -109,6 +111,36 @@ def test_a_recorded_arm_does_the_work_of_the_eager_one_and_its_loader(check, tin
     assert step.recorded.replay is not None and step.recorded.warmed == graph.WARM_UP
     assert step.operations().flops() == PreparedStep(Arm("KD", *pair), CPU).operations().flops()
     assert step.recorded is not None
+
+
+def test_correctness_speed_and_accuracy_run_from_their_first_item_to_their_last(check, monkeypatch):
+    """On tiny networks under the names that the parts use, two methods, no compiler and no measured peaks."""
+    for name, width in (("resnet20", 8), ("resnet8", 4)):
+        monkeypatch.setitem(host.cifar_model_dict, name, (partial(TinyNet, width=width), None))
+    check.teacher = str(check.folder / "teacher.pth")
+    torch.save({"model": TinyNet(100, width=8).state_dict()}, check.teacher)
+    configs, prepared = gpu_check.method_configs(), gpu_check.PreparedStep
+    monkeypatch.setattr(gpu_check, "method_configs", lambda: {name: configs[name] for name in ("kd", "atsc")})
+    monkeypatch.setattr(gpu_check, "measured_peak", lambda *_: {"flops_per_second": 1e9, "bytes_per_second": 1e9})
+
+    def without_compiler(arm, device):
+        if arm.compile != "none":
+            raise PluginError("SOLVER.COMPILE cannot compile here")
+        return prepared(arm, device)
+
+    monkeypatch.setattr(gpu_check, "PreparedStep", without_compiler)
+    for part in ("correctness", "speed", "accuracy"):
+        gpu_check.run(part, check)
+        assert written(check)["ended"] == "done"
+    rows = {row["name"]: row for row in written(check)["rows"]}
+    assert [(name, row["text"]) for name, row in rows.items() if row["passed"] is False] == []
+    assert [name for name, row in rows.items() if row["passed"] is None] == [
+        "prepare, batch 8: fused bf16 compiled default"
+    ]
+    compared = "three steps: atsc", "graph == eager", "resume == whole run", "deployed == trained"
+    assert all(rows[name]["difference"] <= gpu_check.CLOSE for name in compared)
+    assert sum(row.get("table") == "epochs" for row in rows.values()) == 5
+    assert {f"{arm}, all seeds" for arm in gpu_check.FLOORS} < rows.keys()
 
 
 # ---- the command ----

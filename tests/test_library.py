@@ -24,6 +24,7 @@ from atsc_plugin.methods.host_methods import CRD
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "library.md"
 EMA = {"teacher_learns": "task", "teacher_ema": 0.9}
 TEACHERS = {contract.NONE: 0, contract.ONE: 1, contract.SEVERAL: 2}
+ONE_FOR_BOTH = TinyNet()
 
 
 class Plain(nn.Sequential):
@@ -34,9 +35,10 @@ class Plain(nn.Sequential):
         super().__init__(*conv, nn.LayerNorm(width), nn.Linear(width, num_classes))
 
 
-def made(method="ATSC", student=None, teacher=None, **options):
+def made(method="ATSC", student=None, teacher=None, image_size=32, **options):
     torch.manual_seed(0)
-    return atsc_plugin.distiller(student or TinyNet(), teacher or TinyNet(width=6), method, image_size=32, **options)
+    networks = student or TinyNet(), teacher or TinyNet(width=6)
+    return atsc_plugin.distiller(*networks, method, image_size=image_size, **options)
 
 
 def stepped(d, *batches, epoch=1, lr=0.05, optimizer=None):
@@ -166,11 +168,29 @@ def test_all_mistakes_in_options_are_told_at_once_in_the_options_own_words():
         ({"method": "KD", "student": TinyNet(5)}, "student tiny:TinyNet has 5 classes, teacher tiny:TinyNet#1 10"),
         ({"method": "SIMKD", "projector_factor": 9}, "projector_factor is 9, but the teacher's map has 6 channels"),
         ({"method": "DIH"}, "DIH trains something before the student. Hand over the training images"),
+        ({"method": None}, "method: got 'None', expected one of"),
+        ({"image_size": (32, 32)}, r"image_size: got \(32, 32\), expected the side of square images in pixels"),
+        ({"student": ONE_FOR_BOTH, "teacher": ONE_FOR_BOTH}, "are the same network object; expected different ones"),
+        ({"teacher": TinyNet().double()}, "are torch.float32, torch.float64; expected one number format"),
+        ({"student": TinyNet().double(), "teacher": TinyNet().double()}, "torch.float64; expected one number format"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_a_step(arguments, message):
     with pytest.raises(PluginError, match=message):
         made(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("ATSC", {}), ("ATSC", EMA), ("DML", {"teacher_init": "pretrained"}), ("SIMKD", None), ("COTEACH", None)],
+    ids=str,
+)
+def test_a_teacher_that_was_handed_over_frozen_learns_where_the_method_has_it_learn(method, options):
+    teacher = TinyNet(width=6).requires_grad_(False)
+    d = made(method, teacher=teacher, **(options or {}))
+    learning = {id(p) for group in d.param_groups(0.05) for p in group["params"] if p.requires_grad}
+    beside = d.inner.get_submodule("online_teacher" if options == EMA else "teacher")
+    assert any(id(p) in learning for p in beside.parameters()) == (options is not None)
 
 
 def test_a_method_that_counts_the_training_images_is_refused(monkeypatch):
@@ -362,6 +382,8 @@ def test_the_report_has_the_teacher_before_and_after_and_the_guards_words_in_opt
     assert not report["stop"]
     with pytest.raises(PluginError, match="goes through its batches several times; expected a DataLoader or a list"):
         d.report(iter(loader))
+    with pytest.raises(PluginError, match="Evaluation got no images; expected batches of .images, labels."):
+        d.report([])
 
 
 def test_what_could_not_be_built_again_is_not_written(tmp_path):

@@ -28,17 +28,27 @@ def run_blocks(page):
             assert main([Path(words[1]).stem, *words[2:]]) == 0, line
 
 
-def small_quickstart(place):
-    """configs/quickstart/simkd.yaml with tiny networks and one epoch, where the page looks for it."""
-    text = (ROOT / "configs/quickstart/simkd.yaml").read_text(encoding="utf-8")
-    text = text.replace('"resnet20"', '"tiny_teacher"').replace('"resnet8"', '"tiny"')
-    path = place / "configs" / "quickstart" / "simkd.yaml"
-    path.parent.mkdir(parents=True)
-    path.write_text(re.sub(r"EPOCHS: \d+", "EPOCHS: 1", text), encoding="utf-8")
+def small_recipes(place):
+    """The page's configurations where it looks for them: one with tiny networks and one epoch, one of 64 pixels."""
+    small = {
+        "quickstart/simkd.yaml": [
+            (r'"resnet20"', '"tiny_teacher"'),
+            (r'"resnet8"', '"tiny"'),
+            (r"EPOCHS: \d+", "EPOCHS: 1"),
+        ],
+        "folder/resnet50_mobilenetv3.yaml": [("IMAGE_SIZE: 224", "IMAGE_SIZE: 64")],
+    }
+    for name, changes in small.items():
+        path = place / "configs" / name
+        text = (ROOT / "configs" / name).read_text(encoding="utf-8")
+        for old, new in changes:
+            text = re.sub(old, new, text)
+        path.parent.mkdir(parents=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def test_the_tutorial_runs_from_a_folder_of_pictures_to_an_onnx_file_and_a_chain(here, tiny_networks, capsys):
-    small_quickstart(here)
+    small_recipes(here)
     run_blocks(PAGE.read_text(encoding="utf-8"))
     printed = capsys.readouterr().out
     assert "256 of 256 top-1 equal" in printed
@@ -46,5 +56,6 @@ def test_the_tutorial_runs_from_a_folder_of_pictures_to_an_onnx_file_and_a_chain
     assert len(by_file["images"]) == len(list(Path("pictures/test/digit_7").iterdir()))
     assert re.search(r"^class \d$", printed, re.MULTILINE)
     assert "torch.Size([1, 10])" in printed
+    assert "student torchvision/mobilenet_v3_large" in re.sub(" +", " ", printed)
     result = json.loads((here / "output/quickstart/chain/seed_1/result.json").read_text())
     assert (result["teacher"], result["student"], result["classes"]) == ("tiny", "tiny", 10)

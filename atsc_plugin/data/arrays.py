@@ -19,6 +19,8 @@ from atsc_plugin.untrusted import as_plugin_error, expand_user, first_line, memo
 
 SPLITS = ("train", "val", "test")
 LONGEST_NAME = 1000  # characters of a class
+# Endings by which a file in a class folder is meant as a picture; what cannot be read of these is refused by name.
+MEANT = pictures.SUFFIXES | {".gif", ".tif", ".tiff", ".heic", ".avif", ".jfif"}
 
 
 def read_npz(root):
@@ -121,7 +123,7 @@ def list_folder(root):
             f"DATASET.ROOT {root} has {', '.join(present) or 'none'} of train/, val/, test/; expected train/ and at "
             "least one of the others, each with one folder a class."
         )
-    names = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
+    names = sorted(_class_names(root / "train"))
     if not 1 <= len(names) <= LARGEST_CLASSES:
         raise PluginError(
             f"{root / 'train'} has {len(names) or 'no'} class folders; expected one folder a class with its images."
@@ -132,15 +134,30 @@ def list_folder(root):
     return splits, [printable(name) for name in names]
 
 
+def _class_names(folder):
+    """Hidden folders, such as .ipynb_checkpoints, are no classes."""
+    return {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+
+
+def _pictures_in(folder):
+    """Paths below a class folder, sorted; hidden ones, which systems leave behind, are none of somebody's pictures."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = "" if place == os.fspath(folder) else os.path.relpath(place, folder)
+        shown = (name for name in files if not name.startswith(".") and os.path.splitext(name)[1].lower() in MEANT)
+        found += [os.path.join(below, name) for name in shown]
+    return sorted(found)
+
+
 def _class_files(root, split, names):
     folder = root / split
-    foreign = sorted({path.name for path in folder.iterdir() if path.is_dir()} - set(names))
+    foreign = sorted(_class_names(folder) - set(names))
     if foreign:
         raise PluginError(f"{folder} has {len(foreign)} class folders that train/ has not: {_some(foreign)}.")
     labels, files = [], []
     for label, name in enumerate(names):
-        inside = sorted(os.listdir(folder / name)) if (folder / name).is_dir() else []
-        wanted = [file for file in inside if os.path.splitext(file)[1].lower() in pictures.SUFFIXES]
+        wanted = _pictures_in(folder / name)
         files += [os.fsencode(os.path.join(split, name, file)) for file in wanted]
         labels += [label] * len(wanted)
     if not files:

@@ -225,6 +225,8 @@ def _with_validation(splits, share, name):
         raise PluginError(f"DATASET.VAL_SPLIT is {share}, but {name} has a validation split of its own. Set it to 0.0.")
     images, labels = splits["train"]
     kept, cut = validation_indices(len(labels), share)
+    if not len(kept):
+        raise PluginError(f"DATASET.VAL_SPLIT {share} of {len(labels)} training images leaves none. Lower it.")
     return {**splits, "train": (images[kept], labels[kept]), "val": (images[cut], labels[cut])}
 
 

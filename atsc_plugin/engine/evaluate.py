@@ -75,6 +75,8 @@ def evaluate(
         totals[3] += len(target)
         totals[4:] += calibration_sums(logits, target).flatten()
     distributed.total(totals)
+    if not totals[3]:
+        raise PluginError("Evaluation got no images; expected batches of (images, labels). Hand over some.")
     ece = expected_calibration_error(totals[4:].view(3, BINS)).item()
     top1, top5, loss, images = totals[:4].tolist()
     return {"top1": 100 * top1 / images, "top5": 100 * top5 / images, "loss": loss / images, "ece": ece,

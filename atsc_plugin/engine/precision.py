@@ -29,6 +29,7 @@ class Precision:
     device: torch.device
     dtype: torch.dtype | None = None
     scaler: torch.amp.GradScaler | None = None
+    why: str = "asked for"
 
     @property
     def name(self) -> str:
@@ -68,7 +69,10 @@ def precision_of(wanted: str, device: torch.device, second_step: str = "") -> Pr
     `second_step` is the reason why a method makes two steps a batch, which are defined in fp32 only.
     """
     if wanted == "auto":
-        wanted = "bf16" if device.type == "cuda" and _has_bf16() and not second_step else "none"
+        hindrance = second_step or ("a CPU" if device.type != "cuda" else "" if _has_bf16() else "no bf16 units")
+        if hindrance:
+            return Precision(device, why=hindrance)
+        return Precision(device, DTYPES["bf16"], why="fp32's range, and no scaler")
     if wanted == "none":
         return Precision(device)
     if second_step:
@@ -95,8 +99,7 @@ def chosen(precision: Precision) -> dict[str, str]:
         "faster here for CIFAR ResNets" if not gpu else "16-bit kernels are made for it" if last else "no bf16 units"
     )
     settings = {"layout": f"{'channels-last' if last else 'contiguous'}: {reason}"}
-    formats = {"fp32": "asked for, no bf16 units, or a CPU", "bf16": "fp32's range, and no scaler", "fp16": "asked for"}
-    settings["precision"] = f"{precision.name}: {formats[precision.name]}"
+    settings["precision"] = f"{precision.name}: {precision.why}"
     if not gpu:
         return settings | {"cudnn_benchmark": "off: no GPU", "tf32": "off: no GPU"}
     torch.backends.cudnn.benchmark = True
