@@ -91,7 +91,7 @@ def _folder(root):
 
 
 def _version(root, folder):
-    """mdistiller carries no version: the installed one, else its checkout's commit, else 'unknown'."""
+    """mdistiller carries no version: the installed one, else its checkout's commit, else 'version unknown'."""
     if root == EMBEDDED:
         return importlib.import_module(root).__version__
     git = Path(folder).parent / ".git"
@@ -104,7 +104,7 @@ def _version(root, folder):
     try:
         return metadata.version(root)
     except metadata.PackageNotFoundError:
-        return "unknown"
+        return "version unknown"
 
 
 def _plain_distiller(base, default_cfg):
@@ -191,13 +191,13 @@ CONTENT = {
     "cifar100": (
         "cifar-100-python",
         "unpack cifar-100-python.tar.gz (from https://www.cs.toronto.edu/~kriz/cifar.html), or put cifar100.npz, "
-        "train/ and test/ with a folder a class, or train*.parquet and test*.parquet beside it",
+        "train/ and test/ with a folder a class, or train*.parquet and test*.parquet",
     ),
     "tiny_imagenet": (
         "tiny-imagenet-200",
         "unpack tiny-imagenet-200.zip (cs231n.stanford.edu), val sorted into classes,",
     ),
-    "imagenet": ("imagenet", "put train/ and val/ with a folder a class (image-net.org)"),
+    "imagenet": ("imagenet", "put imagenet/train and imagenet/val with a folder a class (image-net.org)"),
 }
 
 # Constants inside the host's transforms; a deployed student's card carries them so that it can be used without a host.
@@ -234,8 +234,8 @@ def get_dataset(cfg, cifar100=None):
     if cifar100 is None and not fetched and not present:
         title = {"cifar100": "CIFAR-100", "tiny_imagenet": "Tiny-ImageNet", "imagenet": "ImageNet"}[name]
         raise HostError(
-            f"{title} is not here: looked for {place}.\nThere {CONTENT[name][1]}, or name another folder with "
-            f"DATASET.ROOT{', or with network access set DATASET.DOWNLOAD True' if name == 'cifar100' else ''}.\n"
+            f"{title} is not here: looked for {place}.\nIn {place.parent} {CONTENT[name][1]}, or name another folder "
+            f"with DATASET.ROOT{', or with network access set DATASET.DOWNLOAD True' if name == 'cifar100' else ''}.\n"
             "configs/quickstart/*.yaml run without it, on digits made here."
         )
     with _reading_from(name, place, cifar100):

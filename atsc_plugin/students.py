@@ -38,6 +38,9 @@ def check_there(path) -> Path:
     place = expand_user(path)
     if not place.exists() and not is_deployed(place):
         raise PluginError(f"There is no {path}; expected a run directory, a deploy_* file or a checkpoint.")
+    kept = [*place.glob("deploy_*.json"), *(place / name for name in ("cfg.yaml", "latest"))] if place.is_dir() else []
+    if place.is_dir() and not any(file.is_file() for file in kept):
+        raise PluginError(_why_none(place, "last"))
     return place
 
 

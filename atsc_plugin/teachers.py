@@ -174,8 +174,9 @@ def find(cfg, data, network, taken=(), fine_tune=False):
     if cfg.TEACHER.TRAIN_IF_MISSING:
         return Source(cached, True, f"training it here for {cfg.TEACHER.EPOCHS} epochs into {cached}")
     raise PluginError(
-        f"No weights for teacher {name}; looked for DISTILLER.TEACHER_CKPT (empty), {stock or 'no file of the host'}, "
-        f"{cached}. Name a file with DISTILLER.TEACHER_CKPT, or set TEACHER.TRAIN_IF_MISSING True to train it here."
+        f"No weights for teacher {name}; looked for DISTILLER.TEACHER_CKPT (empty), "
+        f"{Path(stock).resolve() if stock else 'no file of the host'}, {cached}. Name a file with "
+        "DISTILLER.TEACHER_CKPT, or set TEACHER.TRAIN_IF_MISSING True to train it here."
     )
 
 

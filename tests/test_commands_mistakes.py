@@ -122,7 +122,7 @@ def test_a_mistake_costs_nothing(here, capsys, words, parts):
     ("words", "part"),
     [
         (["eval", "nothing_here"], "There is no nothing_here"),
-        (["eval", "."], "Name its configuration with --cfg"),
+        (["eval", "."], ". is no run directory"),
         (["report", "nothing_here"], "is no directory"),
         (["report", "."], "No finished run under ."),
         (["train", "--cfg", "none.yaml"], "none.yaml cannot be read"),

@@ -265,7 +265,10 @@ def test_a_file_or_folder_that_holds_none_is_told(tmp_path):
     with pytest.raises(PluginError, match="there is no file .*absent.npz. Name another one with DATASET.ROOT"):
         data(tmp_path / "absent.npz")
     (tmp_path / "cifar-100-python").mkdir()
-    with pytest.raises(PluginError, match="CIFAR-100 is not here: looked for .*cifar-100-python"):
+    with pytest.raises(
+        PluginError,
+        match=r"CIFAR-100 is not here: looked for .*cifar-100-python.\nIn \S+ unpack cifar-100-python.tar.gz",
+    ):
         data(tmp_path)
 
 

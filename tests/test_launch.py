@@ -46,6 +46,18 @@ def test_a_forks_script_sees_our_entries_and_its_exit_status_is_ours(tmp_path):
     assert done.returncode == 7
 
 
+def test_a_script_that_misses_a_file_is_told_with_the_folders_it_looks_in(tmp_path):
+    for name, text in {**FORK, "tools/train.py": "open('ckpt_epoch_240.pth')"}.items():
+        path = tmp_path / "fork" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    done = launch(tmp_path / "fork/tools/train.py", cwd=tmp_path)
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert "train.py ended with FileNotFoundError" in said and "ckpt_epoch_240.pth" in said
+    assert f"data from {tmp_path / 'fork' / 'data'}" in said and "whatever DATASET.ROOT" in said
+
+
 def test_a_script_that_is_not_there_or_has_no_host_is_told(tmp_path):
     done = launch(tmp_path / "none.py", cwd=tmp_path)
     assert done.returncode == 2

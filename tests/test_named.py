@@ -90,7 +90,7 @@ def test_a_network_that_timm_does_not_have_is_told_with_those_it_has():
     (problem,) = named.problems("DISTILLER.STUDENT", "npz", "timm/resnet18.a1_in1")
     assert "has no 'resnet18.a1_in1'; did you mean resnet18.a1_in1k" in problem
     (problem,) = named.problems("DISTILLER.STUDENT", "npz", "resnet18")
-    assert problem.endswith("Others are written timm/NAME, torchvision/NAME or package.module:Name.")
+    assert problem.endswith("(others are written timm/NAME, torchvision/NAME or package.module:Name)")
 
 
 def test_no_package_of_others_is_imported_unless_it_is_let_in(their_package, capsys):

@@ -10,6 +10,7 @@ from deploy_files import card_of, write_student
 from forks import python_run
 
 import atsc_plugin
+from atsc_plugin import students
 from atsc_plugin.errors import PluginError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +91,14 @@ def test_a_folder_without_a_student_says_which_kind_of_folder_it_is(tmp_path):
     (tmp_path / "seed_3").mkdir()
     with pytest.raises(PluginError, match="holds runs, not one run; name one of .*seed_3"):
         atsc_plugin.load_student(tmp_path)
+
+
+def test_eval_and_export_of_a_folder_of_runs_say_so_and_ask_for_no_configuration(tmp_path):
+    (tmp_path / "seed_3").mkdir()
+    with pytest.raises(PluginError, match="holds runs, not one run; name one of .*seed_3"):
+        students.check_there(tmp_path)
+    (tmp_path / "latest").write_text("")  # mdistiller's own run directory: checkpoints and nothing else
+    assert students.check_there(tmp_path) == tmp_path
 
 
 def test_a_file_that_is_no_deploy_file_is_told(tmp_path):

@@ -50,6 +50,14 @@ def run(args):
         runpy.run_path(str(script), run_name="__main__")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # mostly data or a teacher that the script itself looks for, or fetches
+        raise PluginError(
+            f"{args.script} ended with {type(error).__name__}: {error}. mdistiller's scripts take data from "
+            f"{host.data_root()} and teachers from the host's own folder, whatever DATASET.ROOT "
+            "and DISTILLER.TEACHER_CKPT say; our `train` heeds these."
+        ) from error
     finally:
         sys.argv = before
     return 0

@@ -97,7 +97,7 @@ def problems(key: str, dataset: str, name: str, args: Sequence[str] = ()) -> lis
         return []
     if not is_foreign(name):
         if name not in host.models_for(dataset):
-            return [f"{unknown_name(key, name, host.models_for(dataset))}. Others are written {EXAMPLE}."]
+            return [f"{unknown_name(key, name, host.models_for(dataset))} (others are written {EXAMPLE})"]
         return [f"{key}: the host's {name} takes no arguments, got {list(args)}."] if args else []
     try:
         _maker(name)
