@@ -95,16 +95,19 @@ def distiller_of(cfg, student, networks, data):
 
 def check_trainer(cfg, device):
     """Refuse a trainer that cannot run here before a teacher is trained for it."""
-    if cfg.SOLVER.TRAINER != "plugin" and cfg.LOG.WANDB:
-        raise PluginError(
-            f"SOLVER.TRAINER {cfg.SOLVER.TRAINER} would log to wandb (LOG.WANDB True), which this command does not "
-            "start. Set LOG.WANDB False, or run the host's own script with `launch`."
+    trainer, problems = cfg.SOLVER.TRAINER, []
+    if trainer != "plugin" and cfg.LOG.WANDB:
+        problems.append(
+            f"SOLVER.TRAINER {trainer} would log to wandb (LOG.WANDB True), which this command does not start. Set "
+            "LOG.WANDB False, or run the host's own script with `launch`."
         )
-    if cfg.SOLVER.TRAINER != "plugin" and host.NAME == "mdistiller" and device.type != "cuda":
-        raise PluginError(
-            f"SOLVER.TRAINER {cfg.SOLVER.TRAINER} of mdistiller needs a GPU (it calls .cuda()); this run is on the CPU."
-            " Use SOLVER.TRAINER plugin."
+    if trainer != "plugin" and host.NAME == "mdistiller" and device.type != "cuda":
+        problems.append(
+            f"SOLVER.TRAINER {trainer} of mdistiller needs a GPU (it calls .cuda()); this run is on the CPU. Use "
+            "SOLVER.TRAINER plugin."
         )
+    if problems:
+        raise PluginError("\n".join(problems))
 
 
 def check_fit(cfg, distiller, method, data):

@@ -94,17 +94,25 @@ def _version(root, folder):
     """mdistiller carries no version: the installed one, else its checkout's commit, else 'version unknown'."""
     if root == EMBEDDED:
         return importlib.import_module(root).__version__
-    git = Path(folder).parent / ".git"
     try:
-        head = (git / "HEAD").read_text().strip()
-        commit = (git / head[5:]).read_text().strip() if head.startswith("ref: ") else head
-        return f"commit {commit[:12]}"
-    except OSError:
+        return f"commit {_commit(Path(folder).parent / '.git')[:12]}"
+    except (OSError, StopIteration):
         pass
     try:
         return metadata.version(root)
     except metadata.PackageNotFoundError:
         return "version unknown"
+
+
+def _commit(git):
+    """The commit of a checkout, without calling git."""
+    head = (git / "HEAD").read_text().strip()
+    if not head.startswith("ref: "):
+        return head
+    ref = head.removeprefix("ref: ")
+    if (git / ref).exists():
+        return (git / ref).read_text().strip()
+    return next(line.split()[0] for line in (git / "packed-refs").read_text().splitlines() if line.endswith(f" {ref}"))
 
 
 def _plain_distiller(base, default_cfg):

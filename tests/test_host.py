@@ -64,6 +64,17 @@ def test_a_fork_without_an_init_file_is_a_host_all_the_same(stand_in, tmp_path):
     assert host._folder(name) == tmp_path / name
 
 
+def test_the_version_is_the_commit_of_a_checkout_its_refs_packed_or_not(stand_in, tmp_path):
+    name, git = stand_in(), tmp_path / ".git"
+    assert host._version(name, tmp_path / name) == "version unknown"
+    (git / "refs/heads").mkdir(parents=True)
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    (git / "packed-refs").write_text(f"# pack-refs with: peeled\n{'a' * 40} refs/heads/main\n")
+    assert host._version(name, tmp_path / name) == "commit aaaaaaaaaaaa"
+    (git / "refs/heads/main").write_text(f"{'b' * 40}\n")
+    assert host._version(name, tmp_path / name) == "commit bbbbbbbbbbbb"
+
+
 def test_a_bare_folder_of_the_name_is_no_host(stand_in, tmp_path):
     name = stand_in(**{"__init__.py": None, "engine/cfg.py": None})
     with pytest.raises(HostError, match="has no __init__.py") as error:
