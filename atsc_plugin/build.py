@@ -18,7 +18,7 @@ import torch
 from atsc_plugin import contract, host, teachers
 from atsc_plugin.config import OWN_DATASETS, pair_settings
 from atsc_plugin.contract import Contract
-from atsc_plugin.data.datasets import Data, LoaderOptions, host_data, own_data
+from atsc_plugin.data.datasets import Data, LoaderOptions, host_data, listed_folder, own_data
 from atsc_plugin.engine import distributed, mixing, run_dir
 from atsc_plugin.engine.batches import device_of
 from atsc_plugin.engine.trainer import PluginTrainer, parameter_count
@@ -158,6 +158,8 @@ def prepare(cfg, overrides: Sequence[str] = (), dry: bool = False) -> Run:
     name, folder = place(cfg, overrides)
     device = device_of(cfg)
     check_trainer(cfg, device)
+    if cfg.DATASET.TYPE == "folder" and cfg.DATASET.ROOT:  # looking into many pictures takes minutes
+        skeleton(cfg, listed_folder(cfg.DATASET, host.image_size(cfg.DATASET)))
     data = data_of(cfg, device)
     validation_and_test(cfg, data)  # what cannot work is refused here, before any teacher is trained or file deleted
     kind = class_of(cfg.DISTILLER.TYPE)

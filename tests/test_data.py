@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 from small_runs import SMALL
+from tiny import HeadlessNet
 from torch.utils.data import DataLoader, Dataset
 
 import atsc_plugin
-from atsc_plugin import build
+from atsc_plugin import build, host
 from atsc_plugin.__main__ import main
 from atsc_plugin.config import load_cfg
 from atsc_plugin.data import datasets as datasets_module
@@ -287,6 +288,16 @@ def test_unreadable_images_are_counted_and_named(tmp_path):
         PluginError, match="2 unreadable images: train/dog/x.png: it is no image of.*, train/dog/y.jpg: .* Repair"
     ):
         data("folder", root)
+
+
+def test_a_network_that_cannot_teach_is_refused_before_a_picture_of_a_folder_is_read(tmp_path, monkeypatch, capsys):
+    root = folder_tree(tmp_path / "tree")
+    (root / "train" / "dog" / "x.png").write_bytes(b"no image")
+    monkeypatch.setitem(host.cifar_model_dict, "tiny_teacher", (HeadlessNet, None))
+    assert run("folder", root) == 2
+    said = capsys.readouterr().err
+    assert "teacher tiny_teacher has no layers" in said
+    assert "x.png" not in said
 
 
 @pytest.mark.parametrize("loader", ["auto", "host"])

@@ -88,6 +88,13 @@ def own_data(node: Any, options: LoaderOptions, image_size: int) -> Data:
     return memory_data(node, options, image_size)
 
 
+def listed_folder(node: Any, image_size: int) -> Data:
+    """What a folder's names tell, with no picture read: enough to build networks for it."""
+    splits, names = list_folder(node.ROOT)
+    grey = [0.5] * 3
+    return Data("folder", "", len(names), image_size, None, None, None, len(splits["train"][1]), grey, grey, names)
+
+
 def _flips(node):
     return FLIPS[node.TYPE] if node.FLIP == "auto" else node.FLIP == "horizontal"
 
