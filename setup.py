@@ -50,7 +50,8 @@ setup(
             "pyarrow>=15",
             "matplotlib>=3.8",  # examples/quickstart.py
             "timm>=1.0",
-            "accelerate>=1.0",  # examples/accelerate_loop.py: 5 MB beside what timm brings
+            "accelerate>=1.0",  # examples/*_loop.py: 5 MB beside what timm brings, and 30
+            "lightning>=2.4",
             *EXPORT,
         ],
         "export": EXPORT,
