@@ -488,12 +488,17 @@ class Distillation(nn.Module):
         with distributed.alone():
             state = {"constants": method.constants(), "run": method.run_state(), "start": self._start}
         file = io.BytesIO()
-        torch.save({**state, "epoch": self.epoch, "step": self.step}, file)
+        torch.save({**state, "epoch": self.epoch, "step": self.step, "method": self._cfg.DISTILLER.TYPE}, file)
         return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
         method, content = self.method, io.BytesIO(state.cpu().numpy().tobytes())
         stored = torch.load(content, map_location="cpu", weights_only=True)
+        asked, found = self._cfg.DISTILLER.TYPE, stored.get("method")
+        if found not in (None, asked):  # None: an earlier version's
+            raise PluginError(
+                f"This state is of method {found}; expected one of {asked}. Build the distiller with {found}."
+            )
         method.load_constants(stored["constants"])
         with distributed.alone():
             method.load_run_state(stored["run"])

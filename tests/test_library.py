@@ -366,6 +366,14 @@ def test_a_loaded_state_continues_exactly(tmp_path, options):
     assert whole.report(data) == again.report(data)
 
 
+def test_a_state_of_another_method_is_refused_and_nothing_of_it_is_loaded():
+    d, state = made("ATSC"), made("SIMKD").state_dict()  # their networks have the same names and shapes
+    before = copy.deepcopy(d.state_dict())
+    with pytest.raises(PluginError, match=r"This state is of method SIMKD; expected one of ATSC\."):
+        d.load_state_dict(state)
+    assert_equal_states(d.state_dict(), before)
+
+
 # ---- what comes of it ----
 
 
