@@ -43,7 +43,7 @@ def wait_for(text):
         time.sleep(0.02)
 
 
-def check(files):
+def check(files, estimate):
     configs = {}
     for path in files:
         keys = resolved(path)
@@ -53,7 +53,9 @@ def check(files):
         teacher["recipe"] = hashlib.sha256(f"{teacher['name']}-{teacher['seed']}".encode()).hexdigest()
         wanted = [] if keys["DISTILLER.TYPE"] == "NONE" else [teacher]
         configs[path] = {"keys": keys, "teachers": wanted, "teacher_names": [each["name"] for each in wanted],
-                         "leaves_teacher": keys["DISTILLER.TYPE"] == "LEARNS"}  # fmt: skip
+                         "leaves_teacher": keys["DISTILLER.TYPE"] == "LEARNS", "epoch": None}  # fmt: skip
+        if estimate and keys.get("STUB.EPOCH"):
+            configs[path]["epoch"] = {"seconds": keys["STUB.EPOCH"], "how": f"estimated for {estimate}"}
     print("a line of the host's")
     print(json.dumps({"defaults": DEFAULTS, "configs": configs}))
 
@@ -102,7 +104,8 @@ def act(what, folder):
 
 def main(argv):
     if argv[0] == "prepare" and "--check" in argv:
-        check(argv[argv.index("--cfg") + 1 :])
+        estimate = os.environ.get("OMP_NUM_THREADS") + " threads" if "--estimate" in argv else None
+        check(argv[argv.index("--cfg") + 1 :], estimate)
     elif argv[0] == "adapted":
         event(f"adapted {Path(argv[1]).parent.name}")
         (Path(argv[1]) / "teacher_last").touch()

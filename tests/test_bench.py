@@ -1,7 +1,10 @@
 """`bench`: arms in turns, operations counted, ratios that multiply, files and refusals. No test looks at a clock."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,12 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import atsc_plugin
 from atsc_plugin import host
 from atsc_plugin.__main__ import main
-from atsc_plugin.bench import steps
+from atsc_plugin.bench import estimate, steps
 from atsc_plugin.bench.launches import step_of
 from atsc_plugin.bench.roofline import CountedOperations
 from atsc_plugin.bench.steps import CLASSES, Arm, PreparedStep, arms_of, row_of
 from atsc_plugin.bench.timing import interleaved, row, text_table
+from atsc_plugin.data.datasets import train_images
 from atsc_plugin.engine import graph
+from atsc_plugin.keys import changed
 
 CPU = torch.device("cpu")
 
@@ -218,3 +223,50 @@ def test_a_method_that_needs_more_than_images_and_labels_is_refused_by_name(tiny
     monkeypatch.setitem(host.distiller_dict, "CONTRASTIVE", Contrastive)
     assert main(["bench", "step", *SMALL, "--methods", "CONTRASTIVE"]) == 2
     assert "CONTRASTIVE makes no step on random images and labels (TypeError" in capsys.readouterr().err
+
+
+# ---- what an epoch costs, estimated ----
+
+# FLOPs of one 32-pixel image: a 3 x 3 convolution to a map of 8 x 8, and a classifier of 100.
+TINY, TINY_TEACHER = 2 * 27 * 4 * 64 + 2 * 4 * 100, 2 * 27 * 8 * 64 + 2 * 8 * 100
+
+
+@pytest.mark.parametrize(
+    ("keys", "flops"),
+    [
+        ({"DISTILLER.TYPE": "NONE"}, 3 * TINY),
+        ({"DISTILLER.TYPE": "KD"}, 3 * TINY + TINY_TEACHER),
+        ({"DISTILLER.TYPE": "DML"}, 3 * TINY + 3 * TINY_TEACHER),
+        ({"DISTILLER.TYPE": "AVERKD", "DISTILLER.TEACHERS": ["tiny_teacher", "tiny"]}, 4 * TINY + TINY_TEACHER),
+    ],
+)
+def test_an_epoch_is_estimated_by_passes_of_its_networks_over_the_rate(tiny, monkeypatch, keys, flops):
+    """At 1e6 FLOPs a second; 50,000 images, of which a tenth is cut off for validation."""
+    monkeypatch.setattr(estimate, "measured_rate", lambda device: 1e6)
+    monkeypatch.setattr(estimate, "forward_flops", estimate.forward_flops.__wrapped__)
+    names = {"DISTILLER.TEACHER": "tiny_teacher", "DISTILLER.STUDENT": "tiny"}
+    cfg = changed(host.CFG, {"DATASET.TYPE": "cifar100", "DATASET.VAL_SPLIT": 0.1, **names, **keys})
+    told = estimate.epoch(cfg)
+    assert told["seconds"] == 45_000 * flops / 1e6
+    assert told["how"].startswith("estimated for cpu (") and "0 GFLOP/s of a resnet8x4 training step" in told["how"]
+
+
+def test_images_of_an_epoch_are_counted_in_the_files_and_unknown_without_them(here, tiny):
+    images = np.zeros((10, 8, 8, 3), np.uint8)
+    np.savez("own.npz", train_images=images, train_labels=np.arange(10), test_images=images[:2], test_labels=[0, 1])
+    for split in ("train/a", "train/b", "val/a", "val/b"):
+        Path(split).mkdir(parents=True)
+        Path(split, "1.png").touch()
+    sets = [("npz", "own.npz", 0.2), ("npz", "absent.npz", 0.0), ("npz", "", 0.0), ("folder", ".", 0.0)]
+    nodes = [changed(host.CFG, {"DATASET.TYPE": kind, "DATASET.ROOT": root, "DATASET.VAL_SPLIT": cut}).DATASET
+             for kind, root, cut in sets]  # fmt: skip
+    assert [train_images(node) for node in nodes] == [8, None, None, 2]
+
+
+def test_the_rate_is_of_a_training_step_by_the_same_rule_and_of_a_cpus_own_time(tiny, monkeypatch):
+    """Two steps of eight images, .5 s and .25 s of two threads: an eighth of a second on idle cores."""
+    ticks = iter([0.0, 0.5, 7.0, 7.25])
+    monkeypatch.setattr(estimate, "time", SimpleNamespace(process_time=lambda: next(ticks)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(estimate, "forward_flops", estimate.forward_flops.__wrapped__)
+    assert estimate.measured_rate.__wrapped__(CPU, "tiny") == 3 * 8 * TINY / 0.125

@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 
 from atsc_plugin.__main__ import main
+from atsc_plugin.bench import estimate
 
 QUICK = Path(__file__).resolve().parents[1] / "configs" / "quickstart"
 SMALL = ["DATASET.DIGITS100.TRAIN_IMAGES", "100", "DATASET.DIGITS100.VAL_IMAGES", "100",
          "DATASET.DIGITS100.TEST_IMAGES", "100", "TEACHER.EPOCHS", "1"]  # fmt: skip
 
 
-def facts_of(capsys, *names):
+def facts_of(capsys, *names, more=()):
     files = [str(QUICK / f"{name}.yaml") for name in names]
-    assert main(["prepare", "--check", "--json", "--cfg", *files]) == 0
+    assert main(["prepare", "--check", "--json", *more, "--cfg", *files]) == 0
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     return answer["defaults"], [answer["configs"][file] for file in files]
 
@@ -30,7 +31,15 @@ def test_configurations_come_to_their_keys_and_the_teachers_they_need(here, caps
     assert (scratch["teachers"], scratch["teacher_names"]) == ([], ["resnet20"])
     assert [facts["leaves_teacher"] for facts in (several, one, scratch, none)] == [True, False, True, False]
     assert (defaults["DISTILLER.TYPE"], one["keys"]["DISTILLER.TYPE"]) == ("NONE", "KD")
+    assert {facts["epoch"] for facts in (several, one, scratch, none)} == {None}
     assert list(here.iterdir()) == []
+
+
+def test_an_epoch_is_estimated_where_the_leaderboard_asks_for_it(here, capsys, monkeypatch):
+    """resnet8 and resnet20 have 12,507,392 and 40,818,944 multiplications an image; digits100 has 5,000 images."""
+    monkeypatch.setattr(estimate, "measured_rate", lambda device: 1e9)
+    _, (kd,) = facts_of(capsys, "kd", more=["--estimate"])
+    assert kd["epoch"]["seconds"] == pytest.approx(5000 * 2 * (3 * 12_507_392 + 40_818_944) / 1e9)
 
 
 def test_one_teacher_of_several_is_trained_alone(here, capsys):

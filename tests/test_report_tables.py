@@ -2,11 +2,12 @@
 
 import json
 import math
+import re
 
 import pytest
 from run_folders import make_run, row, tables_of
 
-from atsc_plugin import report
+from atsc_plugin import host, report
 from atsc_plugin.report import layout, published
 from atsc_plugin.report.runs import read_run
 
@@ -254,3 +255,19 @@ def test_a_figure_of_a_recipe_of_its_own_is_named_below(tmp_path):
     (table,) = tables_of(tmp_path)
     assert table.rows[0].published is None
     assert any("not comparable: DML 71.52 (SHAKE" in note for note in layout.notes(table))
+
+
+def test_published_teachers_of_which_a_part_learns_are_named_below_with_the_nearest_module(tmp_path):
+    make_run(tmp_path, "adaptkd", 1, 71.0, "ADAPTKD", **{**CIFAR, "teacher": "resnet110", "student": "resnet20"})
+    (table,) = tables_of(tmp_path)
+    assert table.rows[0].published is None
+    (note,) = [note for note in layout.notes(table) if "not comparable: ADAPTKD 71.34" in note]
+    assert re.findall(r"(7\d\.\d\d) \(.*?MODULE (\w+)\)", note) == [
+        ("71.34", "logit_adapter"), ("71.05", "fc"), ("71.76", "all")
+    ]  # fmt: skip
+
+
+def test_every_published_figure_is_of_networks_that_a_host_lists():
+    for one in published.figures():
+        known = host.models_for(one["dataset"])
+        assert one["teacher"] in known and one["student"] in known, one

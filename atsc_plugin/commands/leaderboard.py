@@ -52,11 +52,13 @@ def run(args):
     devices = _devices(args)
     runs = _runs(suite, args)
     folder, done, stopped = runs[0].folder.parents[1], sum(run.done for run in runs), sum(run.stopped for run in runs)
-    checked = {} if args.dry_run else jobs.check(runs)
+    slots = args.jobs or max(1, len(devices))
+    measured_on = {"device": devices[0] if devices else None, "threads": max(1, runner.cores() // slots)}
+    checked = {} if args.dry_run else jobs.check(runs, True, **measured_on) if args.plan else jobs.check(runs)
     ended = f"{done} done" + (f", {stopped} stopped by the guard" if stopped else "")
     print(f"{len(runs)} runs: {ended}, {len(runs) - done - stopped} to do, in {folder}", flush=True)
     if args.dry_run or args.plan:
-        lines = plan.states(runs) if args.dry_run else plan.lines(runs, checked, args.jobs or max(1, len(devices)))
+        lines = plan.states(runs) if args.dry_run else plan.lines(runs, checked, slots)
         print("\n".join(lines))
         return 0
     to_do = jobs.jobs_of(runs, checked)

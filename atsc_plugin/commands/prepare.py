@@ -18,6 +18,7 @@ def parser():
     add("--cfg", required=True, nargs="+", metavar="FILE", help="configuration files")
     add("--check", action="store_true", help="only check the files: nothing is built or trained")
     add("--json", action="store_true", help="with --check: what the files come to, for the leaderboard")
+    add("--estimate", action="store_true", help="with --json: how long an epoch takes on this device, estimated")
     add("--teacher", type=int, metavar="N", help="only find or train teacher N, from 1, of one file")
     add("opts", nargs="*", metavar="KEY VALUE", help="keys to override, e.g. TEACHER.EPOCHS 20")
     return options
@@ -43,7 +44,7 @@ def run(args):
     if problems:
         raise ConfigError(problems)
     if args.json:
-        print(json.dumps(_facts(dict(zip(args.cfg, checked, strict=True)))))
+        print(json.dumps(_facts(dict(zip(args.cfg, checked, strict=True)), args.estimate)))
         return 0
     from atsc_plugin import build
 
@@ -56,13 +57,16 @@ def run(args):
     return 0
 
 
-def _facts(checked):
-    """{defaults, configs: {file: resolved keys, teachers, whether the run leaves a teacher of its own}}."""
+def _facts(checked, estimate):
+    """{defaults, configs: {file: resolved keys, teachers, whether the run leaves one of its own, an epoch's cost}}."""
     from atsc_plugin import teachers
     from atsc_plugin.files import key_of
     from atsc_plugin.host import CFG
     from atsc_plugin.keys import flatten
     from atsc_plugin.methods.base import class_of
+
+    if estimate:
+        from atsc_plugin.bench.estimate import epoch
 
     configs = {}
     for path, cfg in checked.items():
@@ -80,6 +84,7 @@ def _facts(checked):
             "teachers": wanted,
             "teacher_names": [own.DISTILLER.TEACHER for own in each],
             "leaves_teacher": kind.LEAVES_NETWORKS,
+            "epoch": epoch(cfg) if estimate else None,
         }
     return {"defaults": flatten(CFG), "configs": configs}
 

@@ -36,6 +36,7 @@ from atsc_plugin.untrusted import expand_user
 
 FLIPS = {"digits100": False, "npz": False, "folder": True, "cifar10": True}  # what DATASET.FLIP auto means
 
+IMAGES = {"cifar100": 50_000, "cifar10": 50_000, "tiny_imagenet": 100_000, "imagenet": 1_281_167}  # to train on
 _RESIZED_TOGETHER = 1000
 _MEASURED_TOGETHER = 2000 * 32**2  # pixels, of which statistics makes float64
 _LARGEST_DECODED = 2 << 30  # bytes of a folder's images that one process decodes before the first step
@@ -216,6 +217,25 @@ def _read(node):
 
 
 _digits100 = lru_cache(maxsize=2)(cached_digits100)  # a run that trains its teacher first asks twice
+
+
+def train_images(node: Any) -> int | None:
+    """How many images an epoch has, no picture decoded; None where no file says it. `node` is DATASET."""
+    count = node.DIGITS100.TRAIN_IMAGES if node.TYPE == "digits100" else IMAGES.get(node.TYPE)
+    if count is None:
+        try:
+            count = _listed(node.TYPE, node.ROOT) if node.ROOT else 0
+        except PluginError:
+            count = 0
+    if not count:
+        return None
+    return len(validation_indices(count, node.VAL_SPLIT)[0]) if node.VAL_SPLIT else count
+
+
+@lru_cache
+def _listed(kind, root):
+    splits, _ = read_npz(root) if kind == "npz" else list_folder(root)
+    return len(splits["train"][1])
 
 
 def validation_indices(count: int, share: float) -> tuple[np.ndarray, np.ndarray]:

@@ -198,16 +198,16 @@ def _nested(keys):
     return tree
 
 
-def check(runs: list) -> dict:
+def check(runs: list, estimate: bool = False, device: str | None = "cpu", threads: int | None = None) -> dict:
     """{run name: its resolved keys, the teachers it needs, whether it leaves one}; mistakes are told, nothing is built.
 
-    Where a run says what it was made with, the resolved keys are compared with it, so that no finished run silently
-    stands for another configuration.
+    With `estimate` also how long an epoch takes on the device. Where a run says what it was made with, the resolved
+    keys are compared with it, so that no finished run silently stands for another configuration.
     """
     with tempfile.TemporaryDirectory() as folder:
         files = [str(path) for path in write_configs(runs, Path(folder))]
-        argv = [*COMMAND, "prepare", "--check", "--json", "--cfg", *files]
-        done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, env=environment("cpu"))
+        argv = [*COMMAND, "prepare", "--check", "--json", *["--estimate"] * estimate, "--cfg", *files]
+        done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, env=environment(device, threads))
         output, errors = (text.decode(errors="replace").strip() for text in (done.stdout, done.stderr))
         if done.returncode:
             said = (errors or output or f"status {done.returncode}").removeprefix("error: ")

@@ -1,4 +1,7 @@
-"""What a suite would run: its runs, the published figures to meet, the hours that recorded runs suggest."""
+"""What a suite would run: its runs, the published figures to meet, and the hours they take.
+
+A run takes as long an epoch as finished runs of its name did here; where there are none, as bench/estimate.py says.
+"""
 
 import statistics
 
@@ -17,7 +20,7 @@ def lines(runs: list, checked: dict, slots: int) -> list:
     figures = {run.name: found for run in runs if (found := published_beside(run, checked[run.name]))}
     lines = ["published top-1 to meet:"] if figures else []
     lines += [f"  {name}: {float(found['top1']):.2f} ({found['source']})" for name, found in figures.items()]
-    return [*states(runs), *lines, hours([run for run in runs if not (run.done or run.stopped)], slots)]
+    return [*states(runs), *lines, hours([run for run in runs if not (run.done or run.stopped)], checked, slots)]
 
 
 def published_beside(run, facts: dict):
@@ -32,21 +35,34 @@ def published_beside(run, facts: dict):
     return published.of_pair(dataset, teachers, keys["DISTILLER.STUDENT"], keys["DISTILLER.TYPE"])
 
 
-def hours(waiting: list, slots: int) -> str:
-    """The hours of training left, by the seconds an epoch of finished runs of the same names."""
-    rates = {run.name: _rate(run) for run in waiting}
-    known = [run for run in waiting if rates[run.name]]
-    if not known:
-        return "expected hours: unknown (no run of these names has finished here)" if waiting else "nothing to do"
-    seconds = sum(rates[run.name][0] * (run.epochs - run.epochs_done()) for run in known)
-    devices = ", ".join(sorted({rates[run.name][1] for run in known}))
-    rest = f"; unknown for {len(waiting) - len(known)} of {len(waiting)} runs" if len(known) < len(waiting) else ""
-    share = f", {seconds / 3600 / slots:.1f} h with {slots} at a time" if slots > 1 else ""
-    return f"expected hours: {seconds / 3600:.1f} h of training{share}, as recorded here on {devices}{rest}"
+def hours(waiting: list, checked: dict, slots: int) -> str:
+    """The hours of training left, added up by where they are known from."""
+    if not waiting:
+        return "nothing to do"
+    rates = {run.name: _recorded(run) or checked[run.name]["epoch"] for run in waiting}
+    seconds: dict[str, float] = {}
+    for run in waiting:
+        if rate := rates[run.name]:
+            left = rate["seconds"] * (run.epochs - run.epochs_done())
+            seconds[rate["how"]] = seconds.get(rate["how"], 0.0) + left
+    unknown = sum(rates[run.name] is None for run in waiting)
+    rest = f"unknown for {unknown} of {len(waiting)} runs, whose images cannot be counted here"
+    if not seconds:
+        return f"expected hours: {rest}"
+    whole = sum(seconds.values())
+    share = f", {_hours(whole / slots)} with {slots} at a time" if slots > 1 else ""
+    in_order = sorted(seconds.items())  # "as recorded" before "estimated"
+    parts = list(seconds) if len(seconds) == 1 else [f"{_hours(part)} {how}" for how, part in in_order]
+    known = ", ".join([f"expected hours: {_hours(whole)} of training{share}", *parts])
+    return f"{known}; {rest}" if unknown else known
 
 
-def _rate(run):
-    """(seconds an epoch, device) of the finished runs of a name, in the suite's folder or one of its trials."""
+def _hours(seconds):
+    return f"{seconds / 3600:,.{0 if seconds > 360_000 else 1}f} h"
+
+
+def _recorded(run):
+    """{"seconds", "how"} of an epoch of the finished runs of a name, in the suite's folder or one of its trials."""
     rates, devices = [], set()
     for path in run.folder.parents[2].glob(f"{run.record['suite']}*/{run.name}/seed_*/result.json"):
         if path.parents[2].name.partition(",")[0] != run.record["suite"]:
@@ -60,4 +76,5 @@ def _rate(run):
             if isinstance(seconds, int | float) and type(epochs) is int and epochs > 0:
                 rates.append(seconds / epochs)
                 devices.add(str(result.get("device")))
-    return (statistics.fmean(rates), ", ".join(sorted(devices))) if rates else None
+    how = f"as recorded here on {', '.join(sorted(devices))}"
+    return {"seconds": statistics.fmean(rates), "how": how} if rates else None

@@ -68,7 +68,8 @@ def elsewhere(table: Table) -> list[str]:
     for row in table.rows if len(table.teachers) == 1 and comparable(table.runs[0]) else ():
         asked = table.data[0], table.teachers[0], table.student, row.any("method")
         found = [one for family in NAMED_BELOW if (one := figure(*asked, family))] if row.plain else []
-        elsewhere += [f"{row.label} {one['top1']} ({one['source']})" for one in found[:1] if not row.published]
+        told = [", ".join([f"{one['top1']} ({one['source']})", *one["others"]]) for one in found[:1]]
+        elsewhere += [f"{row.label} {text}" for text in told if not row.published]
     return elsewhere
 
 
