@@ -327,7 +327,7 @@ def test_a_plan_names_published_figures_and_expected_hours_and_starts_nothing(su
     assert main([*suite({"kd": {}}, common=common), "--plan", "--output", "new"]) == 0
     said = capsys.readouterr().out
     assert "kd: 70.66 (" in said
-    assert "expected hours: unknown for 1 of 1 runs, whose images cannot be counted here" in said
+    assert "expected hours: unknown for 1 of 1 runs, whose images cannot be counted or timed here" in said
     assert not Path("events.txt").exists() and not Path("new").exists()
 
 
@@ -344,7 +344,7 @@ def test_hours_are_estimated_where_no_run_is_recorded(suite, capsys, monkeypatch
     capsys.readouterr()
     assert main([*words, "--plan"]) == 0
     said = "expected hours: 2.0 h of training, 1.0 h as recorded here on a toy, 1.0 h estimated for 6 threads; "
-    assert said + "unknown for 2 of 5 runs, whose images cannot be counted here\n" in capsys.readouterr().out
+    assert said + "unknown for 2 of 5 runs, whose images cannot be counted or timed here\n" in capsys.readouterr().out
 
 
 def test_a_dry_run_lists_and_starts_nothing(suite, capsys, monkeypatch):

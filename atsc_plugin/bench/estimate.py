@@ -19,6 +19,7 @@ from atsc_plugin.bench.timing import milliseconds
 from atsc_plugin.data.datasets import train_images
 from atsc_plugin.engine.batches import device_of
 from atsc_plugin.engine.trainer import device_name
+from atsc_plugin.errors import PluginError
 from atsc_plugin.methods.base import class_of, teacher_names
 from atsc_plugin.networks import named
 
@@ -64,10 +65,13 @@ def measured_rate(device: torch.device, network: str = REFERENCE) -> float:
 
 
 def epoch(cfg) -> dict | None:
-    """{"seconds", "how"} of an epoch, None where its images cannot be counted."""
+    """{"seconds", "how"} of an epoch, None where its images cannot be counted or no step can be timed."""
     images, device = train_images(cfg.DATASET), device_of(cfg)
     if images is None:
         return None
-    rate = measured_rate(device)
+    try:
+        rate = measured_rate(device)
+    except (PluginError, RuntimeError):  # a GPU that others fill, a fork without REFERENCE: no reason to refuse a plan
+        return None
     how = f"estimated for {device_name(device)}: FLOPs at the {rate / 1e9:,.0f} GFLOP/s of a {REFERENCE} training step"
     return {"seconds": images * training_flops(cfg) / rate, "how": how}

@@ -46,7 +46,7 @@ def hours(waiting: list, checked: dict, slots: int) -> str:
             left = rate["seconds"] * (run.epochs - run.epochs_done())
             seconds[rate["how"]] = seconds.get(rate["how"], 0.0) + left
     unknown = sum(rates[run.name] is None for run in waiting)
-    rest = f"unknown for {unknown} of {len(waiting)} runs, whose images cannot be counted here"
+    rest = f"unknown for {unknown} of {len(waiting)} runs, whose images cannot be counted or timed here"
     if not seconds:
         return f"expected hours: {rest}"
     whole = sum(seconds.values())
