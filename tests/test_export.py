@@ -256,6 +256,18 @@ def test_an_onnx_file_of_a_real_network_has_a_free_batch_the_asked_opset_and_its
     assert "uint8" in stored["exported"]["input"]
 
 
+def test_a_network_that_onnx_cannot_express_is_refused_with_the_reason(tmp_path):
+    class Windows(torch.nn.Module):
+        def forward(self, image):
+            rows = image[:, None]  # five dimensions, as in Hiera
+            return torch.nn.functional.scaled_dot_product_attention(rows, rows, rows).mean((1, 3, 4))
+
+    program, place = verified.program_of(Windows(), {"image_size": 8}), tmp_path / "x.onnx"
+    with pytest.raises(PluginError, match=r"cannot write this network as ONNX \(only 4D query.*Use --format torch"):
+        onnx_files.write(program, {}, place, None)
+    assert not place.exists()
+
+
 def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(
         onnx_files.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(f"No module {name}"))

@@ -9,7 +9,7 @@ import json
 
 from atsc_plugin import cards
 from atsc_plugin.errors import PluginError
-from atsc_plugin.untrusted import as_plugin_error
+from atsc_plugin.untrusted import as_plugin_error, first_line
 
 CARD = "atsc_plugin.card"
 OLDEST_OPSET = 18  # torch's exporter has no implementations below, and ONNX's converter fails on such networks
@@ -37,9 +37,17 @@ def write(program, card, path, opset):
     """The program at `path`, with the card in its metadata."""
     import torch
 
-    exported = torch.onnx.export(
-        program, dynamo=True, opset_version=opset, input_names=["image"], output_names=["logits"], verbose=False
-    )
+    try:
+        exported = torch.onnx.export(
+            program, dynamo=True, opset_version=opset, input_names=["image"], output_names=["logits"], verbose=False
+        )
+    except torch.onnx.OnnxExporterError as error:
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise PluginError(
+            f"torch's exporter cannot write this network as ONNX ({first_line(cause)}). Use --format torch."
+        ) from error
     model = exported.model_proto
     written = next(entry.version for entry in model.opset_import if entry.domain == "")
     if opset is not None and written != opset:
