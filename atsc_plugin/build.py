@@ -29,6 +29,8 @@ from atsc_plugin.networks import named
 from atsc_plugin.networks.maps import evaluating
 from atsc_plugin.seeds import stream
 
+MANY = 2000  # pictures of a folder: looking into more takes longer than building the networks, seconds, once more
+
 
 @dataclass
 class Run:
@@ -158,8 +160,10 @@ def prepare(cfg, overrides: Sequence[str] = (), dry: bool = False) -> Run:
     name, folder = place(cfg, overrides)
     device = device_of(cfg)
     check_trainer(cfg, device)
-    if cfg.DATASET.TYPE == "folder" and cfg.DATASET.ROOT:  # looking into many pictures takes minutes
-        skeleton(cfg, listed_folder(cfg.DATASET, host.image_size(cfg.DATASET)))
+    if cfg.DATASET.TYPE == "folder" and cfg.DATASET.ROOT:
+        listed = listed_folder(cfg.DATASET, host.image_size(cfg.DATASET))
+        if listed.train_images > MANY:
+            skeleton(cfg, listed)
     data = data_of(cfg, device)
     validation_and_test(cfg, data)  # what cannot work is refused here, before any teacher is trained or file deleted
     kind = class_of(cfg.DISTILLER.TYPE)

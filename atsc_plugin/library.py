@@ -425,11 +425,11 @@ class Distillation(nn.Module):
         before = after
         if network.name in self._start:
             now = _copied(network.module)
-            network.module.load_state_dict(self._start[network.name])
+            checkpoint.load_bare(network.module, self._start[network.name])
             try:
                 before = top1()
             finally:
-                network.module.load_state_dict(now)
+                checkpoint.load_bare(network.module, now)
         return {f"{name}_top1_before": before, f"{name}_top1_after": after}
 
     def deployed(self) -> DeployedStudent:

@@ -117,7 +117,7 @@ def load(path, which: str = "last") -> tuple[DeployedStudent, dict]:
     ):
         module = _empty(card)
     try:
-        module.load_state_dict(tensors)
+        checkpoint.load_bare(module, tensors)
     except RuntimeError as error:
         raise PluginError(f"{stem}.safetensors does not fit its card: {str(error).splitlines()[-1].strip()}") from error
     _check_forward(module.eval(), card, stem)

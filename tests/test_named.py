@@ -356,6 +356,15 @@ def test_weights_come_from_the_cache_and_are_seen_in_their_own_size(cache):
     assert seen == [(2, 3, 224, 224)]
 
 
+def test_a_layer_that_demands_its_version_is_filled_with_bare_tensors():
+    """torchvision's MNASNet refuses a state without one; safetensors files have none."""
+    there, wanted = (network("torchvision/mnasnet0_5") for _ in range(2))
+    checkpoint.load_bare(there, {name: tensor.clone() for name, tensor in wanted.state_dict().items()})
+    assert all(torch.equal(tensor, wanted.state_dict()[name]) for name, tensor in there.state_dict().items())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        checkpoint.load_bare(there, {})
+
+
 def test_weights_that_are_not_there_are_told_with_the_command_that_fetches_them(cache):
     with pytest.raises(PluginError, match="not in the cache.*run: python -c .*get_model"):
         named.pretrained(NAME)

@@ -11,6 +11,7 @@ import os
 import pickle
 import sys
 import zipfile
+from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 
@@ -216,5 +217,12 @@ def fill(network, state, origin, name, classes, new_head=False, says=""):
             f"{origin} does not fit a {name}: {'; '.join(misfits)}.{hint} Name the network the file was made with."
         )
     with as_plugin_error(f"{origin} does not fit a {name} ({{}}). Name the network the file was made with."):
-        inner.load_state_dict({**state, **{key: own[key] for key in head}})  # or sparse, quantised, complex tensors
+        load_bare(inner, {**state, **{key: own[key] for key in head}})  # or sparse, quantised, complex tensors
     return head
+
+
+def load_bare(module, tensors):
+    """Load tensors without the versions of layers, which torchvision's MNASNet demands: the module's own hold."""
+    state = OrderedDict(tensors)
+    state._metadata = module.state_dict()._metadata
+    module.load_state_dict(state)
