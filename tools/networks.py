@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Write the tables of docs/networks.md: each network as a SimKD teacher, or refused by name. Minutes on a CPU.
+"""Write the tables of docs/networks.md: each network as SimKD's teacher and as KD's student, or refused by name.
 
     python tools/networks.py             timm's test networks, families of timm and torchvision
     python tools/networks.py --onnx 60   also export deployed students and compare their logits, for 60 minutes at most
 
-Every network teaches a resnet8 for one step; the deployed student is written, rebuilt by name and compared. With --onnx
-a second table has CNN and ViT teaching CNN and ViT by KD, SimKD and ATSC, and rows that the page has in full, by the
-same versions, stay.
+Every network teaches a resnet8 for one step of SimKD, and learns from a resnet8 for one step of KD; the deployed
+student is written, rebuilt by name and compared. With --onnx a second table has CNN and ViT teaching CNN and ViT by KD,
+SimKD and ATSC, and rows that the page has in full, by the same versions, stay. Minutes on a CPU; an hour with --onnx.
 """
 
 import argparse
@@ -49,6 +49,8 @@ TIMM = [  # of each family a small one
     "visformer_tiny", "vit_tiny_patch16_224",
 ]  # fmt: skip
 KINDS = ["timm/test_resnet", "timm/test_vit"]
+DIRECTIONS = ["method", "teacher", "student", "rebuilt", "torch.export", "ONNX"]
+COLUMNS = ["network", "px", "target", "side", "channels", "tail", "rebuilt", "ONNX", "as student: rebuilt", "ONNX"]
 LARGEST = 10**8  # parameters of a student that is exported: gigabytes are copied several times over
 SIDES = {"alexnet": 64, "inception_v3": 96, "googlenet": 64, "maxvit_t": 224}  # the others: 32 pixels
 
@@ -63,15 +65,30 @@ def networks():
 
 
 def row(name, side, formats):
-    """[network, pixels, target, side, channels, tail, difference rebuilt, of ONNX], or why it is refused."""
+    """The cells of COLUMNS; a refusal says why."""
+    return [name, side, *as_teacher(name, side, formats), *as_student(name, side, formats)]
+
+
+def as_teacher(name, side, formats):
     try:
         distiller, cfg = distiller_of("SIMKD", name, "resnet8", side)
     except PluginError as error:
-        return [name, side, f"refused: {error}", "", "", "", "", ""]
+        return [f"refused: {error}", "", "", "", "", ""]
     facts = distiller.maps[0]
     tail = ", ".join(path.removeprefix("network.") for path, _ in facts.tail)
     found = "vector" if facts.vector else "map", facts.size, facts.channels, tail
-    return [name, side, *found, *differences(distiller, cfg, side, formats)]
+    return [*found, *filled(differences(distiller, cfg, side, formats))]
+
+
+def as_student(name, side, formats):
+    try:
+        return filled(differences(*distiller_of("KD", "resnet8", name, side), side, formats))
+    except PluginError as error:
+        return [f"refused: {error}", ""]
+
+
+def filled(cells):
+    return cells if len(cells) == 2 else [*cells, "not tried"]
 
 
 def distiller_of(method, teacher, student, side):
@@ -91,7 +108,7 @@ def direction(method, teacher, student):
 
 
 def differences(distiller, cfg, side, formats):
-    """Largest difference of a logit by the largest logit: of what is rebuilt by name, then of each format."""
+    """Largest difference of a logit by the largest logit, or a refusal: what is rebuilt by name, then each format."""
     method, image = contract.of(distiller, cfg), torch.randn(4, 3, side, side)
     method.begin()
     parameters = method.get_learnable_parameters()
@@ -114,10 +131,14 @@ def differences(distiller, cfg, side, formats):
         for name in formats:
             kind = verified.FORMATS[name]
             place = stem.with_suffix(kind.ending)
-            with verified.quiet():
-                kind.write(module, card, place, False, None)
-                found.append(torch.from_numpy(kind.read(place)(image.numpy())))
-    return [f"{(other - wanted).abs().max() / wanted.abs().max().clamp_min(1e-9):.0e}" for other in found]
+            try:
+                with verified.quiet():
+                    kind.write(module, card, place, False, None)
+                    found.append(torch.from_numpy(kind.read(place)(image.numpy())))
+            except PluginError as error:
+                found.append(f"refused: {error}")
+    largest = wanted.abs().max().clamp_min(1e-9)
+    return [other if isinstance(other, str) else f"{(other - wanted).abs().max() / largest:.0e}" for other in found]
 
 
 def table(columns, rows):
@@ -132,7 +153,8 @@ def table(columns, rows):
 def in_full(text, versions):
     """The rows of a page, as cells, that these versions wrote with a figure in the last column."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
-    return [row for row in rows if versions in text and re.fullmatch(r"\de[+-]\d+", row[-1])]
+    rows = [row for row in rows if len(row) in (len(DIRECTIONS), len(COLUMNS))]
+    return [row for row in rows if versions in text and re.match(r"\de[+-]\d+$|refused", row[-1])]
 
 
 def main(minutes):
@@ -151,12 +173,9 @@ def main(minutes):
             yield next((row for row in there if row[: len(key)] == list(map(str, key))), None) or make(*key)
 
     if minutes:
-        columns = ["method", "teacher", "student", "rebuilt", "torch.export", "ONNX"]
         directions = product(("KD", "SIMKD", "ATSC"), KINDS, KINDS)
-        lines += [*table(columns, rows(directions, direction)), ""]
-    columns = ["network", "px", "target", "side", "channels", "tail", "rebuilt", "ONNX"]
-    made = rows(networks(), lambda name, side: row(name, side, ["onnx"] if time.monotonic() < end else []))
-    lines += table(columns, ([*cells, *["not tried"] * (len(columns) - len(cells))] for cells in made))
+        lines += [*table(DIRECTIONS, rows(directions, direction)), ""]
+    lines += table(COLUMNS, rows(networks(), lambda *key: row(*key, ["onnx"] if time.monotonic() < end else [])))
     head, marker, _ = page.read_text(encoding="utf-8").partition(MARKER)
     page.write_text(head + marker + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
