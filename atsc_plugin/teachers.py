@@ -158,7 +158,7 @@ def find(cfg, data, network, taken=(), fine_tune=False):
             raise PluginError(f"DISTILLER.TEACHER_CKPT names {path}, which is not there. Name an existing file.")
         others = checkpoint.load_network(network, path, name, data.classes, new_head=True)
         return _of_these_classes(cfg, data, Source(path, False, str(path), ready=True), others, fine_tune)
-    if _pretrained_elsewhere(cfg):
+    if pretrained_elsewhere(cfg):
         weights = named.weights_of(name)
         view = f"seen at {weights.size} px with mean {list(weights.mean)} and std {list(weights.std)}"
         source = Source(None, False, f"{weights.text}, {view}")
@@ -222,14 +222,14 @@ def fine_tuning(cfg):
 def fine_tuned_recipe(cfg, data):
     """`recipe`, and what is fine-tuned, as it sees its images; `cfg` comes from `fine_tuning`."""
     start = checkpoint.digest(dict(sorted(_start(cfg).items())))
-    view = named.weights_of(cfg.DISTILLER.TEACHER) if _pretrained_elsewhere(cfg) else None
+    view = named.weights_of(cfg.DISTILLER.TEACHER) if pretrained_elsewhere(cfg) else None
     seen = {"view": [view.size, list(view.mean), list(view.std)]} if view else {}
     return {**recipe(cfg, data), "lr_scale": cfg.TEACHER.FINE_TUNE_LR_SCALE, "from": start, **seen}
 
 
 def _start(cfg):
     """The state_dict of other classes that a fine-tuning begins with."""
-    if _pretrained_elsewhere(cfg):
+    if pretrained_elsewhere(cfg):
         return named.pretrained(cfg.DISTILLER.TEACHER)
     return checkpoint.state_in(expand_user(cfg.DISTILLER.TEACHER_CKPT))
 
@@ -261,13 +261,13 @@ def new_teacher(cfg, data):
         return deployed(stem, data.classes)  # its card and its tensors belong together
     torch.manual_seed(stream(cfg.TEACHER.SEED, "initialise", "TEACHER"))
     node, view = cfg.DISTILLER, None
-    if _pretrained_elsewhere(cfg):
+    if pretrained_elsewhere(cfg):
         weights = named.weights_of(node.TEACHER)
         view = View(weights.size, (data.mean, data.std), (weights.mean, weights.std))
     return named.new_network(cfg.DATASET.TYPE, node.TEACHER, data.classes, data.image_size, node.TEACHER_ARGS, view)
 
 
-def _pretrained_elsewhere(cfg):
+def pretrained_elsewhere(cfg):
     """Whether the teacher's weights are timm's or torchvision's; a file that is named comes first."""
     return cfg.DISTILLER.TEACHER_PRETRAINED and not cfg.DISTILLER.TEACHER_CKPT
 
@@ -283,7 +283,7 @@ def load(source, cfg, teacher, data, loaders):
     new_head = not _uses_classes(cfg)  # then a head of other classes stays as it was drawn
     if source.path is not None:
         checkpoint.load_network(teacher, source.path, name, data.classes, new_head)
-    elif _pretrained_elsewhere(cfg):
+    elif pretrained_elsewhere(cfg):
         checkpoint.fill(teacher, named.pretrained(name), source.text, name, data.classes, new_head)
     else:
         teacher.load_state_dict(host.imagenet_model_dict[name](pretrained=True).state_dict())

@@ -22,6 +22,7 @@ from atsc_plugin.engine.trainer import device_name
 from atsc_plugin.errors import PluginError
 from atsc_plugin.methods.base import class_of, teacher_names
 from atsc_plugin.networks import named
+from atsc_plugin.teachers import pretrained_elsewhere
 
 REFERENCE = "resnet8x4"  # its FLOPs lie in the middle of the CIFAR networks'
 
@@ -38,7 +39,7 @@ def forward_flops(dataset: str, name: str, size: int, args: tuple = ()) -> int:
 def training_flops(cfg) -> int:
     """FLOPs of one image in a training step: 3 S + k T."""
     node, dataset, size = cfg.DISTILLER, cfg.DATASET.TYPE, host.image_size(cfg.DATASET)
-    elsewhere = node.TEACHER_PRETRAINED and not node.TEACHER_CKPT  # such a teacher sees images of its weights' size
+    elsewhere = pretrained_elsewhere(cfg)  # such a teacher sees images of its weights' size
     teachers = [
         forward_flops(dataset, name, named.weights_of(name).size if elsewhere else size, tuple(node.TEACHER_ARGS))
         for name in teacher_names(cfg)
