@@ -98,7 +98,7 @@ def test_write_returns_the_pages_and_json_prints_the_flat_table(suite, tmp_path,
 def test_a_record_has_a_picture_for_its_page(suite, tmp_path):
     record = tmp_path / "record"
     assert main(["report", str(suite / "kd"), "--record", str(record)]) == 0
-    assert (record / "figures_1.png").is_file() and "figures_1.png" in (record / "README.md").read_text()
+    assert (record / "figures.png").is_file() and "figures.png" in (record / "README.md").read_text()
     assert main(["report", "--record", str(record), "--check"]) == 0
 
 

@@ -122,11 +122,20 @@ class TestPlots:
         """A palette too small made two arms of one colour."""
         from PIL import Image
 
-        picture = Image.open(io.BytesIO(plots.picture(report.compared([runs])[0][0]))).convert("RGB")
+        picture = Image.open(io.BytesIO(plots.picture(report.compared([runs])[0]))).convert("RGB")
         seen = {colour for _, colour in picture.getcolors(256)}
         for wanted in plots.COLOURS[:3]:
             red, green, blue = (int(wanted[k : k + 2], 16) for k in (1, 3, 5))
             assert any(abs(r - red) + abs(g - green) + abs(b - blue) < 12 for r, g, b in seen), wanted
+
+    def test_tables_stand_one_above_the_other_whatever_each_of_them_logged(self, runs):
+        from PIL import Image
+
+        tables = [*report.compared([runs])[0], *report.compared([runs / "middle"])[0]]  # the second has one panel
+        sizes = [Image.open(io.BytesIO(plots.picture(part))).size for part in (tables, tables[:1], tables[1:])]
+        (width, height), (left, first), (right, second) = sizes
+        assert width == max(left, right)
+        assert second < height < first + second  # two panels of the first table's four, and titles
 
     @pytest.mark.parametrize("label", ["kd", "simkd_after_trunk_ce_slow_feat_10", "m" * 60])
     def test_the_legend_stays_inside_the_picture_however_long_the_names(self, label):

@@ -42,19 +42,18 @@ def summary(paths: Iterable[str | Path], against: list[str] | None = None) -> li
 
 
 def write(paths: Iterable[str | Path], out: str | Path, against: list[str] | None = None) -> list[Path]:
-    """leaderboard.html, .md, .csv and a picture per table of the runs in and below `paths`; returns their paths."""
+    """leaderboard.html, .md, .csv and a picture of the runs in and below `paths`; returns their paths."""
     tables, leftovers = compared(paths, against)
     sections, out = layout.sections(tables), Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    pictures, drawn = [], [[] for _ in tables]
+    picture, drawn = "", [[] for _ in tables]
     if plots.available():
         drawn = [plots.draw(table, number) for number, table in enumerate(tables)]
-        pictures = [f"leaderboard_{number + 1}.png" for number in range(len(tables))]
-        for name, table in zip(pictures, tables, strict=True):
-            with whole_file(out / name) as file:
-                file.write(plots.picture(table))
-    hint = "" if pictures else plots.HOW_TO
+        picture = "leaderboard.png"
+        with whole_file(out / picture) as file:
+            file.write(plots.picture(tables))
+    hint = "" if picture else plots.HOW_TO
     write_text(page.html(sections, leftovers, out, drawn, hint), out / "leaderboard.html")
-    write_text("\n".join(["# Results", "", *markdown.lines(sections, leftovers, pictures)]), out / "leaderboard.md")
+    write_text("\n".join(["# Results", "", *markdown.lines(sections, leftovers, picture)]), out / "leaderboard.md")
     markdown.write_rows(sections, out / "leaderboard.csv")
-    return [out / name for name in ("leaderboard.html", "leaderboard.md", "leaderboard.csv", *pictures)]
+    return [out / name for name in ("leaderboard.html", "leaderboard.md", "leaderboard.csv", picture) if name]

@@ -14,13 +14,12 @@ from atsc_plugin.report.runs import cell
 BEGIN, END = "<!-- results: written by report --readme -->", "<!-- end of results -->"
 
 
-def lines(sections: list[Section], leftovers: list[str], pictures: list[str]) -> list[str]:
-    """Everything below a page's title; `pictures` has a file name per section, or nothing."""
-    page = []
-    for number, section in enumerate(sections):
+def lines(sections: list[Section], leftovers: list[str], picture: str) -> list[str]:
+    """Everything below a page's title; `picture` is the file with the plots of all sections, or nothing."""
+    page = [f"![Accuracy over epochs and against training time]({picture})", ""] if picture else []
+    for section in sections:
         page += [f"## {escaped(section.heading)}", "", *table(section.results), ""]
         page += bullets([*section.warnings, *section.notes])
-        page += [f"![{escaped(section.heading)}]({pictures[number]})", ""] if pictures else []
         for grid in section.more:
             page += [
                 f"### {grid.title}",

@@ -34,14 +34,23 @@ def draw(table: Table, number: int = 0) -> list[tuple[str, str]]:
     return [(panel[0], _svg(_figure([panel]), f"{number}{panel[0]}")) for panel in panels(table)]
 
 
-def picture(table: Table) -> bytes:
-    """All panels in one PNG, two a line, with one legend."""
+def picture(tables: list[Table]) -> bytes:
+    """One PNG: all panels of one table, or of each of several tables its two of accuracy below the table's name."""
     from PIL import Image  # matplotlib needs it too
 
-    png, small = io.BytesIO(), io.BytesIO()
-    _figure(panels(table), titles=True).savefig(png, format="png", dpi=110, facecolor="white")
-    image = Image.open(png).convert("RGB").quantize(256, dither=Image.Dither.NONE)  # a third of the bytes
-    image.save(small, format="PNG", optimize=True)
+    parts = []
+    for table in tables:
+        png, found = io.BytesIO(), panels(table)
+        figure = _figure(found if len(tables) == 1 else found[:2], titles=True)
+        figure.suptitle("\n" + _plain(table.pair, 80) if len(tables) > 1 else None, fontsize=10, fontweight="bold")
+        figure.savefig(png, format="png", dpi=110, facecolor="white")
+        parts.append(Image.open(png))
+    size = max(part.width for part in parts), sum(part.height for part in parts)
+    whole, y, small = Image.new("RGB", size, "white"), 0, io.BytesIO()
+    for part in parts:
+        whole.paste(part, (0, y))
+        y += part.height
+    whole.quantize(256, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)  # a third of the bytes
     return small.getvalue()
 
 
@@ -152,9 +161,9 @@ def _legend(figure, handles, labels, columns):
     figure.set_size_inches(width, height + 0.17 * math.ceil(len(labels) / count))
 
 
-def _plain(label):
+def _plain(label, longest=34):
     """A name as it is: matplotlib takes dollars for mathematics and hides a name with a leading underscore."""
-    text = label if len(label) <= 34 else f"{label[:33]}…"
+    text = label if len(label) <= longest else f"{label[: longest - 1]}…"
     return (f" {text}" if text.startswith("_") else text).replace("$", r"\$")
 
 

@@ -1,4 +1,4 @@
-"""Results to commit: docs/results/SUITE/{runs.csv, curves.csv, suite.json, README.md, figures_N.png}.
+"""Results to commit: docs/results/SUITE/{runs.csv, curves.csv, suite.json, README.md, figures.png}.
 
 runs.csv has a line per run: every value of the flat table, and in `keys` the configuration keys that differ within the
 suite. curves.csv has a line per run and epoch, rounded to six digits. suite.json has what holds for the whole suite:
@@ -77,13 +77,12 @@ def _without_checkout(entry):
 
 
 def write_page(folder: Path, sections: list[Section], leftovers: list[str], check: bool = False) -> bool:
-    """README.md and its figures from the folder's tables; with `check` only say whether README.md is the one there."""
-    pictures = [f"figures_{number + 1}.png" for number in range(len(sections))]
+    """README.md and its picture from the folder's tables; with `check` only say whether README.md is the one there."""
+    picture = "figures.png"
     if not check and plots.available():
-        for name, section in zip(pictures, sections, strict=True):
-            with whole_file(folder / name) as file:
-                file.write(plots.picture(section.table))
-    pictures = pictures if all((folder / name).is_file() for name in pictures) else []
+        with whole_file(folder / picture) as file:
+            file.write(plots.picture([section.table for section in sections]))
+    picture = picture if (folder / picture).is_file() else ""
     suite = sections[0].table.suite
     place = Path(os.path.relpath(folder)).as_posix()
     page = [f"# {markdown.escaped(folder.resolve().name)}", "", str(suite.get("about") or "Recorded runs."), ""]
@@ -92,5 +91,5 @@ def write_page(folder: Path, sections: list[Section], leftovers: list[str], chec
         f"`atsc-plugin report --record {place}`.",
     ]
     made = f"The runs were made by `atsc-plugin leaderboard --suite {suite.get('suite_file')}`."
-    page += [*([made] if suite.get("suite_file") else []), "", *markdown.lines(sections, leftovers, pictures)]
+    page += [*([made] if suite.get("suite_file") else []), "", *markdown.lines(sections, leftovers, picture)]
     return markdown.write_or_compare("\n".join(page), folder / "README.md", check)
