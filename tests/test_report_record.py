@@ -8,6 +8,7 @@ from run_folders import make_run
 
 from atsc_plugin import report
 from atsc_plugin.__main__ import main
+from atsc_plugin.report import markdown
 from atsc_plugin.report.runs import read_runs
 from atsc_plugin.report.text import lines as text_lines
 
@@ -91,6 +92,25 @@ def test_the_page_is_checked_against_its_files(suite, tmp_path, capsys):
     assert f"run: report --record {record}" in capsys.readouterr().out
     assert main(["report", "--record", str(record)]) == 0
     assert "What it is." in (record / "README.md").read_text()
+
+
+def test_a_page_written_by_hand_keeps_its_words_and_gets_the_tables_between_its_marks(suite, tmp_path, capsys):
+    record = tmp_path / "record"
+    record.mkdir()
+    page = record / "README.md"
+    page.write_text("The plan.\n")
+    assert main(["report", str(suite), "--record", str(record)]) == 2
+    assert markdown.BEGIN in capsys.readouterr().err
+    assert page.read_text() == "The plan.\n"
+    page.write_text(f"The plan.\n\n{markdown.BEGIN}\n{markdown.END}\n\nAfterwards.\n")
+    for _ in range(2):  # the tables replace those of the time before
+        assert main(["report", "--record", str(record)]) == 0
+        text = page.read_text()
+        assert text.startswith("The plan.\n\n<!--") and text.endswith("-->\n\nAfterwards.\n")
+        assert text.count("### Cost") == 1
+    assert main(["report", "--record", str(record), "--check"]) == 0
+    page.write_text(text.replace("### Cost", "### Price"))
+    assert main(["report", "--record", str(record), "--check"]) == 1
 
 
 def test_runs_and_records_may_be_mixed_and_a_run_counts_once(suite, tmp_path):

@@ -52,18 +52,22 @@ def escaped(text: str) -> str:
 
 
 def put_into(path: Path, sections: list[Section], check: bool = False) -> bool:
-    """Replace the block between the two marks of a page; with `check` only say whether it is the one there."""
-    text = Path(path).read_text(encoding="utf-8")
-    before, found, rest = text.partition(BEGIN)
+    """The table between the two marks of a page; with `check` only say whether it is the one there."""
+    block = [""]
+    for section in sections:
+        block += [f"**{escaped(section.heading)}**", "", *table(results(section.table, front=True)), ""]
+        block += bullets([*section.warnings, *section.notes])
+    block += [f"Seconds of training, median over the runs. {TESTS}"]
+    return write_or_compare(between_marks(path, block), path, check)
+
+
+def between_marks(path: Path, block: list[str]) -> str:
+    """The text of a page with other lines between its two marks."""
+    before, found, rest = Path(path).read_text(encoding="utf-8").partition(BEGIN)
     _, ended, after = rest.partition(END)
     if not found or not ended:
         raise PluginError(f"{path} has no place for the table; put these two lines where it belongs:\n{BEGIN}\n{END}")
-    page = [BEGIN, ""]
-    for section in sections:
-        page += [f"**{escaped(section.heading)}**", "", *table(results(section.table, front=True)), ""]
-        page += bullets([*section.warnings, *section.notes])
-    page += [f"Seconds of training, median over the runs. {TESTS}", END]
-    return write_or_compare(before + "\n".join(page) + after, path, check)
+    return before + "\n".join([BEGIN, *block, END]) + after
 
 
 def write_or_compare(wanted: str, path: Path, check: bool = False) -> bool:

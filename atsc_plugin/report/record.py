@@ -17,6 +17,7 @@ from atsc_plugin.report.runs import Run, read_suite
 
 FIRST = ("run", "suite", "pair", "arm", "method", "method_name", "status", "reason", "seed", "teacher", "student")
 NOT_KEPT = ("LOG.", "EXPERIMENT.NAME", "EXPERIMENT.PROJECT", "EXPERIMENT.SEED", "EXPERIMENT.TAG")  # the run's own names
+WRITTEN = "This page is written from `runs.csv`, `curves.csv` and `suite.json` beside it"
 CHECKOUT = re.compile(r"/[^\s\"']*/(?=(?:atsc_plugin|tools)/\w+\.py\b)")  # where the code of a recorded command lay
 
 
@@ -77,19 +78,22 @@ def _without_checkout(entry):
 
 
 def write_page(folder: Path, sections: list[Section], leftovers: list[str], check: bool = False) -> bool:
-    """README.md and its picture from the folder's tables; with `check` only say whether README.md is the one there."""
+    """README.md and its picture from the folder's tables; with `check` only say whether README.md is the one there.
+
+    A README.md that was written by hand keeps its words: the tables go between its two marks.
+    """
     picture = "figures.png"
     if not check and plots.available():
         with whole_file(folder / picture) as file:
             file.write(plots.picture([section.table for section in sections]))
     picture = picture if (folder / picture).is_file() else ""
-    suite = sections[0].table.suite
-    place = Path(os.path.relpath(folder)).as_posix()
-    page = [f"# {markdown.escaped(folder.resolve().name)}", "", str(suite.get("about") or "Recorded runs."), ""]
-    page += [
-        "This page is written from `runs.csv`, `curves.csv` and `suite.json` beside it by",
-        f"`atsc-plugin report --record {place}`.",
-    ]
+    suite, readme = sections[0].table.suite, folder / "README.md"
     made = f"The runs were made by `atsc-plugin leaderboard --suite {suite.get('suite_file')}`."
+    page = [f"{WRITTEN} by", f"`atsc-plugin report --record {Path(os.path.relpath(folder)).as_posix()}`."]
     page += [*([made] if suite.get("suite_file") else []), "", *markdown.lines(sections, leftovers, picture)]
-    return markdown.write_or_compare("\n".join(page), folder / "README.md", check)
+    if readme.is_file() and WRITTEN not in readme.read_text(encoding="utf-8").partition(markdown.BEGIN)[0]:
+        text = markdown.between_marks(readme, page)  # a page written by hand, such as a plan made before the runs
+    else:
+        title = f"# {markdown.escaped(folder.resolve().name)}"
+        text = "\n".join([title, "", str(suite.get("about") or "Recorded runs."), "", *page])
+    return markdown.write_or_compare(text, readme, check)
