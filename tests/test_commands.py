@@ -113,6 +113,15 @@ def test_an_unfinished_run_needs_resume_or_overwrite(run, capsys):
     assert len(log_of(run)) == 1
 
 
+@pytest.mark.parametrize("words", [["eval"], ["export", "--format", "safetensors", "--output", "s.safetensors"]])
+def test_the_student_of_an_unfinished_run_is_used_and_called_so(run, capsys, words):
+    assert main([*words[:1], str(run), *words[1:], *SMALL]) == 0
+    assert "has not ended" not in capsys.readouterr().err
+    (run / "result.json").unlink()
+    assert main([*words[:1], str(run), *words[1:], *SMALL]) == 0
+    assert "has not ended; its student has learned for 1 epochs" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_resumed_run_with_another_learning_rate_is_refused(run, capsys):
     (run / "result.json").unlink()
     text, students = (run / "cfg.yaml").read_text(), "  LR: {}\n  LR_DECAY_RATE: 0.1\n  LR_DECAY_STAGES:\n  - 4"

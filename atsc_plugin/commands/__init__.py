@@ -2,11 +2,12 @@
 
 import argparse
 import re
+import sys
 import textwrap
 from typing import NoReturn
 
-from atsc_plugin.errors import started_as
-from atsc_plugin.untrusted import expand_user
+from atsc_plugin.errors import started_as, wrapped
+from atsc_plugin.untrusted import expand_user, printable
 
 WIDTH = 78  # columns of a --help, in a terminal of 80
 
@@ -65,3 +66,17 @@ def cfg_of_student(args: argparse.Namespace):
     path = expand_user(args.path)
     beside = (path if path.is_dir() else path.parent) / "cfg.yaml"
     return registered_cfg(args.cfg or beside, args.opts) if args.cfg or beside.is_file() else None
+
+
+def tell_unfinished(path: str) -> None:
+    """Say on stderr that a student is of a run that has not ended: its figures are no result yet."""
+    from atsc_plugin.engine import run_dir
+
+    path = expand_user(path)
+    folder = path if path.is_dir() else path.parent
+    lines = run_dir.log_lines(folder)
+    if lines and not (folder / "result.json").is_file():
+        text = (
+            f"note: the run {printable(folder)} has not ended; its student has learned for {lines[-1]['epoch']} epochs."
+        )
+        print(wrapped(f"{text} `train --resume` goes on with it."), file=sys.stderr)

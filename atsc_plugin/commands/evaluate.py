@@ -2,7 +2,7 @@
 
 import json
 
-from atsc_plugin.commands import Parser, add_student_options, cfg_of_student
+from atsc_plugin.commands import Parser, add_student_options, cfg_of_student, tell_unfinished
 from atsc_plugin.errors import PluginError, wrapped
 
 EXAMPLES = """
@@ -40,6 +40,7 @@ def run(args):
     if loader is None:
         raise PluginError(f"{data.name} has no validation split; use --split test.")
     opened = students.open_student(args.path, args.which, cfg, data, build.skeleton)
+    tell_unfinished(args.path)
     scores = evaluate(place_module(opened.module, device), loader, device)
     result = {"path": args.path, "what": opened.source, "split": args.split, "dataset": data.name, **scores}
     text = (

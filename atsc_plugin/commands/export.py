@@ -6,7 +6,7 @@ says; with it uint8 N x H x W x 3, RGB 0..255, as image libraries have it. The c
 
 from pathlib import Path
 
-from atsc_plugin.commands import Parser, add_student_options, cfg_of_student
+from atsc_plugin.commands import Parser, add_student_options, cfg_of_student, tell_unfinished
 from atsc_plugin.errors import PluginError, wrapped
 from atsc_plugin.untrusted import printable
 
@@ -55,6 +55,7 @@ def run(args):
         )
     data = None if self_contained else build.data_of(cfg, torch.device("cpu"))
     opened = students.open_student(source, args.which, cfg, data, build.skeleton)
+    tell_unfinished(args.path)
     if opened.card is None:
         raise PluginError(
             f"{source} is a {opened.source}, which does not predict by its student alone; expected a method whose "

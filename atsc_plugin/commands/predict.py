@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from atsc_plugin.commands import Parser
+from atsc_plugin.commands import Parser, tell_unfinished
 from atsc_plugin.errors import PluginError
 from atsc_plugin.untrusted import as_plugin_error, expand_user, printable
 
@@ -102,6 +102,7 @@ def model_of(path, which="last"):
     from atsc_plugin.data.pictures import normalised
 
     module, card = students.load(path, which)
+    tell_unfinished(path)
 
     def predict(pixels):
         with torch.inference_mode():
