@@ -172,6 +172,13 @@ class Text(HTMLParser):
         self.words.append(data)
 
 
+def test_two_real_processes_end_with_the_same_weights_and_nccl_is_left_to_gpus(check):
+    gpu_check.run("two processes", check)
+    gloo, nccl = written(check)["rows"]
+    assert (gloo["passed"], gloo["difference"]) == (True, 0) and gloo["moved"] > 0
+    assert (nccl["passed"], nccl["text"]) == (None, "NCCL wants a GPU for each process")
+
+
 def test_a_part_that_crashes_is_named_and_the_rest_is_on_the_page(here, monkeypatch, capsys):
     facts = {**ROW, "name": "machine", "facts": {"device": "a <GPU>", "free, GiB": 139.25}}
     ends = {"environment": {"ended": "done", "rows": [facts]}, "correctness": None}
