@@ -16,8 +16,13 @@ def accuracy_share(figures):
 
 
 def collapsed(figures):
-    """Whether one teacher's figures of an epoch are those of a lost one; nan is."""
-    shares = accuracy_share(figures), figures["teacher_agreement"], figures["feature_scale"]
+    """Whether one teacher's figures of an epoch are those of a lost one; nan is.
+
+    A teacher that is more accurate than theta_0 may disagree with it: one that began at chance must.
+    """
+    shares = [accuracy_share(figures), figures["feature_scale"]]
+    if not figures["teacher_top1"] > figures["start_top1"]:
+        shares.append(figures["teacher_agreement"])
     return not all(value >= COLLAPSED for value in shares)
 
 

@@ -124,6 +124,13 @@ def test_a_collapse_is_recognised_in_the_epoch_it_happens_with_figures_and_advic
         assert part in warning
 
 
+@pytest.mark.parametrize(("top1", "lost"), [(40.0, False), (1.0, True), (0.4, True), (float("nan"), True)])
+def test_a_teacher_that_began_at_chance_and_learns_is_not_lost_by_disagreeing_with_its_start(top1, lost):
+    figures = {"teacher_top1": top1, "start_top1": 1.0, "teacher_agreement": 0.02, "feature_scale": 1.2}
+    assert collapsed(figures) is lost
+    assert collapsed(figures | {"teacher_agreement": float("nan"), "feature_scale": float("nan")})
+
+
 def test_a_shrinking_map_is_recognised_though_accuracy_and_agreement_hold(cfg):
     distiller = distiller_of(cfg)
     with torch.no_grad():
