@@ -92,6 +92,8 @@ def test_the_page_is_checked_against_its_files(suite, tmp_path, capsys):
     assert f"run: report --record {record}" in capsys.readouterr().out
     assert main(["report", "--record", str(record)]) == 0
     assert "What it is." in (record / "README.md").read_text()
+    assert main(["report", str(suite), "--record", str(record)]) == 0  # all runs anew: what was written by hand stays
+    assert "What it is." in (record / "README.md").read_text()
 
 
 def test_a_page_written_by_hand_keeps_its_words_and_gets_the_tables_between_its_marks(suite, tmp_path, capsys):

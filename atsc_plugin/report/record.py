@@ -47,12 +47,14 @@ def record(runs: list[Run], folder: Path, against: list[str] | None = None) -> s
         raise PluginError(
             f"No finished run to record in {folder}. `report` without --record says what is wrong with each."
         )
-    _write(sorted(whole.values(), key=lambda run: (run.name, str(run.get("seed")).zfill(9))), folder, against)
+    about = old[0].suite.get("about", "") if old else ""  # written by hand, and in no run's own files
+    _write(sorted(whole.values(), key=lambda run: (run.name, str(run.get("seed")).zfill(9))), folder, about, against)
     return f"recorded: {len(new)} runs, {replaced} in place of older ones; {len(whole)} in {folder}"
 
 
-def _write(runs, folder, against):
-    suite = {"about": "", **{name: value for run in runs for name, value in run.suite.items()}}
+def _write(runs, folder, about, against):
+    told = {name: value for run in runs for name, value in run.suite.items() if name != "about"}
+    suite = {"about": about, **told}
     suite |= {"against": against} if against else {}
     keys = [{key: value for key, value in run.keys.items() if not key.startswith(NOT_KEPT)} for run in runs]
     shared = {key: value for key, value in keys[0].items() if all(own.get(key, ...) == value for own in keys)}
