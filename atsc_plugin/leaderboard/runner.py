@@ -173,8 +173,8 @@ def last_words(log: Path, begun: int = 0) -> str:
         file.seek(max(begun, log.stat().st_size - 65536))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     endings = [number for number, line in enumerate(lines) if re.match(r"(rank \d+: )?(error|stopped):", line)]
-    text = " ".join(lines[endings[-1] :] if endings else lines[-1:]) or "it said nothing"
-    return printable(text)[:300]
+    text = printable(" ".join(lines[endings[-1] :] if endings else lines[-1:]) or "it said nothing")
+    return text if len(text) <= 600 else f"{text[:600]} ..."
 
 
 class Slots:
