@@ -321,7 +321,16 @@ class Distillation(nn.Module):
         if not self.training:
             return self.inner(image=x)
         self._enter(y, epoch)
-        logits, losses = self.inner(image=x, target=y, epoch=self.epoch)
+        try:
+            logits, losses = self.inner(image=x, target=y, epoch=self.epoch)
+        except RuntimeError as error:
+            side, got = self._cfg.DATASET.IMAGE_SIZE, tuple(x.shape[-2:])
+            if got == (side, side) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise PluginError(
+                f"{self._cfg.DISTILLER.TYPE} was built for images of {side} x {side} pixels and got {got[0]} x {got[1]}; "
+                f"expected the same size. Build it with their image_size, or resize them. ({error})"
+            ) from error
         losses = {name: term.mean() if term.ndim else term for name, term in losses.items()}
         return Output(logits, sum(losses.values()), losses)
 

@@ -237,6 +237,15 @@ def test_training_without_labels_is_told_and_eval_gives_the_prediction_of_a_teac
     assert torch.equal(d(x), d.deployed()(x)) and d.train().inner.training and not teacher.training
 
 
+def test_images_of_another_size_are_taken_where_the_method_can_and_named_where_it_cannot():
+    (x, y), wider = batch(), torch.randn(6, 3, 48, 48)
+    d = atsc_plugin.distiller(TinyStages(), TinyStages(), "REVIEWKD", image_size=32)
+    stepped(d, (x, y))
+    with pytest.raises(PluginError, match="REVIEWKD was built for images of 32 x 32 pixels and got 48 x 48; expected"):
+        d(wider, y, epoch=1)
+    assert torch.isfinite(made("KD")(wider, y).loss)
+
+
 def test_soft_labels_are_refused_where_they_would_make_another_method():
     x, y = batch()
     with pytest.raises(PluginError, match=r"SWITOKD got labels of shape \(6, 10\); expected a class number an image"):
