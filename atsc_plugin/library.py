@@ -328,8 +328,8 @@ class Distillation(nn.Module):
             if got == (side, side) or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise PluginError(
-                f"{self._cfg.DISTILLER.TYPE} was built for images of {side} x {side} pixels and got {got[0]} x {got[1]}; "
-                f"expected the same size. Build it with their image_size, or resize them. ({error})"
+                f"{self._cfg.DISTILLER.TYPE} was built for images of {side} x {side} pixels and got {got[0]} x "
+                f"{got[1]}. Build it with their image_size, or resize them. ({error})"
             ) from error
         losses = {name: term.mean() if term.ndim else term for name, term in losses.items()}
         return Output(logits, sum(losses.values()), losses)
