@@ -13,7 +13,7 @@ from run_folders import make_run
 
 from atsc_plugin import report
 from atsc_plugin.__main__ import main
-from atsc_plugin.report import plots
+from atsc_plugin.report import layout, plots
 
 HOSTILE = "<script>alert('x')</script>&\"'$_"
 VOID = {"meta", "link", "br", "img", "input", "use", "path", "rect"}
@@ -122,7 +122,7 @@ class TestPlots:
         """A palette too small made two arms of one colour."""
         from PIL import Image
 
-        picture = Image.open(io.BytesIO(plots.picture(report.compared([runs])[0]))).convert("RGB")
+        picture = Image.open(io.BytesIO(plots.picture(layout.sections(report.compared([runs])[0])))).convert("RGB")
         seen = {colour for _, colour in picture.getcolors(256)}
         for wanted in plots.COLOURS[:3]:
             red, green, blue = (int(wanted[k : k + 2], 16) for k in (1, 3, 5))
@@ -131,10 +131,10 @@ class TestPlots:
     def test_tables_stand_one_above_the_other_whatever_each_of_them_logged(self, runs):
         from PIL import Image
 
-        tables = [*report.compared([runs])[0], *report.compared([runs / "middle"])[0]]  # the second has one panel
-        sizes = [Image.open(io.BytesIO(plots.picture(part))).size for part in (tables, tables[:1], tables[1:])]
+        parts = layout.sections([*report.compared([runs])[0], *report.compared([runs / "middle"])[0]])
+        sizes = [Image.open(io.BytesIO(plots.picture(part))).size for part in (parts, parts[:1], parts[1:])]
         (width, height), (left, first), (right, second) = sizes
-        assert width == max(left, right)
+        assert width == max(left, right)  # the second table has one panel
         assert second < height < first + second  # two panels of the first table's four, and titles
 
     @pytest.mark.parametrize("label", ["kd", "simkd_after_trunk_ce_slow_feat_10", "m" * 60])

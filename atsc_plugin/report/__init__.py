@@ -51,7 +51,7 @@ def write(paths: Iterable[str | Path], out: str | Path, against: list[str] | Non
         drawn = [plots.draw(table, number) for number, table in enumerate(tables)]
         picture = "leaderboard.png"
         with whole_file(out / picture) as file:
-            file.write(plots.picture(tables))
+            file.write(plots.picture(sections))
     hint = "" if picture else plots.HOW_TO
     write_text(page.html(sections, leftovers, out, drawn, hint), out / "leaderboard.html")
     write_text("\n".join(["# Results", "", *markdown.lines(sections, leftovers, picture)]), out / "leaderboard.md")

@@ -11,6 +11,7 @@ import statistics
 import textwrap
 from collections.abc import Callable
 
+from atsc_plugin.report.layout import Section
 from atsc_plugin.report.runs import of_teachers
 from atsc_plugin.report.table import Row, Table
 
@@ -34,15 +35,16 @@ def draw(table: Table, number: int = 0) -> list[tuple[str, str]]:
     return [(panel[0], _svg(_figure([panel]), f"{number}{panel[0]}")) for panel in panels(table)]
 
 
-def picture(tables: list[Table]) -> bytes:
-    """One PNG: all panels of one table, or of each of several tables its two of accuracy below the table's name."""
+def picture(sections: list[Section]) -> bytes:
+    """One PNG: all panels of one table, or of each of several tables its two of accuracy below its heading."""
     from PIL import Image  # matplotlib needs it too
 
     parts = []
-    for table in tables:
-        png, found = io.BytesIO(), panels(table)
-        figure = _figure(found if len(tables) == 1 else found[:2], titles=True)
-        figure.suptitle("\n" + _plain(table.pair, 80) if len(tables) > 1 else None, fontsize=10, fontweight="bold")
+    for section in sections:
+        png, found = io.BytesIO(), panels(section.table)[: 2 if len(sections) > 1 else None]
+        figure = _figure(found, titles=True)
+        if len(sections) > 1:
+            figure.suptitle("\n" + textwrap.fill(_plain(section.heading, 200), 60 * len(found)), fontsize=9)
         figure.savefig(png, format="png", dpi=110, facecolor="white")
         parts.append(Image.open(png))
     size = max(part.width for part in parts), sum(part.height for part in parts)

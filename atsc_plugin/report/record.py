@@ -87,7 +87,7 @@ def write_page(folder: Path, sections: list[Section], leftovers: list[str], chec
     picture = "figures.png"
     if not check and plots.available():
         with whole_file(folder / picture) as file:
-            file.write(plots.picture([section.table for section in sections]))
+            file.write(plots.picture(sections))
     picture = picture if (folder / picture).is_file() else ""
     suite, readme = sections[0].table.suite, folder / "README.md"
     made = f"The runs were made by `atsc-plugin leaderboard --suite {suite.get('suite_file')}`."
