@@ -63,8 +63,7 @@ def add_student_options(options: argparse.ArgumentParser) -> None:
 
 def cfg_of_student(args: argparse.Namespace):
     """The configuration that --cfg names or that lies beside the student; None where there is neither."""
-    path = expand_user(args.path)
-    beside = (path if path.is_dir() else path.parent) / "cfg.yaml"
+    beside = _folder_of(args.path) / "cfg.yaml"
     return registered_cfg(args.cfg or beside, args.opts) if args.cfg or beside.is_file() else None
 
 
@@ -72,11 +71,14 @@ def tell_unfinished(path: str) -> None:
     """Say on stderr that a student is of a run that has not ended: its figures are no result yet."""
     from atsc_plugin.engine import run_dir
 
-    path = expand_user(path)
-    folder = path if path.is_dir() else path.parent
+    folder = _folder_of(path)
     lines = run_dir.log_lines(folder)
     if lines and not (folder / "result.json").is_file():
-        text = (
-            f"note: the run {printable(folder)} has not ended; its student has learned for {lines[-1]['epoch']} epochs."
-        )
-        print(wrapped(f"{text} `train --resume` goes on with it."), file=sys.stderr)
+        text = f"the run {printable(folder)} has not ended; its student has learned for {lines[-1]['epoch']} epochs."
+        print(wrapped(f"note: {text} `train --resume` goes on with it."), file=sys.stderr)
+
+
+def _folder_of(student):
+    """The run directory that a student's path is, or that its file lies in."""
+    path = expand_user(student)
+    return path if path.is_dir() else path.parent

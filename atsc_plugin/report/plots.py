@@ -39,20 +39,20 @@ def picture(sections: list[Section]) -> bytes:
     """One PNG: all panels of one table, or of each of several tables its two of accuracy below its heading."""
     from PIL import Image  # matplotlib needs it too
 
-    parts = []
+    several, images = len(sections) > 1, []
     for section in sections:
-        png, found = io.BytesIO(), panels(section.table)[: 2 if len(sections) > 1 else None]
-        figure = _figure(found, titles=True)
-        if len(sections) > 1:
-            figure.suptitle("\n" + textwrap.fill(_plain(section.heading, 200), 60 * len(found)), fontsize=9)
+        png, shown = io.BytesIO(), panels(section.table)[: 2 if several else None]
+        figure = _figure(shown, titles=True)
+        if several:
+            figure.suptitle("\n" + textwrap.fill(_plain(section.heading, 200), 60 * len(shown)), fontsize=9)
         figure.savefig(png, format="png", dpi=110, facecolor="white")
-        parts.append(Image.open(png))
-    size = max(part.width for part in parts), sum(part.height for part in parts)
-    whole, y, small = Image.new("RGB", size, "white"), 0, io.BytesIO()
-    for part in parts:
-        whole.paste(part, (0, y))
-        y += part.height
-    whole.quantize(256, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)  # a third of the bytes
+        images.append(Image.open(png))
+    size = max(image.width for image in images), sum(image.height for image in images)
+    column, y, small = Image.new("RGB", size, "white"), 0, io.BytesIO()
+    for image in images:
+        column.paste(image, (0, y))
+        y += image.height
+    column.quantize(256, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)  # a third of the bytes
     return small.getvalue()
 
 

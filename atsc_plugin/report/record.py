@@ -53,9 +53,8 @@ def record(runs: list[Run], folder: Path, against: list[str] | None = None) -> s
 
 
 def _write(runs, folder, about, against):
-    told = {name: value for run in runs for name, value in run.suite.items() if name != "about"}
-    suite = {"about": about, **told}
-    suite |= {"against": against} if against else {}
+    suite = {"about": "", **{name: value for run in runs for name, value in run.suite.items()}}
+    suite |= {"about": about} | ({"against": against} if against else {})
     keys = [{key: value for key, value in run.keys.items() if not key.startswith(NOT_KEPT)} for run in runs]
     shared = {key: value for key, value in keys[0].items() if all(own.get(key, ...) == value for own in keys)}
     lines, curves = [], []
