@@ -2,7 +2,8 @@
 
 runs.csv has a line per run: every value of the flat table, and in `keys` the configuration keys that differ within the
 suite. curves.csv has a line per run and epoch, rounded to six digits. suite.json has what holds for the whole suite:
-notes, the references of its table, the keys that all runs share. README.md is the report of these files.
+notes, the references of its table, the keys that all runs share. README.md is the report of these files. A suite may
+do without curves.csv, and then without the picture too.
 """
 
 import os
@@ -17,7 +18,7 @@ from atsc_plugin.report.runs import Run, read_suite
 
 FIRST = ("run", "suite", "pair", "arm", "method", "method_name", "status", "reason", "seed", "teacher", "student")
 NOT_KEPT = ("LOG.", "EXPERIMENT.NAME", "EXPERIMENT.PROJECT", "EXPERIMENT.SEED", "EXPERIMENT.TAG")  # the run's own names
-WRITTEN = "This page is written from `runs.csv`, `curves.csv` and `suite.json` beside it"
+WRITTEN = "This page is written from `runs.csv`"
 CHECKOUT = re.compile(r"/[^\s\"']*/(?=(?:atsc_plugin|tools)/\w+\.py\b)")  # where the code of a recorded command lay
 
 
@@ -68,7 +69,8 @@ def _write(runs, folder, about, against):
             curves.append({"run": run.values["run"], **rounded})
     write_json({**suite, "keys": dict(sorted(shared.items()))}, folder / "suite.json")
     markdown.write_csv(lines, folder / "runs.csv", FIRST)
-    markdown.write_csv(curves, folder / "curves.csv", ("run", "epoch"))
+    if curves:
+        markdown.write_csv(curves, folder / "curves.csv", ("run", "epoch"))
 
 
 def _without_checkout(entry):
@@ -83,14 +85,14 @@ def write_page(folder: Path, sections: list[Section], leftovers: list[str], chec
 
     A README.md that was written by hand keeps its words: the tables go between its two marks.
     """
-    picture = "figures.png"
-    if not check and plots.available():
+    picture, curves = "figures.png", (folder / "curves.csv").is_file()
+    if curves and not check and plots.available():
         with whole_file(folder / picture) as file:
             file.write(plots.picture(sections))
     picture = picture if (folder / picture).is_file() else ""
     suite, readme = sections[0].table.suite, folder / "README.md"
     made = f"The runs were made by `atsc-plugin leaderboard --suite {suite.get('suite_file')}`."
-    page = [f"{WRITTEN} by", f"`atsc-plugin report --record {Path(os.path.relpath(folder)).as_posix()}`."]
+    page = [f"{WRITTEN}{', `curves.csv`' if curves else ''} and `suite.json` beside it by", f"`atsc-plugin report --record {Path(os.path.relpath(folder)).as_posix()}`."]
     page += [*([made] if suite.get("suite_file") else []), "", *markdown.lines(sections, leftovers, picture)]
     if readme.is_file() and WRITTEN not in readme.read_text(encoding="utf-8").partition(markdown.BEGIN)[0]:
         text = markdown.between_marks(readme, page)  # a page written by hand, such as a plan made before the runs
