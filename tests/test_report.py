@@ -13,7 +13,7 @@ from run_folders import RESULT, make_run, tables_of
 
 from atsc_plugin import report
 from atsc_plugin.__main__ import main
-from atsc_plugin.report import layout, markdown, plots, text
+from atsc_plugin.report import layout, markdown, text
 from atsc_plugin.report.runs import Run, cell, parsed, read_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,12 +94,12 @@ def test_write_returns_the_pages_and_json_prints_the_flat_table(suite, tmp_path,
     assert {row["run"] for row in rows} >= {"kd/seed_1", "simkd/seed_5"}
 
 
-@pytest.mark.skipif(not plots.available(), reason="no matplotlib here")
-def test_a_record_has_a_picture_for_its_page(suite, tmp_path):
+def test_a_record_without_curves_has_no_picture_and_names_neither(suite, tmp_path):
     record = tmp_path / "record"
     assert main(["report", str(suite / "kd"), "--record", str(record)]) == 0
-    assert (record / "figures.png").is_file() and "figures.png" in (record / "README.md").read_text()
-    assert main(["report", "--record", str(record), "--check"]) == 0
+    assert {path.name for path in record.iterdir()} == {"README.md", "runs.csv", "suite.json"}
+    page = (record / "README.md").read_text()
+    assert "from `runs.csv` and `suite.json`" in page and "curves.csv" not in page and "figures.png" not in page
 
 
 def test_markdown_and_csv_carry_figures_sources_and_a_command(suite, tmp_path, without_plots):

@@ -2,6 +2,7 @@
 
 import builtins
 import io
+import math
 import re
 import shutil
 import subprocess
@@ -148,6 +149,24 @@ class TestPlots:
         box = figure.legends[-1].get_window_extent()
         assert (len(figure.legends), 0 <= box.x0 <= box.x1 <= figure.bbox.width) == (1, True)
         assert box.y1 < figure.axes[0].get_window_extent().y0  # below the axes
+
+    def test_a_record_has_a_picture_for_its_page(self, runs, tmp_path):
+        record = tmp_path / "record"
+        assert main(["report", str(runs), "--record", str(record)]) == 0
+        assert (record / "figures.png").is_file() and "figures.png" in (record / "README.md").read_text()
+        assert main(["report", "--record", str(record), "--check"]) == 0
+
+    def test_the_names_of_crowded_points_do_not_touch(self):
+        def fill(axes):
+            axes.plot([1.0, 2.0], [80.0, 84.0])
+            points = [(1.4 + 0.05 * k, 82 + 0.01 * k, f"method number {k}", plots.INK) for k in range(6)]
+            plots._name(axes, [*points, (-math.inf, 82.0, "a line", plots.INK)])
+
+        figure = plots._figure([("title", fill)])
+        figure.draw_without_rendering()
+        boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+        assert len(boxes) == 7
+        assert not [one for k, one in enumerate(boxes) for other in boxes[:k] if one.overlaps(other)]
 
     def test_a_band_is_mean_and_spread_over_the_seeds_that_reached_the_epoch(self, runs):
         (table,) = report.compared([runs])[0]

@@ -18,6 +18,7 @@ from atsc_plugin.report.table import Row, Table
 INK = "#1a1b1c"  # stands for the page's text colour
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F", INK)
 STYLES, MARKERS = ("-", "--", ":", "-."), "osD^vPX*<>"
+NAMED = 12  # names for which there is room beside the points
 WIDTH, HEIGHT = 4.6, 3.0  # inches of one panel: readable at the width of a phone
 HOW_TO = 'No plots: matplotlib is not installed. pip install "atsc_plugin[plots]", then run report again.'
 
@@ -106,7 +107,7 @@ def _curves(axes, rows, looks, field, label):
 def _points(axes, rows, looks):
     """Last-epoch mean and spread against the time of a run; rows that lost their teacher are only named."""
     axes.set(xlabel="minutes of training, a run", ylabel="top-1 last epoch, %")
-    tops = {row.label: _mean_and_std(row.figures("top1_last")) for row in rows}
+    points, tops = [], {row.label: _mean_and_std(row.figures("top1_last")) for row in rows}
     lost = [row for row in rows if any(run.collapsed for run in row.runs)]
     if 0 < len(lost) < len(rows):
         message = "; ".join(f"{_plain(row.label)} {tops[row.label][0]:.1f}" for row in lost)
@@ -115,9 +116,35 @@ def _points(axes, rows, looks):
     for row in rows:
         if row not in lost or len(lost) == len(rows):
             (mean, std), (colour, _, marker) = tops[row.label], looks[row.label]
-            axes.errorbar([row.median("seconds") / 60], [mean], yerr=[std], color=colour, marker=marker, markersize=7,
+            points.append((row.median("seconds") / 60, mean, _plain(row.label, 30), colour))
+            axes.errorbar(points[-1][0], [mean], yerr=[std], color=colour, marker=marker, markersize=7,
                           linestyle="none", elinewidth=1.2, capsize=3, label=_plain(row.label))  # fmt: skip
     axes.margins(x=0.12, y=0.12)
+    named = points if len(points) <= NAMED else []
+    teachers = [top1 for row in rows for top1 in row.figures("teacher_top1_before")]
+    if teachers and 2 * teachers.count(top1 := statistics.mode(teachers)) > len(teachers):
+        axes.axhline(top1, color=INK, linewidth=0.8, linestyle=(0, (6, 4)))
+        named.append((-math.inf, top1, "the teacher, before", INK))
+    _name(axes, named)
+
+
+def _name(axes, points):
+    """Each name beside its point, a line's at the left end; moved up where it would touch the name below."""
+    axes.autoscale_view()
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    taken = []
+    for x, y, name, colour in sorted(points, key=lambda point: point[1]):
+        place, height, width = (x - left) / (right - left), (y - bottom) / (top - bottom), 0.0125 * len(name)
+        if x == -math.inf:
+            start, height = 0.01, height + 0.03
+        else:
+            start = place + (0.03 if place < 0.55 else -0.03 - width)
+        for below, first, last in taken:
+            if first < start + width and start < last:
+                height = max(height, below + 0.055)
+        taken.append((height, start, start + width))
+        side, at = ("left", start) if place < 0.55 else ("right", start + width)
+        axes.text(at, height, name, transform=axes.transAxes, ha=side, va="center", fontsize=7, color=colour)
 
 
 def _mean_and_std(values):

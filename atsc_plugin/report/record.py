@@ -92,7 +92,10 @@ def write_page(folder: Path, sections: list[Section], leftovers: list[str], chec
     picture = picture if (folder / picture).is_file() else ""
     suite, readme = sections[0].table.suite, folder / "README.md"
     made = f"The runs were made by `atsc-plugin leaderboard --suite {suite.get('suite_file')}`."
-    page = [f"{WRITTEN}{', `curves.csv`' if curves else ''} and `suite.json` beside it by", f"`atsc-plugin report --record {Path(os.path.relpath(folder)).as_posix()}`."]
+    page = [
+        f"{WRITTEN}{', `curves.csv`' if curves else ''} and `suite.json` beside it by",
+        f"`atsc-plugin report --record {Path(os.path.relpath(folder)).as_posix()}`.",
+    ]
     page += [*([made] if suite.get("suite_file") else []), "", *markdown.lines(sections, leftovers, picture)]
     if readme.is_file() and WRITTEN not in readme.read_text(encoding="utf-8").partition(markdown.BEGIN)[0]:
         text = markdown.between_marks(readme, page)  # a page written by hand, such as a plan made before the runs
