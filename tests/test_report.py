@@ -172,7 +172,7 @@ def test_a_page_gets_the_table_between_its_marks_and_is_checked(suite, capsys):
 def test_readmes_table_is_that_of_the_recorded_results(monkeypatch):
     monkeypatch.chdir(ROOT)
     words = ["--against", "simkd", "simkd_equal_cost", "--readme", "README.md", "--check"]
-    assert main(["report", "docs/results/cifar10_longer", *words]) == 0
+    assert main(["report", "docs/results/finished_teacher", *words]) == 0
 
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in ROOT.glob("docs/results/*/runs.csv")))

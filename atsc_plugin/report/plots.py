@@ -100,6 +100,7 @@ def _curves(axes, rows, looks, field, label):
             low, high = ([m + sign * s for m, s in zip(means, stds, strict=True)] for sign in (-1, 1))
             axes.fill_between(list(points), low, high, color=colour, alpha=0.15, linewidth=0)
             length = max(length, *points)
+    axes.locator_params(axis="x", integer=True)
     if length <= 12:
         axes.set_xticks(range(1, length + 1))
 
