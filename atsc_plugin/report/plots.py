@@ -130,7 +130,7 @@ def _points(axes, rows, looks):
 
 
 def _name(axes, points):
-    """Each name beside its point, moved up where it would touch the name below. A line has x -inf, and its name above."""
+    """Each name beside its point, moved up where it would touch the name below. A line has x -inf."""
     axes.autoscale_view()
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     taken = []
