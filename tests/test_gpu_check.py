@@ -245,3 +245,16 @@ def test_a_part_ends_itself_only_in_a_process_of_its_own():
         args = command.parser().parse_args(["--device", "cuda", "--run-part", "environment", "--until", "0"])
         command.run_part(args) if not torch.cuda.is_available() else pytest.skip("there is a GPU")
     assert gpu_page.verdict({"rows": [], "ended": "out of time"}) == "out of time"
+
+
+def test_two_processes_that_fail_to_meet_are_tried_once_more_and_the_reason_is_the_ranks(check, monkeypatch):
+    failed = (1, "", "[rank1]: RuntimeError: connection closed by peer\nChildFailedError: a rank failed\n=======")
+    agreed = (0, '{"difference": 0.0, "moved": 1.0}', "")
+    for tries, passed in (([failed, agreed], True), ([failed, failed], False)):
+        left = list(tries)
+        monkeypatch.setattr(gpu_check, "_ended_in_time", lambda *_, left=left: left.pop(0))
+        gpu_check.run("two processes", check)
+        gloo, _nccl = written(check)["rows"][-2:]
+        assert (gloo["passed"], left) == (passed, [])
+        assert "connection closed by peer" in gloo["first_try"]
+    assert "status 1: [rank1]: RuntimeError: connection closed by peer" in gloo["text"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -352,13 +353,19 @@ def two_processes(check: Check) -> None:
                 raise Skipped("NCCL wants a GPU for each process")
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
             command += ["atsc_plugin.bench.two_ranks", backend, check.device.type]
-            status, said, wrong = _ended_in_time(command, {**os.environ, "OMP_NUM_THREADS": "1"}, check.until)
-            print(said, wrong)
-            lines = [line for line in said.splitlines() if line.startswith("{")]
-            if status or not lines:
-                last = (wrong.strip().splitlines() or ["nothing said"])[-1]
-                raise PluginError(f"torchrun ended with status {status}: {last}")
-            found |= json.loads(lines[-1])
+            for attempt in (1, 2):  # on a busy machine two ranks may fail to meet
+                status, said, wrong = _ended_in_time(command, {**os.environ, "OMP_NUM_THREADS": "1"}, check.until)
+                print(said, wrong)
+                figures = [line for line in said.splitlines() if line.startswith("{")]
+                if not status and figures:
+                    break
+                lines = [line for line in wrong.splitlines() if line.strip(" =-")]  # torchrun ends with a ruler
+                raised = [line for line in lines if re.search(r"\w(Error|Exception): ", line)]  # the first is a rank's
+                reason = (raised or lines[-1:] or ["nothing said"])[0]
+                if attempt == 2:
+                    raise PluginError(f"torchrun ended with status {status}: {reason}")
+                found["first_try"] = reason
+            found |= json.loads(figures[-1])
             found["passed"] = found["difference"] == 0 and found["moved"] > 0
             found["text"] = f"weights of the two differ by {found['difference']:g} after 3 steps"
 
