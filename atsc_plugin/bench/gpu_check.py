@@ -359,15 +359,19 @@ def two_processes(check: Check) -> None:
                 figures = [line for line in said.splitlines() if line.startswith("{")]
                 if not status and figures:
                     break
-                lines = [line for line in wrong.splitlines() if line.strip(" =-")]  # torchrun ends with a ruler
-                raised = [line for line in lines if re.search(r"\w(Error|Exception): ", line)]  # the first is a rank's
-                reason = (raised or lines[-1:] or ["nothing said"])[0]
                 if attempt == 2:
-                    raise PluginError(f"torchrun ended with status {status}: {reason}")
-                found["first_try"] = reason
+                    raise PluginError(f"torchrun ended with status {status}: {_first_error(wrong)}")
+                found["first_try"] = _first_error(wrong)
             found |= json.loads(figures[-1])
             found["passed"] = found["difference"] == 0 and found["moved"] > 0
             found["text"] = f"weights of the two differ by {found['difference']:g} after 3 steps"
+
+
+def _first_error(wrong):
+    """The line of torchrun's stderr that names an error: the first is a rank's, the last line is a ruler."""
+    lines = [line for line in wrong.splitlines() if line.strip(" =-")]
+    errors = [line for line in lines if re.search(r"\w(Error|Exception): ", line)]
+    return (errors or lines[-1:] or ["nothing said"])[0]
 
 
 def _ended_in_time(command, settings, until):
