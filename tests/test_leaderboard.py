@@ -72,6 +72,12 @@ def test_failures_are_listed_while_the_rest_goes_on_and_a_second_call_runs_only_
     assert "page of output/s: ['good']" in capsys.readouterr().out  # it shows all that is there
 
 
+def test_the_page_compares_with_the_second_arm_of_the_primary_comparison_too(suite, capsys):
+    words = suite({name: {} for name in ("first", "second", "third")}, against=["third"], primary=["first", "second"])
+    assert main(words) == 0
+    assert "page of output/s: ['third', 'second']" in capsys.readouterr().out
+
+
 def test_a_run_that_the_guard_stopped_has_ended_and_is_not_resumed(suite, capsys):
     words = suite({"lost": does("stop")})
     assert main(words) == 1

@@ -129,6 +129,15 @@ class TestPlots:
             red, green, blue = (int(wanted[k : k + 2], 16) for k in (1, 3, 5))
             assert any(abs(r - red) + abs(g - green) + abs(b - blue) < 12 for r, g, b in seen), wanted
 
+    def test_several_teachers_have_no_line_of_their_accuracy(self, tmp_path):
+        two = {"teacher": ["resnet20"] * 2, "teacher_top1_before": [93.0, 88.0], "teacher_top1_after": [91.0, 80.0]}
+        make_run(tmp_path, "two", 1, 70.0, "ATSC_MULTI", **two)
+        ((_, svg),) = plots.draw(report.compared([tmp_path])[0][0])
+        assert "the teacher, before" not in svg
+        make_run(tmp_path, "one", 1, 70.0)
+        make_run(tmp_path, "other", 1, 71.0)
+        assert "the teacher, before" in dict(plots.draw(report.compared([tmp_path])[0][0]))["Accuracy against training time"]
+
     def test_tables_stand_one_above_the_other_whatever_each_of_them_logged(self, runs):
         from PIL import Image
 

@@ -115,6 +115,16 @@ def test_a_page_written_by_hand_keeps_its_words_and_gets_the_tables_between_its_
     assert main(["report", "--record", str(record), "--check"]) == 1
 
 
+def test_the_rows_to_compare_with_that_were_once_named_hold_when_more_is_recorded(tmp_path):
+    for seed in (1, 2):
+        for arm, method in (("kd", "KD"), ("simkd", "SIMKD")):
+            make_run(tmp_path / f"{seed}", arm, seed, 50.0, method, job={"suite": "s", "arm": arm, "against": []})
+    record = tmp_path / "record"
+    main(["report", str(tmp_path / "1"), "--record", str(record), "--against", "kd"])
+    main(["report", str(tmp_path / "2"), "--record", str(record)])
+    assert json.loads((record / "suite.json").read_text())["against"] == ["kd"]
+
+
 def test_runs_and_records_may_be_mixed_and_a_run_counts_once(suite, tmp_path):
     record = tmp_path / "record"
     main(["report", str(suite / "kd"), "--record", str(record)])

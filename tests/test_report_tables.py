@@ -88,6 +88,29 @@ def test_a_student_without_teacher_stands_in_the_table_of_every_teacher(tmp_path
     assert [row(table, "KD").differences["vanilla"].mean for table in tables] == [10.0, 15.0]
 
 
+def test_a_missing_seed_of_a_student_without_teacher_is_missing_beside_every_teacher(tmp_path):
+    for pair, teacher in (("p", "resnet20"), ("q", "resnet56")):
+        for seed in (1, 2):
+            make_run(tmp_path, f"{pair},kd", seed, 50.0, teacher=teacher, job={"suite": "s", "arm": "kd", "pair": pair})
+    for seed in (1, 2):
+        make_run(tmp_path, "p,alone", seed, 40.0, "NONE", job={"suite": "s", "arm": "alone", "pair": "p"})
+    (tmp_path / "p,alone/seed_2/result.json").unlink()
+    failed = {"suite": "s", "arm": "alone", "pair": "p", "status": "failed", "reason": "no memory"}
+    (tmp_path / "p,alone/seed_2/job.json").write_text(json.dumps(failed))
+    assert [(len(one.runs), len(one.missing)) for table in tables_of(tmp_path) for one in table.rows] == [
+        (1, 1), (2, 0), (1, 1), (2, 0),
+    ]  # fmt: skip
+
+
+def test_a_student_without_teacher_of_a_suite_does_not_stand_in_a_trial_of_it(tmp_path):
+    job = {"suite": "s", "pair": None}
+    make_run(tmp_path / "s", "alone", 1, 40.0, "NONE", job={**job, "arm": "alone"})
+    make_run(tmp_path / "s", "kd", 1, 50.0, job={**job, "arm": "kd"})
+    make_run(tmp_path / "t", "kd", 1, 60.0, job={**job, "arm": "kd", "overrides": ["SOLVER.LR", "0.2"]})
+    whole, trial = tables_of(tmp_path)
+    assert (labels(whole), labels(trial)) == (["alone", "kd"], ["kd"])
+
+
 def test_a_suite_names_a_users_own_images_but_never_renames_a_known_data_set(tmp_path):
     words = {"suite": "s", "images": "my photographs"}
     make_run(tmp_path / "own", "kd", 1, 70.0, dataset="npz", data="npz-9-ab", job=words)
@@ -125,6 +148,19 @@ def test_a_failed_run_is_named_and_takes_the_verdict_away(tmp_path):
     assert row(table, "SIMKD").differences["KD"].verdict == "no verdict: 1 run missing"
     assert layout.results(table).rows[1]["n"].text == "5 of 6"
     assert layout.warnings(table) == ["SIMKD: no result for seed 5. Seed 5 failed: loss_feat is nan"]
+
+
+def test_a_run_that_failed_before_its_configuration_was_written_takes_the_verdict_away_too(tmp_path):
+    for seed in range(1, 7):
+        for arm, method in (("kd", "KD"), ("simkd", "SIMKD")):
+            make_run(tmp_path, arm, seed, 20.0 + 10 * seed, method, precision="fp32", job={"suite": "s", "arm": arm})
+    for name in ("result.json", "cfg.yaml", "about.json"):
+        (tmp_path / "simkd/seed_5" / name).unlink()
+    failed = {"suite": "s", "arm": "simkd", "status": "failed", "reason": "needs a teacher, which failed"}
+    (tmp_path / "simkd/seed_5/job.json").write_text(json.dumps(failed))
+    (table,) = tables_of(tmp_path)
+    assert [(one.label, len(one.runs), len(one.missing)) for one in table.rows] == [("kd", 6, 0), ("simkd", 5, 1)]
+    assert row(table, "simkd").differences["kd"].verdict == "no verdict: 1 run missing"
 
 
 def test_a_stopped_run_is_missing_with_its_reason(tmp_path):
@@ -230,6 +266,7 @@ CIFAR = {"dataset": "cifar100", "data": "cifar100-50000", "teacher": "resnet32x4
         ((73.2, 73.5, 73.1), {"epochs": 240, "image_size": 64}, None, ""),
         ((73.2, 73.5, 73.1), {"epochs": 240, "teacher": "resnet56"}, None, ""),
         ((73.2, 73.5, 73.1), {"epochs": 240, "dataset": "npz"}, None, ""),
+        ((73.2, 73.5, 73.1), {"epochs": 240, "job": {"suite": "s", "overrides": ["SOLVER.LR", "0.2"]}}, None, ""),
     ],
 )
 def test_reproduced_is_an_interval_within_half_a_point_of_the_figure(tmp_path, tops, changes, figure, said):

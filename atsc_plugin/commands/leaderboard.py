@@ -68,7 +68,7 @@ def run(args):
     whole = jobs.expand(suite, args.output, overrides=jobs.parse_overrides(args.opts))
     there = {run.arm for run in (*runs, *whole) if run.done}  # the page shows all finished arms, not this call's alone
     if there:
-        _write_page(folder, [arm for arm in suite.against if arm in there])
+        _write_page(folder, [arm for arm in (*suite.against, *suite.primary[1:]) if arm in there])
     return 1 if failures else 0
 
 

@@ -122,7 +122,8 @@ def _points(axes, rows, looks):
                           linestyle="none", elinewidth=1.2, capsize=3, label=_plain(row.label))  # fmt: skip
     axes.margins(x=0.12, y=0.12)
     named = points if len(points) <= NAMED else []
-    teachers = [top1 for row in rows for top1 in row.figures("teacher_top1_before")]
+    before = [top1 for row in rows for top1 in row.figures("teacher_top1_before")]
+    teachers = [top1 for top1 in before if not isinstance(top1, list)]  # several teachers have no one line
     if teachers and 2 * teachers.count(top1 := statistics.mode(teachers)) > len(teachers):
         axes.axhline(top1, color=INK, linewidth=0.8, linestyle=(0, (6, 4)))
         named.append((-math.inf, top1, "the teacher, before", INK))

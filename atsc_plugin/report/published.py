@@ -57,7 +57,9 @@ def comparable(run: Run) -> bool:
 
 def beside(table: Table, row: Row) -> dict[str, Any] | None:
     """The published figure of a row, None for another data set, pair, method or settings."""
-    if not row.runs or not row.plain or len(table.teachers) > 1 or not all(map(comparable, row.runs)):
+    if not row.runs or not row.plain or table.trial or len(table.teachers) > 1:
+        return None
+    if not all(map(comparable, row.runs)):
         return None
     return of_pair(table.data[0], table.teachers, table.student, row.any("method"))
 

@@ -25,7 +25,7 @@ CHECKOUT = re.compile(r"/[^\s\"']*/(?=(?:atsc_plugin|tools)/\w+\.py\b)")  # wher
 def record(runs: list[Run], folder: Path, against: list[str] | None = None) -> str:
     """Add finished, failed and stopped runs to a folder's tables, in place of those of the same name; says what it did.
 
-    `against`: rows that the page compares the others with, kept in suite.json.
+    `against`: rows that the page compares the others with; suite.json keeps them, unless the runs' suite names its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     old, problems = read_suite(folder)
@@ -48,14 +48,15 @@ def record(runs: list[Run], folder: Path, against: list[str] | None = None) -> s
         raise PluginError(
             f"No finished run to record in {folder}. `report` without --record says what is wrong with each."
         )
-    about = old[0].suite.get("about", "") if old else ""  # written by hand, and in no run's own files
-    _write(sorted(whole.values(), key=lambda run: (run.name, str(run.get("seed")).zfill(9))), folder, about, against)
+    suite = {"about": "", **(old[0].suite if old else {})}
+    for run in new.values():
+        suite |= {name: value for name, value in run.suite.items() if value}  # what is empty says nothing
+    suite |= {"against": against} if against else {}
+    _write(sorted(whole.values(), key=lambda run: (run.name, str(run.get("seed")).zfill(9))), folder, suite)
     return f"recorded: {len(new)} runs, {replaced} in place of older ones; {len(whole)} in {folder}"
 
 
-def _write(runs, folder, about, against):
-    suite = {"about": "", **{name: value for run in runs for name, value in run.suite.items()}}
-    suite |= {"about": about} | ({"against": against} if against else {})
+def _write(runs, folder, suite):
     keys = [{key: value for key, value in run.keys.items() if not key.startswith(NOT_KEPT)} for run in runs]
     shared = {key: value for key, value in keys[0].items() if all(own.get(key, ...) == value for own in keys)}
     lines, curves = [], []

@@ -115,7 +115,8 @@ def build_tables(runs: list[Run]) -> tuple[list[Table], list[Run]]:
         # An arm of a suite may train longer than the others of its table, whose length is the most frequent one.
         length = statistics.mode(lengths[_comparison(run)]) if run.get("suite") else _length(run)
         data = (*_training(run), run.get("test_data") or tested.get(_training(run)), run.get("selected_on"))
-        key = (data, run.get("student"), length, run.get("suite"), _comparison(run) or tuple(run.teachers))
+        suite, pair = run.get("suite"), run.get("pair") if run.get("suite") else tuple(run.teachers)
+        key = (data, run.get("student"), length, suite, trial(run), pair)
         groups.setdefault(key, []).append(run)
     for run in runs:
         if not run.finished:
@@ -158,16 +159,25 @@ def _home(run, groups):
 
 def _share_students_alone(groups):
     """A student trained without a teacher stands beside every teacher that taught the same student as long."""
-    alone = {key: [run for run in members if run.finished and not run.teachers] for key, members in groups.items()}
-    used = set()
+    alone, used = {key: _alone(members) for key, members in groups.items()}, set()
     for key, members in groups.items():
-        giver = next((other for other in groups if other[:4] == key[:4] and alone[other]), None)
+        giver = next((other for other in groups if other[:-1] == key[:-1] and alone[other]), None)
         if giver and not alone[key]:
             members.extend(alone[giver])
             used.add(giver)
     for key in used:
         if len(alone[key]) == len(groups[key]):
             del groups[key]
+
+
+def _alone(members):
+    """The runs of the arms that train a student without a teacher, missing ones too."""
+    arms = {_arm(run) for run in members if run.finished and not run.teachers}
+    return [run for run in members if _arm(run) in arms and not (run.finished and run.teachers)]
+
+
+def _arm(run):
+    return run.get("arm", run.name)
 
 
 def _table(key, members):
@@ -197,10 +207,10 @@ def _rows(members):
     """Rows by arm, method and number format, split again where configurations differ. Finished runs come first."""
     clusters = []
     for run in members:
-        what = (run.get("arm", run.name), run.get("method"), run.precision)
+        what = (_arm(run), run.get("method"), run.precision)
         for known, runs in clusters:
-            alike = known[: 3 if run.finished else 2] == what[: 3 if run.finished else 2]
-            if alike and not _differing(runs[0], run):
+            said = 3 if run.finished else 2 if run.get("method") else 1  # what failed early says no more than its arm
+            if known[:said] == what[:said] and not _differing(runs[0], run):
                 runs.append(run)
                 break
         else:
