@@ -95,8 +95,13 @@ class Contract:
         return []
 
     @classmethod
+    def derives(cls, cfg: Any) -> tuple[str, ...]:
+        """The keys that follow from the networks, whatever the configuration says."""
+        return ()
+
+    @classmethod
     def derived(cls, cfg: Any, student: nn.Module, teachers: list[nn.Module], image_size: int) -> dict[str, Any]:
-        """{key: value} that follows from the networks where no pair of names says it."""
+        """{key: value} of these keys."""
         return {}
 
     # ---- the networks ----

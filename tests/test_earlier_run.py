@@ -4,6 +4,7 @@ import pytest
 
 import atsc_plugin
 from atsc_plugin.commands import earlier_run
+from atsc_plugin.engine import run_dir
 from atsc_plugin.errors import PluginError
 from atsc_plugin.files import write_json, write_text
 from atsc_plugin.host import CFG
@@ -23,12 +24,33 @@ def started(folder, cfg):
 def test_each_change_is_said_with_the_value_that_holds(cfg, tmp_path, capsys):
     started(tmp_path, cfg)
     cfg.SOLVER.EPOCHS, cfg.LOG.CHECKPOINT_STEPS, cfg.DISTILLER.TEACHER_CKPT = 300, 7, "other.pth"
+    cfg.DISTILLER.TEACHER_CKPTS = ["a.pth"]
     earlier_run.say_changes(tmp_path, cfg)
     assert capsys.readouterr().out.splitlines() == [
         "resuming with DISTILLER.TEACHER_CKPT: was , asked other.pth; no effect, the checkpoint's teacher holds",
+        "resuming with DISTILLER.TEACHER_CKPTS: was [], asked ['a.pth']; no effect, the checkpoint's teacher holds",
         "resuming with LOG.CHECKPOINT_STEPS: was 0, asked 7; the new value holds",
         "resuming with SOLVER.EPOCHS: was 240, asked 300; the new value holds",
     ]
+
+
+def test_what_may_change_leaves_the_run_in_its_directory(cfg):
+    cfg.EXPERIMENT.NAME = "kd"
+    words = [word for name in run_dir.FREE if not name.endswith(".") for word in (name, "other")]
+    assert run_dir.experiment_name(cfg, words) == "kd"
+    assert run_dir.experiment_name(cfg, [*words, "SOLVER.LR", "0.1"]) == "kd,SOLVER.LR=0.1"
+
+
+def test_what_follows_from_the_networks_is_not_compared(cfg, tmp_path):
+    """REVIEWKD's lists are read off the maps of a network that the host does not know; cfg.yaml has what was read."""
+    cfg.DISTILLER.TYPE, cfg.DISTILLER.STUDENT = "REVIEWKD", "timm/resnet18"
+    fitted = cfg.clone()
+    fitted.REVIEWKD.SHAPES = [1, 2, 4]
+    started(tmp_path, fitted)
+    assert earlier_run.differences(tmp_path, cfg) == []
+    cfg.DISTILLER.STUDENT = fitted.DISTILLER.STUDENT = "resnet8"
+    started(tmp_path, fitted)
+    assert [name for name, *_ in earlier_run.differences(tmp_path, cfg)] == ["REVIEWKD.SHAPES"]
 
 
 def test_what_cannot_change_is_refused_all_at_once(cfg, tmp_path):

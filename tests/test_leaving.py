@@ -10,7 +10,7 @@ import pytest
 from forks import python_run
 from runs import Before, assert_the_same_run, config, latest_of, trainer_of
 
-from atsc_plugin.engine import run_dir
+from atsc_plugin.engine import run_dir, signals
 from atsc_plugin.engine.signals import StopAsked, StopSignals, resuming_argv
 from atsc_plugin.errors import Interrupted, PluginError
 
@@ -111,6 +111,16 @@ def test_the_command_that_goes_on_is_the_one_that_began_with_resume_in_place_of_
     assert resuming_argv(["/x/atsc_plugin/__main__.py", "prepare", "--cfg", "a"])[2:] == [
         "atsc_plugin", "prepare", "--cfg", "a"
     ]  # fmt: skip
+    allowed = ["/x/atsc_plugin/__main__.py", "--allow", "nets", "train", "--cfg", "a"]
+    assert resuming_argv(allowed)[3:] == ["--allow", "nets", "train", "--resume", "--cfg", "a"]
+
+
+def test_a_hosts_script_goes_on_under_launch(monkeypatch):
+    monkeypatch.setattr(signals, "LAUNCHED", ["launch", "--leave", "SIMKD"])
+    words = ["launch", "--leave", "SIMKD", "/host/train.py", "--resume", "--cfg", "a"]
+    assert resuming_argv(["/host/train.py", "--cfg", "a"]) == ["python", "-m", "atsc_plugin", *words]
+    ranks = ["torchrun", "--standalone", "--nproc_per_node=2"]
+    assert resuming_argv(["/host/train.py", "--cfg", "a"], ranks) == [*ranks, "-m", "atsc_plugin", *words]
 
 
 # ---- one process a directory ----

@@ -11,9 +11,10 @@ import torch
 from runs import EMA, MODERN, assert_the_same_run, config, latest_of, log_of, tiny_loader, trainer_of
 from torch.utils.data import DataLoader, Dataset
 
-from atsc_plugin.engine import checkpoint
+from atsc_plugin.engine import checkpoint, run_dir
 from atsc_plugin.engine.resume import random_states, restore, seed_all
 from atsc_plugin.errors import PluginError
+from atsc_plugin.keys import flatten
 
 
 @pytest.fixture
@@ -151,6 +152,15 @@ def test_what_cannot_be_continued_is_refused(cfg, tmp_path):
     cfg.SOLVER.EPOCHS = 2
     with pytest.raises(PluginError, match="is in epoch 3; SOLVER.EPOCHS asks for 2"):
         fewer.train(resume=True)
+
+
+def test_a_teachers_file_that_has_no_effect_on_a_continued_run_does_not_enter_its_configuration(cfg, tmp_path):
+    cfg.DISTILLER.TEACHER_CKPT = "taught.pth"
+    trainer_of(cfg, tmp_path / "run").train()
+    cfg.DISTILLER.TEACHER_CKPT, cfg.SOLVER.EPOCHS = "other.pth", 4
+    trainer_of(cfg, tmp_path / "run").train(resume=True)
+    stored = flatten(run_dir.read_tree(tmp_path / "run" / "cfg.yaml"))
+    assert (stored["DISTILLER.TEACHER_CKPT"], stored["SOLVER.EPOCHS"]) == ("taught.pth", 4)
 
 
 def test_a_log_line_that_was_written_half_is_dropped_and_worklog_has_each_epoch_once(cfg, tmp_path, whole):

@@ -8,12 +8,10 @@ from atsc_plugin import untrusted
 from atsc_plugin.engine import run_dir
 from atsc_plugin.errors import PluginError
 from atsc_plugin.keys import flatten
+from atsc_plugin.methods.base import class_of
 from atsc_plugin.registration import all_keys
 
-# May change between the start and the continuation of a run: places, names, how much is logged, how long it goes on.
-FREE = (*run_dir.PLACES, "EXPERIMENT.PROJECT", "EXPERIMENT.NAME", "EXPERIMENT.TAG", "SOLVER.EPOCHS", "SOLVER.NONFINITE",
-        "DATASET.LOADER", "ATSC.GUARD", "TEACHER.TRAIN_IF_MISSING")  # fmt: skip
-KEPT = ("DISTILLER.TEACHER_CKPT",)  # may change and has no effect: the teacher is in the checkpoint
+FREE = (*run_dir.FREE, "EXPERIMENT.PROJECT", "EXPERIMENT.NAME", "EXPERIMENT.TAG")
 UNSAID = ("LOG.", "TEACHER.CACHE")  # make no other run
 
 
@@ -46,7 +44,7 @@ def say_changes(folder, cfg):
     """Print each key that differs from the run's own, and which value holds; refuse those that cannot change."""
     changes = differences(folder, cfg)
     free = [name for name in FREE if name != "SOLVER.EPOCHS" or cfg.SOLVER.SCHEDULE != "cosine"]  # which ends there
-    fixed = [change for change in changes if not change[0].startswith((*free, *KEPT))]
+    fixed = [change for change in changes if not change[0].startswith((*free, *run_dir.KEPT))]
     if fixed:
         lines = "".join(f"\n  - {name} was {old}, asked {new}" for name, old, new in fixed)
         raise PluginError(
@@ -54,15 +52,18 @@ def say_changes(folder, cfg):
             "Resume with the same keys, or start anew with --overwrite."
         )
     for name, old, new in changes:
-        holds = "no effect, the checkpoint's teacher holds" if name in KEPT else "the new value holds"
+        holds = "no effect, the checkpoint's teacher holds" if name in run_dir.KEPT else "the new value holds"
         print(f"resuming with {name}: was {old}, asked {new}; {holds}", flush=True)
 
 
 def differences(folder, cfg):
-    """(key, value in the directory's cfg.yaml, value asked) of each that differs; a newer key has its default."""
+    """(key, value in the directory's cfg.yaml, value asked) of each that differs; a newer key has its default.
+
+    What follows from the networks is in the file, and not in what is asked.
+    """
     stored, asked = flatten(_stored(folder)), flatten(yaml.safe_load(cfg.dump()))
     defaults = {key.name: key.default for key in all_keys()}
-    names = sorted(stored.keys() | asked.keys())
+    names = sorted((stored.keys() | asked.keys()) - set(class_of(cfg.DISTILLER.TYPE).derives(cfg)))
     changes = [(name, stored.get(name, defaults.get(name, "absent")), asked.get(name, "absent")) for name in names]
     return [change for change in changes if change[1] != change[2]]
 

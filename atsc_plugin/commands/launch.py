@@ -41,11 +41,13 @@ def run(args):
     if host.NAME != "mdistiller":
         raise HostError(f"launch runs mdistiller's scripts, but ATSC_HOST chose the {host.NAME} host. Unset it.")
     import atsc_plugin
+    from atsc_plugin.engine.signals import LAUNCHED
 
     atsc_plugin.register(leave=args.leave)
     print(f"atsc_plugin: registered with mdistiller {host.VERSION} ({host.FOLDER}); running {script}", flush=True)
     sys.path.insert(0, str(script.parent))  # as `python script` has it
     before, sys.argv = sys.argv, [str(script), *args.argv]
+    LAUNCHED.extend(["launch", *(word for name in args.leave for word in ("--leave", name))])
     try:
         runpy.run_path(str(script), run_name="__main__")
     except SystemExit as stop:
@@ -60,4 +62,5 @@ def run(args):
         ) from error
     finally:
         sys.argv = before
+        LAUNCHED.clear()
     return 0

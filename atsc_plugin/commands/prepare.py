@@ -62,7 +62,7 @@ def _facts(checked, estimate):
     from atsc_plugin import teachers
     from atsc_plugin.files import key_of
     from atsc_plugin.host import CFG
-    from atsc_plugin.keys import flatten
+    from atsc_plugin.keys import changed, flatten
     from atsc_plugin.methods.base import class_of
 
     if estimate:
@@ -71,7 +71,8 @@ def _facts(checked, estimate):
     configs = {}
     for path, cfg in checked.items():
         data = SimpleNamespace(identity=flatten(cfg.DATASET))  # the images are not read here: their keys name them
-        each, kind = teachers.configs_by_teacher(cfg), class_of(cfg.DISTILLER.TYPE)
+        here = changed(cfg, {"EXPERIMENT.DEVICE": "cpu"})  # the runs' device need not be seen from here
+        each, kind = teachers.configs_by_teacher(here), class_of(cfg.DISTILLER.TYPE)
         trained = kind.teacher_weights(cfg) == "trained"
         wanted = [
             {"number": number, "name": own.DISTILLER.TEACHER, "seed": own.TEACHER.SEED,
@@ -80,7 +81,7 @@ def _facts(checked, estimate):
             for number, own in enumerate(each, 1) if trained and not own.DISTILLER.TEACHER_CKPT
         ]  # fmt: skip
         configs[path] = {
-            "keys": flatten(cfg),
+            "keys": {key: value for key, value in flatten(cfg).items() if key not in kind.derives(cfg)},
             "teachers": wanted,
             "teacher_names": [own.DISTILLER.TEACHER for own in each],
             "leaves_teacher": kind.LEAVES_NETWORKS,

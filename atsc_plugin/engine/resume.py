@@ -25,6 +25,7 @@ from atsc_plugin.engine.run_dir import LATEST, PREVIOUS
 from atsc_plugin.engine.step import Step
 from atsc_plugin.errors import PluginError, out_of_memory
 from atsc_plugin.files import PART, flush_folder, remove_parts, write_json, write_text
+from atsc_plugin.keys import changed, flatten
 from atsc_plugin.networks.deployed import deployed_of, tensors_of
 from atsc_plugin.untrusted import first_line
 
@@ -243,7 +244,11 @@ class Checkpoints:
                 print(f"note: {name} was {first[name]}, is {value}: the last digits may differ from now on", flush=True)
         entry = {"from": self.saved, "command": " ".join(sys.argv), **now}
         first["resumed"] = [*first.get("resumed", []), entry]
-        write_text(self.cfg.dump(), self.folder / "cfg.yaml")
+        path, cfg = self.folder / "cfg.yaml", self.cfg
+        if path.is_file():
+            stored = flatten(run_dir.read_tree(path))
+            cfg = changed(cfg, {name: stored[name] for name in run_dir.KEPT if name in stored})
+        write_text(cfg.dump(), path)
         write_json(first, self.folder / "about.json")
 
 

@@ -25,20 +25,13 @@ from atsc_plugin.untrusted import read_yaml
 
 LATEST, PREVIOUS = "latest", "latest_previous"
 LOCK, HOLDER = "run.lock", "run.lock.json"
-LEFT_OUT = (
-    "LOG.",
-    "EXPERIMENT.",
-    "SOLVER.EPOCHS",
-    "DATASET.ROOT",
-    "DATASET.NUM_WORKERS",
-    "DISTILLER.TEACHER_CKPT",
-    "TEACHER.CACHE",
-    "TEACHER.TRAIN_IF_MISSING",
-)  # overrides that do not belong into a run's name: places, seeds, lengths, logging
-
 # Where and on what a run is made: neither a trial's name nor the comparison of two configurations knows these.
 PLACES = ("LOG.", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD", "EXPERIMENT.DEVICE", "TEACHER.CACHE")
-
+# May change when a run is continued: places, how long it goes on, what it does about trouble.
+FREE = (*PLACES, "SOLVER.EPOCHS", "SOLVER.NONFINITE", "DATASET.LOADER", "ATSC.GUARD", "TEACHER.TRAIN_IF_MISSING")
+# May change too, and have no effect: the teachers are in the checkpoint.
+KEPT = ("DISTILLER.TEACHER_CKPT", "DISTILLER.TEACHER_CKPTS")
+LEFT_OUT = (*FREE, *KEPT, "EXPERIMENT.")  # overrides that do not belong into a run's name
 
 # Of about.json: what a run's last digits depend on besides its configuration.
 SURROUNDINGS = ("host_version", "torch", "device", "world_size", "loader", "precision")

@@ -18,6 +18,7 @@ from atsc_plugin.engine import distributed
 
 ASKED_BY = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 WITHOUT_RESUME = ("teachers", "prepare", "bench", "quickstart")
+LAUNCHED: list[str] = []  # `launch` and its options, while it runs a host's script, whose name then is sys.argv's first
 
 
 class StopAsked(BaseException):
@@ -102,11 +103,14 @@ def resuming_argv(argv, launcher=()):
     """
     script, *args = argv
     args = [arg for arg in args if arg not in ("--overwrite", "--resume")]
-    module = script.endswith(os.path.join("atsc_plugin", "__main__.py"))
+    module = bool(LAUNCHED) or script.endswith(os.path.join("atsc_plugin", "__main__.py"))
     python = launcher or (["python"] if module else [sys.executable])
     start = [*python, "-m", "atsc_plugin"] if module else [*python, script]
-    with_command = module or Path(script).stem == "atsc-plugin"  # of a script in tools/ the name is the command
-    if (args[0] if with_command and args else Path(script).stem) in WITHOUT_RESUME:
-        return [*start, *args]
-    place = 1 if args[:1] == ["train"] else 0
-    return [*start, *args[:place], "--resume", *args[place:]]
+    if LAUNCHED:
+        return [*start, *LAUNCHED, script, "--resume", *args]
+    command, place = Path(script).stem, 0  # of a script in tools/ the name is the command
+    if module or command == "atsc-plugin":
+        place = next((place for place, arg in enumerate(args, 1) if arg in ("train", *WITHOUT_RESUME)), 0)
+        command = args[place - 1] if place else ""
+    resume = [] if command in WITHOUT_RESUME else ["--resume"]
+    return [*start, *args[:place], *resume, *args[place:]]

@@ -46,6 +46,7 @@ MAPS = {
     "ShuffleV1": ([240, 480, 960], [16, 8, 4], 960),
     "ShuffleV2": ([116, 232, 464], [16, 8, 4], 1024),
 }
+LISTS = ("SHAPES", "OUT_SHAPES", "IN_CHANNELS", "OUT_CHANNELS")  # REVIEWKD's keys of the maps
 # On ImageNet: (student's channels, teacher's); the last map's channels stand again for the pooled features.
 IMAGENET_MAPS = {
     ("ResNet34", "ResNet18"): ([64, 128, 256, 512, 512], [64, 128, 256, 512, 512]),
@@ -55,12 +56,8 @@ IMAGENET_MAPS = {
 
 def review_keys(student: tuple[list[int], list[int]], teacher: tuple[list[int], list[int]]) -> dict[str, list[int]]:
     """REVIEWKD's lists from (sides, channels) of the maps, shallowest first: it wants the sides the other way round."""
-    return {
-        "REVIEWKD.SHAPES": student[0][::-1],
-        "REVIEWKD.OUT_SHAPES": teacher[0][::-1],
-        "REVIEWKD.IN_CHANNELS": student[1],
-        "REVIEWKD.OUT_CHANNELS": teacher[1],
-    }
+    lists = student[0][::-1], teacher[0][::-1], student[1], teacher[1]
+    return {f"REVIEWKD.{name}": values for name, values in zip(LISTS, lists, strict=True)}
 
 
 def review_keys_of_pair(teacher: str, student: str) -> dict[str, list[int]]:
@@ -141,12 +138,17 @@ class ReviewKD(TensorStep):
         return min(epoch, self.cfg.REVIEWKD.WARMUP_EPOCHS)
 
     @classmethod
+    def derives(cls, cfg):
+        """Its four lists, where a network is none of the host's."""
+        foreign = any(map(is_foreign, (cfg.DISTILLER.STUDENT, cfg.DISTILLER.TEACHER)))
+        return tuple(f"REVIEWKD.{name}" for name in LISTS) if foreign else ()
+
+    @classmethod
     def derived(cls, cfg, student, teachers, image_size):
-        """Its four lists, read off the maps, where a network is none of the host's."""
-        names = cfg.DISTILLER.STUDENT, cfg.DISTILLER.TEACHER
-        if not any(map(is_foreign, names)):
+        """Read off the maps."""
+        if not cls.derives(cfg):
             return {}
-        shapes = []
+        names, shapes = (cfg.DISTILLER.STUDENT, cfg.DISTILLER.TEACHER), []
         for network, name in zip((student, *teachers), names, strict=True):
             maps = review_maps(network, image_size)
             if not maps or any(each.dim() != 4 or each.shape[-1] != each.shape[-2] for each in maps):
