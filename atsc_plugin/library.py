@@ -165,7 +165,7 @@ def _built(make, kind, cfg, networks, chosen):
     for key in derived.keys() - chosen:
         set_key(cfg, key, derived[key], strict=True)
     cfg.freeze()
-    first, *others = [SimpleNamespace(classes=_logits(network, size).shape[1]) for network in networks]
+    first, *others = [_logits(network, size).shape[1] for network in networks]
     for other, name in zip(others, cfg.DISTILLER.TEACHERS, strict=True) if kind.TEACHER_CLASSES else ():
         check_classes(first, other, f"student {cfg.DISTILLER.STUDENT}", f"teacher {name}")
     if not teachers:
@@ -291,7 +291,7 @@ class Distillation(nn.Module):
 
     def _begin(self, loader):
         """Let the method begin; one that trains something first does it here, into a cache that is thrown away."""
-        with tempfile.TemporaryDirectory() as folder, distributed.alone():
+        with tempfile.TemporaryDirectory() as folder, distributed.alone(), torch.random.fork_rng():
             self._cfg.defrost()
             self._cfg.TEACHER.CACHE = folder
             self._cfg.freeze()

@@ -41,7 +41,18 @@ def feature_loss(projected: Tensor, target: Tensor) -> Tensor:
 def through_frozen(classifier: nn.Module, pooled: Tensor) -> Tensor:
     """C(pooled) without a gradient for C: what a student's own losses see of a shared classifier or tail."""
     held = {name: parameter.detach() for name, parameter in classifier.named_parameters()}
-    return full(torch.func.functional_call(classifier, held, (pooled,)))
+    return full(torch.func.functional_call(classifier, {**held, **_copies_of_buffers(classifier)}, (pooled,)))
+
+
+def through_again(classifier: nn.Module, pooled: Tensor) -> Tensor:
+    """C(pooled) of a batch that C's own batch norms have taken in already: their statistics stay."""
+    buffers = _copies_of_buffers(classifier)
+    return full(torch.func.functional_call(classifier, buffers, (pooled,)) if buffers else classifier(pooled))
+
+
+def _copies_of_buffers(module):
+    """What batch norm moves in training mode, so that the network's own forward alone moves the real ones."""
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
 class _ScaledGradient(torch.autograd.Function):

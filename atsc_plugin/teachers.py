@@ -162,6 +162,11 @@ def find(cfg, data, network, taken=(), fine_tune=False):
         weights = named.weights_of(name)
         view = f"seen at {weights.size} px with mean {list(weights.mean)} and std {list(weights.std)}"
         source = Source(None, False, f"{weights.text}, {view}")
+        if source in taken:
+            raise PluginError(
+                f"Two teachers are {name} with the same weights: they would be one. Name files in "
+                "DISTILLER.TEACHER_CKPTS, at least for the second."
+            )
         return _of_these_classes(cfg, data, source, weights.classes, fine_tune)
     if data.name == "imagenet" and not named.is_foreign(name):
         return _pretrained(name, taken)

@@ -250,13 +250,23 @@ def test_the_guard_warns_of_a_slow_fall_whatever_moves_the_teacher_and_knows_it_
     assert warnings[3].startswith(told) and "ATSC.TEACHER.LR_SCALE" in warnings[3]
 
 
-def test_the_advice_names_no_key_that_the_released_step_refuses(cfg):
-    cfg.ATSC.UPDATE = "published"
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, "Raise ATSC.DRIFT.WEIGHT or lower ATSC.TEACHER.LR_SCALE."),
+        ({"ATSC.DRIFT.PARAMS": "kernels"}, "Set ATSC.DRIFT.PARAMS all. Raise ATSC.DRIFT.WEIGHT"),
+        ({"ATSC.UPDATE": "published", "ATSC.DRIFT.PARAMS": "kernels"}, "Take ATSC.UPDATE fused"),
+        ({"SOLVER.TYPE": "AdamW", "ATSC.DRIFT.WEIGHT": 0.0}, "Lower ATSC.TEACHER.LR_SCALE."),
+    ],
+)
+def test_the_advice_names_only_keys_that_would_change_something(cfg, keys, said):
+    cfg.merge_from_list([word for pair in keys.items() for word in pair])
     distiller = distiller_of(cfg)
     with torch.no_grad():
         distiller.teacher.bn.weight.zero_()
     warning = distiller.after_epoch(1, [own_labels(distiller)]).warning
-    assert "take ATSC.UPDATE fused with a lower ATSC.TEACHER.LR_SCALE" in warning
+    assert said in warning
+    assert ("PARAMS" in warning) == ("PARAMS" in said)
 
 
 def run(cfg, guard, tmp_path, sabotage_at=2, drift=0.0):

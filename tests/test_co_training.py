@@ -17,6 +17,7 @@ from atsc_plugin.engine.evaluate import evaluate
 from atsc_plugin.errors import ConfigError, ModelRefused
 from atsc_plugin.methods.base import load_methods
 from atsc_plugin.methods.co_training import CoTrained, LearningTeacher, Means, fresh_network
+from atsc_plugin.networks import named
 
 METHODS = load_methods()
 FAMILY = [name for name, kind in METHODS.items() if issubclass(kind, LearningTeacher)]
@@ -186,3 +187,15 @@ def test_the_command_trains_no_teacher_for_a_scratch_start_and_adapted_gives_out
     assert train("dml", *TINY, *words, name="after") == 0
     after = json.loads((run_folder(here, "after") / "result.json").read_text())
     assert after["teacher_top1_before"] == result["teacher_top1_after"]
+
+
+def test_a_network_drawn_anew_has_the_arguments_of_the_one_whose_name_it_has(config, monkeypatch):
+    cfg, given = config("PEERS"), []
+    cfg.DISTILLER.STUDENT_ARGS, cfg.DISTILLER.TEACHER_ARGS = ["width=3"], ["width=5"]
+    monkeypatch.setattr(named, "new_network", lambda *words: given.append(words[-1]))
+    for name in ("small", "tiny", "deep"):
+        fresh_network(cfg, name, 10, "PEER")
+    cfg.DISTILLER.TEACHER = "small"  # the student's name too
+    for kin in ("TEACHER", "STUDENT"):
+        fresh_network(cfg, "small", 10, "PEER", kin=kin)
+    assert given == [["width=3"], ["width=5"], (), ["width=5"], ["width=3"]]

@@ -316,3 +316,13 @@ def test_a_students_tensors_in_the_pair_are_the_students(tmp_path, pixels):
     first, second = (checkpoint.load_tensors(tmp_path / f"{name}.safetensors") for name in "ab")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_command_measures_a_run_beside_its_teacher(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(latency, "TURNS", 2)
+    monkeypatch.setattr(latency, "SECONDS", 0.0001)
+    words = ["--format", "safetensors", "--output", str(tmp_path / "student"), "--check", "8", "--benchmark"]
+    assert main(["export", str(trained), *words]) == 0
+    said = capsys.readouterr().out
+    assert "teacher: a tiny_teacher" in said
+    assert "teacher / student" in said

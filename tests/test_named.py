@@ -10,6 +10,7 @@ import torch
 from deploy_files import write_student
 from small_runs import QUICK, SMALL
 from tiny import TinyNet, batch
+from torch import nn
 
 import atsc_plugin
 from atsc_plugin import contract, host, students
@@ -22,7 +23,7 @@ from atsc_plugin.export import verified
 from atsc_plugin.host import CFG
 from atsc_plugin.methods.host_methods import ReviewKD
 from atsc_plugin.networks import named
-from atsc_plugin.networks.adapter import Adapted, View, unwrapped
+from atsc_plugin.networks.adapter import Adapted, View, adapt, unwrapped
 from atsc_plugin.networks.deployed import deployed_of, tensors_of
 from atsc_plugin.networks.maps import teacher_map
 
@@ -191,6 +192,24 @@ def test_commas_in_brackets_do_not_divide_arguments():
 
 
 # ---- the host's outputs ----
+
+
+def test_a_network_in_a_wrapper_has_the_maps_it_has_without(made):
+    class Wrapped(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x)
+
+    image, _ = batch()
+    for name in KINDS.values():
+        bare = unwrapped(made[name])
+        shapes = [
+            [tuple(each.shape) for each in adapt(net.eval(), 32)(image)[1]["feats"]] for net in (bare, Wrapped(bare))
+        ]
+        assert shapes[0] == shapes[1] and len(shapes[0]) > 1
 
 
 def test_a_vits_maps_have_no_prefix_tokens_and_its_vector_feeds_the_classifier(made):

@@ -113,11 +113,24 @@ def test_the_first_is_deployed_or_the_best_on_validation(config):
         assert figures["students_mean_top1"] == pytest.approx(100 * (3 / 24 + 2 / 24) / 2)  # 24 images of 10 classes
 
 
+def test_the_epoch_counts_for_the_student_that_leaves_after_it(config):
+    cfg = config("PEERS.DEPLOY", "best")
+    cfg.EXPERIMENT.SELECT_ON = "val"
+    distiller = distiller_of(cfg)
+    loader = [(batch()[0], torch.tensor([0, 0, 0, 1, 2, 9]))]
+    for student, top in zip(distiller.students, (9, 0), strict=True):
+        torch.nn.init.zeros_(student.fc.weight)
+        student.fc.bias.data = (torch.arange(10) == top).float()
+    figures = distiller.after_epoch(1, loader).figures
+    assert (figures["chosen_student"], figures["top1"]) == (2, 50.0)  # three of six; the first student has one
+
+
 def test_mistakes_are_told_together(config):
-    cfg = config("PEERS.STUDENTS", ["tiny", "smal"], "PEERS.DEPLOY", "best")
+    cfg = config("PEERS.STUDENTS", ["tiny", "smal"], "PEERS.DEPLOY", "best", "PEERS.TEACHER.INIT", "frozen")
+    cfg.merge_from_list(["PEERS.TEACHER.KD_WEIGHT", 1.0, "PEERS.TEACHER.LR_SCALE", 0.5])
     with pytest.raises(ConfigError) as error:
         distiller_of(cfg)
     told = "\n".join(error.value.problems)
     for part in ("PEERS.STUDENTS: got 'smal'", "did you mean small", "begins with tiny", "chooses among equal networks",
-                 "SELECT_ON is auto"):  # fmt: skip
+                 "SELECT_ON is auto", "PEERS.TEACHER.KD_WEIGHT has no", "PEERS.TEACHER.LR_SCALE has no"):  # fmt: skip
         assert part in told, told

@@ -70,3 +70,9 @@ def test_the_prediction_does_not_ask_the_teacher(cfg):
     for parameter in distiller.teacher.parameters():
         parameter.data.zero_()
     assert torch.equal(before, distiller(image=images))
+
+
+@pytest.mark.parametrize("kind", [ProjectedVanilla, ProjectedKD])
+def test_several_projectors_are_refused(cfg, kind):
+    cfg.SIMKD.PROJECTOR.COUNT = 2
+    assert kind.problems(cfg) == ["SIMKD.PROJECTOR.COUNT is 2, but a projected student has one. Use 1."]

@@ -136,7 +136,8 @@ class TestPlots:
         assert "the teacher, before" not in svg
         make_run(tmp_path, "one", 1, 70.0)
         make_run(tmp_path, "other", 1, 71.0)
-        assert "the teacher, before" in dict(plots.draw(report.compared([tmp_path])[0][0]))["Accuracy against training time"]
+        drawn = dict(plots.draw(report.compared([tmp_path])[0][0]))
+        assert "the teacher, before" in drawn["Accuracy against training time"]
 
     def test_tables_stand_one_above_the_other_whatever_each_of_them_logged(self, runs):
         from PIL import Image

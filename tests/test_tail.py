@@ -155,3 +155,27 @@ def test_a_students_loss_through_the_tail_does_not_move_it():
     tail = Tail([network.norm, network.fc], [("norm", 4), ("fc", 2)])
     through_frozen(tail, vector).sum().backward()
     assert vector.grad.any() and all(p.grad is None for p in network.parameters())
+
+
+def test_a_batch_norm_in_the_tail_takes_in_the_teachers_own_forward_and_nothing_else(cfg):
+    """Once a step: not the student's features, nor the teacher's a second time."""
+
+    class NeckNet(TinyNet):
+        def __init__(self):
+            super().__init__(width=6)
+            self.neck = nn.BatchNorm1d(6)
+
+        def forward(self, x):
+            feature_map = torch.relu(self.bn(self.conv(x)))
+            return self.fc(self.neck(feature_map.mean(dim=(2, 3)))), {"feats": [feature_map]}
+
+    images, target = batch()
+    cfg.SOLVER.TRAINER = "plugin"
+    for learns, ema in (("features", 0.0), ("task", 0.0), ("task", 0.9)):
+        cfg.ATSC.TEACHER.LEARNS, cfg.ATSC.TEACHER.EMA = learns, ema
+        distiller = made(ATSC, cfg, TinyNet(), NeckNet()).train()
+        distiller(image=images, target=target, epoch=1)
+        (learning,) = distiller.learning
+        assert learning.bn.num_batches_tracked == learning.neck.num_batches_tracked == 1, (learns, ema)
+        averaged = distiller.teacher  # with EMA another network than the one that learns
+        assert averaged.bn.num_batches_tracked == averaged.neck.num_batches_tracked, (learns, ema)

@@ -5,6 +5,7 @@ says; with it uint8 N x H x W x 3, RGB 0..255, as image libraries have it. The c
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 from atsc_plugin.commands import Parser, add_student_options, cfg_of_student, tell_unfinished
 from atsc_plugin.errors import PluginError, wrapped
@@ -91,11 +92,12 @@ def _check_not_itself(output, stem):
 
 
 def _benchmark(opened, cfg, with_compiled):
-    from atsc_plugin import build
+    from atsc_plugin import teachers
     from atsc_plugin.export import latency
 
-    teacher = None
-    if cfg is not None and cfg.DISTILLER.TYPE != "NONE":
-        teacher = build.network(cfg, "TEACHER", opened.card["classes"], 0)
-        print(f"teacher: a {cfg.DISTILLER.TEACHER} with random weights, which cost the same time")
-    print(latency.report(opened.module, teacher, opened.card["image_size"], with_compiled))
+    card, teacher = opened.card, None
+    if cfg is not None and (first := next(iter(teachers.configs_by_teacher(cfg)), None)) is not None:
+        data = SimpleNamespace(**{name: card[name] for name in ("classes", "image_size", "mean", "std")})
+        teacher = teachers.new_teacher(first, data)
+        print(f"teacher: a {first.DISTILLER.TEACHER}, whose weights do not matter here")
+    print(latency.report(opened.module, teacher, card["image_size"], with_compiled))

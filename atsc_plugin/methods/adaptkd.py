@@ -13,7 +13,7 @@ from atsc_plugin.losses import full, pool, softened_divergence
 from atsc_plugin.methods.base import EpochReport, Key, Method, Network, method
 from atsc_plugin.methods.monitor import Extended, moving_top1
 from atsc_plugin.networks.drift import StartingPoint
-from atsc_plugin.networks.maps import check_classes, teacher_map
+from atsc_plugin.networks.maps import check_classes, classes_of, teacher_map
 from atsc_plugin.networks.stages import convolutions_behind, stage_facts
 
 
@@ -127,9 +127,7 @@ class ADAPTKD(Method):
         super().__init__(student, teacher, cfg)
         self.node, side = cfg.ADAPTKD, image_size(cfg.DATASET)
         names = f"student {cfg.DISTILLER.STUDENT}", f"teacher {cfg.DISTILLER.TEACHER}"
-        check_classes(
-            *(stage_facts(net, side, name) for net, name in zip((student, self.teacher), names, strict=True)), *names
-        )
+        check_classes(classes_of(student, side, names[0]), classes_of(self.teacher, side, names[1]), *names)
         self.learns = _learns(self.node)
         self.target = None  # of the teacher, where a module needs one
         self.teacher.requires_grad_(True)

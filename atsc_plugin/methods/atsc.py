@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,14 @@ from torch import nn
 from atsc_plugin.contract import EAGER_STEP, IDLE_PARAMETERS, OUR_TRAINER, SECOND_STEP
 from atsc_plugin.errors import ModelRefused
 from atsc_plugin.keys import flatten
-from atsc_plugin.losses import feature_loss, full, pool, scale_gradient, softened_divergence, through_frozen
+from atsc_plugin.losses import (
+    feature_loss,
+    pool,
+    scale_gradient,
+    softened_divergence,
+    through_again,
+    through_frozen,
+)
 from atsc_plugin.methods.base import Key, method, networks_of
 from atsc_plugin.methods.monitor import TeacherMonitor, together
 from atsc_plugin.methods.shared_classifier import SharedClassifier, projector_keys, term_name
@@ -81,7 +89,7 @@ KEYS = (
         "ATSC.DRIFT.PARAMS",
         "all",
         "weights that the drift term holds: all, or kernels (more than one dimension, as released: no norm's scales "
-        "and shifts and no biases, but a ViT's tokens and positions)",
+        "and shifts and no biases, but a ViT's tokens and positions). UPDATE published always holds the kernels",
         choices=("all", "kernels"),
     ),
     Key(
@@ -141,12 +149,6 @@ OLD_KEYS = {
     "ATSC.TEACHER.WEIGHT_DECAY": "the teacher has SOLVER.WEIGHT_DECAY; leave it out.",
     "ATSC.MONITOR.IMAGES": "the teacher is measured on 2,000 evaluation images; leave it out.",
 }
-HOLD = "Raise ATSC.DRIFT.WEIGHT, set ATSC.DRIFT.PARAMS all, or "
-ADVICE = {
-    "fused": f"{HOLD}lower ATSC.TEACHER.LR_SCALE.",
-    "published": f"{HOLD}take ATSC.UPDATE fused with a lower ATSC.TEACHER.LR_SCALE.",
-}
-
 LESS_OF_THE_STUDENT = "Lower ATSC.LOSS.REVERSE_KD_WEIGHT, or raise REVERSE_KD_WARMUP_EPOCHS. "
 
 
@@ -154,6 +156,17 @@ def scales_and_shifts(network: nn.Module) -> list[nn.Parameter]:
     """The parameters of layers that have vectors alone: BN, LayerNorm, GroupNorm and other norms, layer scales."""
     layers = (list(module.parameters(recurse=False)) for module in network.modules())
     return [parameter for own in layers if all(each.dim() <= 1 for each in own) for parameter in own]
+
+
+def advice(cfg: Any) -> str:
+    """What holds the teacher better, of what this configuration does not have yet."""
+    node = cfg.ATSC
+    if node.UPDATE == "published":  # its drift term holds the kernels alone, and scales and shifts carry the collapse
+        return "Take ATSC.UPDATE fused, and if need be a lower ATSC.TEACHER.LR_SCALE."
+    if cfg.SOLVER.TYPE != "SGD":  # under which the drift term is refused
+        return "Lower ATSC.TEACHER.LR_SCALE."
+    hold_all = "" if node.DRIFT.PARAMS == "all" else "Set ATSC.DRIFT.PARAMS all. "
+    return f"{hold_all}Raise ATSC.DRIFT.WEIGHT or lower ATSC.TEACHER.LR_SCALE."
 
 
 @method("ATSC")
@@ -247,7 +260,7 @@ class ATSC(SharedClassifier):
 
     def __init__(self, student, teacher, cfg):
         super().__init__(student, teacher, cfg)
-        self.node, self.weights = cfg.ATSC, cfg.ATSC.LOSS
+        self.node, self.weights, self.advice = cfg.ATSC, cfg.ATSC.LOSS, advice(cfg)
         self.published = self.node.UPDATE == "published"
         self.learns_task = self.node.TEACHER.LEARNS == "task"
         self.warming_up, self.resting, self.reverses = False, False, self.weights.REVERSE_KD_WEIGHT > 0
@@ -293,7 +306,7 @@ class ATSC(SharedClassifier):
         return TeacherMonitor(
             title,
             guard=self.node.GUARD,
-            advice=(LESS_OF_THE_STUDENT if weights.REVERSE_KD_WEIGHT else "") + ADVICE[self.node.UPDATE],
+            advice=(LESS_OF_THE_STUDENT if weights.REVERSE_KD_WEIGHT else "") + self.advice,
             watch_trend=not self.learns_task,
             kappa_scale=self.node.DRIFT.WEIGHT / weights.FEAT_WEIGHT if weights.FEAT_WEIGHT else math.inf,
         )
@@ -381,7 +394,7 @@ class ATSC(SharedClassifier):
             with torch.set_grad_enabled(learns):  # rate 0: no graph and no gradient, hence neither decay nor momentum
                 _, teacher_map = self.learning_readers[number](image)
                 pooled = pool(teacher_map)
-                learning = full(self.learning_tails[number](pooled if self.learns_task else pooled.detach()))
+                learning = through_again(self.learning_tails[number], pooled if self.learns_task else pooled.detach())
                 if self.node.DRIFT.WEIGHT > 0:
                     terms["loss_drift"] = self.drift_loss(number)
                 terms["loss_teacher_ce"] = self.weights.TEACHER_CE_WEIGHT * F.cross_entropy(learning, target)
@@ -389,7 +402,7 @@ class ATSC(SharedClassifier):
                 return teacher_map, learning, learning, terms
         with torch.no_grad():  # an average; a resting teacher gives the map of the steps around, by batch statistics
             _, teacher_map = branch.read(image) if averaged else self.learning_readers[number](image)
-            return teacher_map, full(branch.classifier(pool(teacher_map))), learning, terms
+            return teacher_map, through_again(branch.classifier, pool(teacher_map)), learning, terms
 
     def drift_loss(self, number: int = 0):
         """DRIFT * sum ||theta - theta_0||^2 over one teacher's held weights."""

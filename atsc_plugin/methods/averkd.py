@@ -7,7 +7,7 @@ from atsc_plugin.errors import ModelRefused
 from atsc_plugin.host import image_size
 from atsc_plugin.losses import softened_divergence
 from atsc_plugin.methods.base import SEVERAL, Key, Method, method
-from atsc_plugin.networks.maps import student_map
+from atsc_plugin.networks.maps import classes_of
 
 
 def averaged_kd(logits, wanted, temperature, mode):
@@ -35,7 +35,7 @@ class FrozenTeachers(Method):
         size, titles = image_size(cfg.DATASET), enumerate(self.teacher_titles, 1)
         names = [f"student {cfg.DISTILLER.STUDENT}", *(f"teacher {number} ({title})" for number, title in titles)]
         networks = zip(names, [student, *self.teacher], strict=True)
-        (name, expected), *found = [(name, student_map(network, size, name).classes) for name, network in networks]
+        (name, expected), *found = [(name, classes_of(network, size, name)) for name, network in networks]
         if wrong := [f"{teacher} has {count}" for teacher, count in found if count != expected]:
             raise ModelRefused(
                 f"{name} has {expected} classes, but {', '.join(wrong)}; expected the same. Use teachers of these data."

@@ -59,7 +59,8 @@ class BDKD(DML):
             "BDKD.RULE",
             "entropy",
             "weights (f, r) of KL(p_t||p_s) and KL(p_s||p_t). entropy: (1, NU) where the student is vaguer than the "
-            "teacher, else (NU, 1); gap: the same, smooth; jeffreys: (1, 1); forward: (1, 0), DML; reverse: (0, 1)",
+            "teacher, else (NU, 1); gap: r = 1 + NU sigmoid(H_s - H_t), f = 2 + NU - r; jeffreys: (1, 1); forward: "
+            "(1, 0), DML; reverse: (0, 1)",
             choices=("entropy", "gap", "jeffreys", "forward", "reverse"),
         ),
         Key("BDKD.NU", 2.0, "weight of the favoured divergence", minimum=0.0, symbol="nu"),

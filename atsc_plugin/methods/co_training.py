@@ -6,7 +6,6 @@ which starts from fresh weights or from trained ones (DML and its relatives).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,13 +18,17 @@ from atsc_plugin.losses import hard_labels
 from atsc_plugin.methods.base import Key, Method
 from atsc_plugin.methods.monitor import moving_top1
 from atsc_plugin.networks import named
-from atsc_plugin.networks.maps import check_classes
-from atsc_plugin.networks.stages import stage_facts
+from atsc_plugin.networks.maps import check_classes, classes_of
 from atsc_plugin.seeds import stream
 
 
-def fresh_network(cfg: Any, name: str, classes: int, *role: Any, args: Sequence[str] = ()) -> nn.Module:
-    """A network from a random stream of its own, which leaves every other draw of the run where it was."""
+def fresh_network(cfg: Any, name: str, classes: int, *role: Any, kin: str = "TEACHER") -> nn.Module:
+    """A network from a random stream of its own, which leaves every other draw of the run where it was.
+
+    It has the arguments of the student or teacher whose name it has; where both have it, those of `kin`.
+    """
+    node, last = cfg.DISTILLER, {"STUDENT": "TEACHER", "TEACHER": "STUDENT"}[kin]
+    args = {node[each]: node[f"{each}_ARGS"] for each in (last, kin)}.get(name, ())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(cfg.EXPERIMENT.SEED, "initialise", *role))
         return named.new_network(cfg.DATASET.TYPE, name, classes, image_size(cfg.DATASET), args)
@@ -158,12 +161,10 @@ class LearningTeacher(CoTrained):
         super().__init__(student, teacher, cfg)
         self.node, side = cfg[self.NODE], image_size(cfg.DATASET)
         names = f"student {cfg.DISTILLER.STUDENT}", f"teacher {cfg.DISTILLER.TEACHER}"
-        self.student_stages = stage_facts(student, side, names[0])
+        self.classes = classes_of(student, side, names[0])
         if self.node.TEACHER.INIT == "scratch":  # a host's own script may have loaded a trained one
-            name, args, classes = cfg.DISTILLER.TEACHER, cfg.DISTILLER.TEACHER_ARGS, self.student_stages.classes
-            self.teacher = fresh_network(cfg, name, classes, "SCRATCH_TEACHER", args=args)
-        self.teacher_stages = stage_facts(self.teacher, side, names[1])
-        check_classes(self.student_stages, self.teacher_stages, *names)
+            self.teacher = fresh_network(cfg, cfg.DISTILLER.TEACHER, self.classes, "SCRATCH_TEACHER")
+        check_classes(self.classes, classes_of(self.teacher, side, names[1]), *names)
         self.learn_beside({"teacher": cfg.DISTILLER.TEACHER})
 
     def param_groups(self, cfg):

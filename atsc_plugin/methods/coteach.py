@@ -11,7 +11,7 @@ from atsc_plugin.losses import full
 from atsc_plugin.methods.base import Key, method
 from atsc_plugin.methods.co_training import CoTrained, fresh_network
 from atsc_plugin.networks import named
-from atsc_plugin.networks.maps import check_classes, evaluating, probe_image
+from atsc_plugin.networks.maps import check_classes, classes_of, evaluating, probe_image
 from atsc_plugin.networks.stages import attention_distance, check_stages, stage_facts
 
 
@@ -131,12 +131,11 @@ class COTEACH(CoTrained):
         scratch = self.node.SCRATCH_TEACHER or cfg.DISTILLER.TEACHER
         names = f"student {cfg.DISTILLER.STUDENT}", f"expert {cfg.DISTILLER.TEACHER}"
         facts = stage_facts(student, side, names[0]), stage_facts(teacher, side, names[1])
-        check_classes(*facts, *names)
+        check_classes(*(each.classes for each in facts), *names)
         self.stages = stage_pairs(self.node.STAGES, *facts, *names)
-        args = cfg.DISTILLER.TEACHER_ARGS if scratch == cfg.DISTILLER.TEACHER else ()
-        self.scratch = fresh_network(cfg, scratch, facts[0].classes, "SCRATCH_TEACHER", args=args)
+        self.scratch = fresh_network(cfg, scratch, facts[0].classes, "SCRATCH_TEACHER")
         title = f"scratch teacher {scratch}"
-        check_classes(facts[0], stage_facts(self.scratch, side, title), names[0], title)
+        check_classes(facts[0].classes, classes_of(self.scratch, side, title), names[0], title)
         if self.node.SHARE_STEM:
             share_stem(student, self.scratch, side, (names[0], title))
         teacher.requires_grad_(False)

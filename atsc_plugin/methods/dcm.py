@@ -10,7 +10,7 @@ from atsc_plugin.host import image_size
 from atsc_plugin.losses import full, softened_divergence
 from atsc_plugin.methods.base import Key, method
 from atsc_plugin.methods.dml import DML, mutual_keys
-from atsc_plugin.networks.stages import StageFacts, convolutions_behind
+from atsc_plugin.networks.stages import StageFacts, convolutions_behind, stage_facts
 
 MOST_HEADS = 2  # auxiliary ones a network
 
@@ -152,10 +152,12 @@ class DCM(DML):
     def __init__(self, student, teacher, cfg):
         super().__init__(student, teacher, cfg)
         wanted, side = self.node.HEADS, image_size(cfg.DATASET)
-        self.student_heads = heads_on(self.student, self.student_stages, wanted, side)
-        self.teacher_heads = heads_on(self.teacher, self.teacher_stages, wanted, side)
-        counts = len(self.student_heads) + 1, len(self.teacher_heads) + 1
         names = f"student {cfg.DISTILLER.STUDENT}", f"teacher {cfg.DISTILLER.TEACHER}"
+        self.student_heads, self.teacher_heads = (
+            heads_on(network, stage_facts(network, side, name), wanted, side)
+            for network, name in zip((self.student, self.teacher), names, strict=True)
+        )
+        counts = len(self.student_heads) + 1, len(self.teacher_heads) + 1
         if wanted != "none" and 1 in counts:
             raise ModelRefused(f"{names[counts.index(1)]} has no hidden stage for a head. Use DCM.HEADS none.")
         if self.node.LINKS == "same" and counts[0] != counts[1]:

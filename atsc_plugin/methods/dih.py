@@ -25,7 +25,7 @@ from atsc_plugin.host import image_size
 from atsc_plugin.keys import DEFAULTS
 from atsc_plugin.losses import align, full, hard_labels, softened_divergence
 from atsc_plugin.methods.base import Key, Method, method
-from atsc_plugin.networks.maps import check_classes
+from atsc_plugin.networks.maps import check_classes, classes_of
 from atsc_plugin.networks.stages import check_stages, stage_facts
 from atsc_plugin.untrusted import open_regular, parse_json
 
@@ -266,7 +266,7 @@ class DIH(Method):
         side = image_size(cfg.DATASET)
         names = f"student {cfg.DISTILLER.STUDENT}", f"teacher {cfg.DISTILLER.TEACHER}"
         facts = stage_facts(self.teacher, side, names[1])
-        check_classes(stage_facts(student, side, names[0]), facts, *names)
+        check_classes(classes_of(student, side, names[0]), facts.classes, *names)
         stages = cfg.DIH.STAGES or facts.all_but_the_stem()
         check_stages(stages, facts, "DIH.STAGES", names[1])
         self.heads = Heads(facts.shapes, stages, facts.classes, side)

@@ -29,6 +29,12 @@ class DKDMulti(FrozenTeachers):
     def nodes(cls):
         return ("DKD",)
 
+    @classmethod
+    def problems(cls, cfg):
+        """The host's DKD divides the epoch by WARMUP."""
+        warmup = cfg.DKD.WARMUP
+        return [] if warmup >= 1 else [f"DKD.WARMUP: got {warmup}, expected at least 1."]
+
     def phase(self, epoch):
         return min(epoch, self.node.WARMUP)
 
@@ -41,5 +47,5 @@ class DKDMulti(FrozenTeachers):
         ]
         return logits, {
             "loss_ce": node.CE_WEIGHT * F.cross_entropy(logits, target),
-            "loss_kd": min(epoch / max(node.WARMUP, 1), 1.0) * torch.stack(each).mean(),
+            "loss_kd": min(epoch / node.WARMUP, 1.0) * torch.stack(each).mean(),
         }

@@ -44,7 +44,7 @@ class Peers(LearningTeacher):
     teacher; what a student learns from its peers is the gradient of KD to their mean probability.
     One student is deployed; the paper judges the ensemble, which the log has as `ensemble_top1` (mean of the logits of
     all students) and which would cost K networks. The best of K on the test images would be selection: DEPLOY best
-    asks for validation images, and the log's top-1 of an epoch is that of the student chosen after the epoch before.
+    asks for validation images; the log's top-1 of an epoch is that of the student chosen after it.
     """
 
     NODE = "PEERS"
@@ -82,6 +82,13 @@ class Peers(LearningTeacher):
                 f"PEERS.STUDENTS begins with {names[0]}; expected DISTILLER.STUDENT, {cfg.DISTILLER.STUDENT}. Put it "
                 "first."
             )
+        if node.TEACHER.INIT == "frozen":
+            moot = {"KD_WEIGHT": node.TEACHER.KD_WEIGHT != 0, "LR_SCALE": node.TEACHER.LR_SCALE != 1}
+            problems += [
+                f"PEERS.TEACHER.{key} has no effect on a teacher that does not learn (INIT frozen). Leave it out."
+                for key, given in moot.items()
+                if given
+            ]
         if node.DEPLOY == "best" and len(set(names)) > 1:
             problems.append(
                 f"PEERS.DEPLOY best chooses among equal networks, and PEERS.STUDENTS is {names}. Use first."
@@ -107,11 +114,10 @@ class Peers(LearningTeacher):
 
     def __init__(self, student, teacher, cfg):
         super().__init__(student, teacher, cfg)
-        names, classes = students_of(cfg), self.student_stages.classes
-        args = {cfg.DISTILLER.STUDENT: cfg.DISTILLER.STUDENT_ARGS}
+        names = students_of(cfg)
         self.peers = nn.ModuleDict(
             {
-                str(number): fresh_network(cfg, name, classes, "PEER", number, args=args.get(name, ()))
+                str(number): fresh_network(cfg, name, self.classes, "PEER", number, kin="STUDENT")
                 for number, name in enumerate(names[1:], 2)
             }
         )
@@ -159,6 +165,7 @@ class Peers(LearningTeacher):
         if self.node.DEPLOY == "best":
             self.chosen.fill_(tops.index(max(tops)))
             figures["chosen_student"] = int(self.chosen) + 1
+            figures["top1"] = max(tops)  # in place of that of the student chosen before
         return EpochReport(figures)
 
     def ensemble(self, image):

@@ -20,6 +20,11 @@ class ProjectedVanilla(SharedClassifier):
     run. The projector is SimKD's, by SIMKD.PROJECTOR.FACTOR; the student's own head is frozen and not deployed.
     """
 
+    @classmethod
+    def problems(cls, cfg):
+        count = cfg.SIMKD.PROJECTOR.COUNT
+        return [] if count == 1 else [f"SIMKD.PROJECTOR.COUNT is {count}, but a projected student has one. Use 1."]
+
     def __init__(self, student, teacher, cfg):
         super().__init__(student, teacher, cfg, own_classifier=True)
         self.freeze_unused()

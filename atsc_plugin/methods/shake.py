@@ -11,7 +11,7 @@ from atsc_plugin.host import image_size
 from atsc_plugin.losses import full, pool, softened_divergence, through_frozen
 from atsc_plugin.methods.base import EpochReport, Key, Method, Network, method
 from atsc_plugin.methods.monitor import Extended, moving_top1
-from atsc_plugin.networks.maps import check_classes, teacher_map
+from atsc_plugin.networks.maps import check_classes, classes_of, teacher_map
 from atsc_plugin.networks.stages import check_stages, stage_facts
 
 SCALE, EPS = 3.1415, 1e-7  # of the released code
@@ -124,7 +124,7 @@ class SHAKE(Method):
         self.node, side = cfg.SHAKE, image_size(cfg.DATASET)
         names = f"student {cfg.DISTILLER.STUDENT}", f"teacher {cfg.DISTILLER.TEACHER}"
         facts = stage_facts(self.teacher, side, names[1])
-        check_classes(stage_facts(student, side, names[0]), facts, *names)
+        check_classes(classes_of(student, side, names[0]), facts.classes, *names)
         stages = self.node.SHADOW.STAGES or facts.all_but_the_stem()
         check_stages(stages, facts, "SHAKE.SHADOW.STAGES", names[1])
         self.shadow = ShadowHead(facts.shapes, stages, teacher_map(self.teacher, side, names[1]), names[1])

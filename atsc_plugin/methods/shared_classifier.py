@@ -134,7 +134,7 @@ class SharedClassifier(Method):
                     wanted, key_of_type = cfg[self.NODE].PROJECTOR.TYPE, f"{self.NODE}.PROJECTOR.TYPE"
                     self.kinds.append(kind_of(wanted, facts.vector, facts.signed, key_of_type, name))
                 with _collected(refusals):
-                    maps.check_classes(self.student_facts, facts, *names, because=SHARED)
+                    maps.check_classes(self.student_facts.classes, facts.classes, *names, because=SHARED)
                 with _collected(refusals):
                     check_factor(facts.channels, factor, key)
                 if self.TEACHERS == SEVERAL:

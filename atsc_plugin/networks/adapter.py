@@ -145,13 +145,16 @@ def _equal(left, right):
     return left is not None and left.shape == right.shape and torch.equal(left, right)
 
 
-def _units(network):
-    """Paths of a network's children, and of the layers of those that are a sequence."""
-    for name, child in network.named_children():
+def _units(network, prefix=""):
+    """Paths of a network's children, and of the layers of those that are a sequence; a wrapper's are its network's."""
+    children = [(f"{prefix}{name}", child) for name, child in network.named_children()]
+    for path, child in children:
         if isinstance(child, (nn.Sequential, nn.ModuleList)) and len(child):
-            yield from (f"{name}.{inner}" for inner, _ in child.named_children())
+            yield from (f"{path}.{inner}" for inner, _ in child.named_children())
+        elif len(children) == 1 and next(child.children(), None) is not None:
+            yield from _units(child, f"{path}.")
         else:
-            yield name
+            yield path
 
 
 def _logits(output):

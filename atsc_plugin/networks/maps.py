@@ -212,12 +212,18 @@ def student_map(model: nn.Module, image_size: int, name: str, vector: bool = Fal
         return _facts(source if usable else FEATS, model, image)
 
 
-def check_classes(student: Any, teacher: Any, student_name: str, teacher_name: str, because: str = "") -> None:
-    """Refuse two networks, by their facts, that tell different numbers of classes apart."""
-    if student.classes != teacher.classes:
+def classes_of(model: nn.Module, image_size: int, name: str) -> int:
+    """How many classes a network tells apart, by its logits alone: it need not have maps."""
+    with evaluating(model), torch.no_grad():
+        return _run(model, probe_image(model, image_size), name)[0].shape[1]
+
+
+def check_classes(student: int, teacher: int, student_name: str, teacher_name: str, because: str = "") -> None:
+    """Refuse two networks that tell different numbers of classes apart."""
+    if student != teacher:
         raise ModelRefused(
-            f"{student_name} has {student.classes} classes, {teacher_name} {teacher.classes}; expected the "
-            f"same{because}. Use a teacher of these data."
+            f"{student_name} has {student} classes, {teacher_name} {teacher}; expected the same{because}. Use a "
+            "teacher of these data."
         )
 
 
@@ -248,14 +254,18 @@ def _averages_to(feature_map, vector):
     return torch.allclose(pool(feature_map), vector, rtol=1e-4, atol=1e-6)
 
 
-def outputs_of(model: nn.Module, image: Tensor, name: str) -> tuple[Tensor, dict]:
-    """(logits, feats) of a network with mdistiller's outputs; anything else is refused by name."""
+def _run(model, image, name):
     try:
-        output = model(image)
+        return model(image)
     except RuntimeError as error:
         raise ModelRefused(
             f"{name} does not run on {image.shape[-1]}-pixel images: {error}. Choose a network made for this size."
         ) from error
+
+
+def outputs_of(model: nn.Module, image: Tensor, name: str) -> tuple[Tensor, dict]:
+    """(logits, feats) of a network with mdistiller's outputs; anything else is refused by name."""
+    output = _run(model, image, name)
     has_maps = isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], dict)
     if has_maps and output[1].get("feats") == []:
         raise ModelRefused(
