@@ -291,7 +291,8 @@ class Distillation(nn.Module):
 
     def _begin(self, loader):
         """Let the method begin; one that trains something first does it here, into a cache that is thrown away."""
-        with tempfile.TemporaryDirectory() as folder, distributed.alone(), torch.random.fork_rng():
+        gpus = {parameter.device for parameter in self.inner.parameters() if parameter.is_cuda}
+        with tempfile.TemporaryDirectory() as folder, distributed.alone(), torch.random.fork_rng(gpus):
             self._cfg.defrost()
             self._cfg.TEACHER.CACHE = folder
             self._cfg.freeze()
