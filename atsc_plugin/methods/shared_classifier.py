@@ -89,7 +89,7 @@ class SharedClassifier(Method):
         self.student_facts = maps.student_map(student, self.image_size, f"student {cfg.DISTILLER.STUDENT}")
         factor = node.PROJECTOR.FACTOR
         self.kinds: list[str] = []
-        self.maps = self._teacher_maps(cfg, factor, f"{self.NODE}.PROJECTOR.FACTOR")
+        self.maps = self._teacher_maps(cfg, factor, f"{self.NODE}.PROJECTOR.FACTOR", "" if own_classifier else SHARED)
         if set(self.kinds) == {"mlp"}:
             self.student_facts = maps.student_map(student, self.image_size, cfg.DISTILLER.STUDENT, vector=True)
         numbers = [number for number in range(len(self.maps)) for _ in range(projectors)]
@@ -122,7 +122,7 @@ class SharedClassifier(Method):
             tails.append(tail)
         return readers, tails
 
-    def _teacher_maps(self, cfg, factor: int, key: str) -> list[maps.MapFacts]:
+    def _teacher_maps(self, cfg, factor: int, key: str, because: str) -> list[maps.MapFacts]:
         """MapFacts of every teacher; everything that cannot serve is refused together, by name."""
         found, refusals = [], []
         for network, name in zip(networks_of(self.teacher), self.titles(), strict=True):
@@ -134,7 +134,7 @@ class SharedClassifier(Method):
                     wanted, key_of_type = cfg[self.NODE].PROJECTOR.TYPE, f"{self.NODE}.PROJECTOR.TYPE"
                     self.kinds.append(kind_of(wanted, facts.vector, facts.signed, key_of_type, name))
                 with _collected(refusals):
-                    maps.check_classes(self.student_facts.classes, facts.classes, *names, because=SHARED)
+                    maps.check_classes(self.student_facts.classes, facts.classes, *names, because)
                 with _collected(refusals):
                     check_factor(facts.channels, factor, key)
                 if self.TEACHERS == SEVERAL:
