@@ -18,6 +18,7 @@ from atsc_plugin.report.table import Row, Table
 INK = "#1a1b1c"  # stands for the page's text colour
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F", INK)
 STYLES, MARKERS = ("-", "--", ":", "-."), "osD^vPX*<>"
+NAME_HEIGHT = 0.055  # of a name beside a point, as a share of the panel
 NAMED = 12  # names for which there is room beside the points
 WIDTH, HEIGHT = 4.6, 3.0  # inches of one panel: readable at the width of a phone
 HOW_TO = 'No plots: matplotlib is not installed. pip install "atsc_plugin[plots]", then run report again.'
@@ -131,22 +132,33 @@ def _points(axes, rows, looks):
 
 
 def _name(axes, points):
-    """Each name beside its point, moved up where it would touch the name below. A line has x -inf."""
+    """Each name beside its point, where it touches no other point or name; without such a place the legend has it.
+
+    A line has x -inf.
+    """
     axes.autoscale_view()
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    taken = []
-    for x, y, name, colour in sorted(points, key=lambda point: point[1]):
-        place, height, width = (x - left) / (right - left), (y - bottom) / (top - bottom), 0.0125 * len(name)
-        if x == -math.inf:
-            start, height = 0.01, height + 0.03
-        else:
-            start = place + (0.03 if place < 0.55 else -0.03 - width)
-        for below, first, last in taken:
-            if first < start + width and start < last:
-                height = max(height, below + 0.055)
-        taken.append((height, start, start + width))
-        side, at = ("left", start) if place < 0.55 else ("right", start + width)
-        axes.text(at, height, name, transform=axes.transAxes, ha=side, va="center", fontsize=7, color=colour)
+    places = [((x - left) / (right - left), (y - bottom) / (top - bottom), *rest) for x, y, *rest in points]
+    taken = [(height, place - 0.02, place + 0.02) for place, height, *_ in places]
+    for place, height, name, colour in places:
+        width = 0.0125 * len(name)
+        middle = min(place - width / 2, 1 - width)
+        starts = (0.01,) if place == -math.inf else (place + 0.03, place - 0.03 - width, middle)
+        free = [
+            (at, start)
+            for at in (height + shift * NAME_HEIGHT for shift in (0.5, 0, 1.1, -1.1, 1.6, -1.6))
+            for start in starts
+            if 0 <= start <= 1 - width and not any(_touch(at, start, width, *other) for other in taken)
+        ]
+        if free:
+            at, start = free[0]
+            taken.append((at, start, start + width))
+            side, x = ("right", start + width) if start < place else ("left", start)
+            axes.text(x, at, name, transform=axes.transAxes, ha=side, va="center", fontsize=7, color=colour)
+
+
+def _touch(height, start, width, other, first, last):
+    return first < start + width and start < last and abs(height - other) < NAME_HEIGHT
 
 
 def _mean_and_std(values):
