@@ -186,7 +186,7 @@ def test_the_guard_stops_the_released_atsc_step_with_status_3_and_says_why(here,
     assert status == 3
     assert "the teacher has collapsed" in said.err
     folder = run_folder(here, "g")
-    assert "ATSC.DRIFT.WEIGHT" in json.loads((folder / "stopped.json").read_text())["reason"]
+    assert "Take ATSC.UPDATE fused" in json.loads((folder / "stopped.json").read_text())["reason"]
     assert not (folder / "result.json").exists()
     refused(capsys, main(command), "a run that was stopped", "--resume")
 

@@ -75,9 +75,14 @@ def test_dkd_multi_is_the_mean_of_the_decoupled_losses_fading_in_over_the_warm_u
     torch.testing.assert_close(losses["loss_ce"], 0.4 * F.cross_entropy(logits, target))
     late = distiller(image=images, target=target, epoch=40)[1]["loss_kd"]
     torch.testing.assert_close(late.detach(), (losses["loss_kd"] / 0.4).detach())
-    distiller.node.WARMUP = 0
+    distiller.node.WARMUP = 1
     at_once = distiller(image=images, target=target, epoch=1)[1]["loss_kd"]
     torch.testing.assert_close(at_once.detach(), late.detach())
+
+
+def test_a_warm_up_of_no_epoch_is_refused_as_by_the_hosts_dkd(cfg):
+    cfg.DKD.WARMUP = 0
+    assert DKDMulti.problems(cfg) == ["DKD.WARMUP: got 0, expected at least 1."]
 
 
 def test_feature_losses_are_each_teachers_own_at_its_own_map_size(cfg):
