@@ -73,7 +73,7 @@ def _facts(checked, estimate):
         data = SimpleNamespace(identity=flatten(cfg.DATASET))  # the images are not read here: their keys name them
         here = changed(cfg, {"EXPERIMENT.DEVICE": "cpu"})  # the runs' device need not be seen from here
         each, kind = teachers.configs_by_teacher(here), class_of(cfg.DISTILLER.TYPE)
-        trained = kind.teacher_weights(cfg) == "trained"
+        trained, derived = kind.teacher_weights(cfg) == "trained", kind.derives(cfg)
         wanted = [
             {"number": number, "name": own.DISTILLER.TEACHER, "seed": own.TEACHER.SEED,
              "recipe": key_of({**teachers.recipe(own, data), "cache": own.TEACHER.CACHE,
@@ -81,7 +81,7 @@ def _facts(checked, estimate):
             for number, own in enumerate(each, 1) if trained and not own.DISTILLER.TEACHER_CKPT
         ]  # fmt: skip
         configs[path] = {
-            "keys": {key: value for key, value in flatten(cfg).items() if key not in kind.derives(cfg)},
+            "keys": {key: value for key, value in flatten(cfg).items() if key not in derived},
             "teachers": wanted,
             "teacher_names": [own.DISTILLER.TEACHER for own in each],
             "leaves_teacher": kind.LEAVES_NETWORKS,

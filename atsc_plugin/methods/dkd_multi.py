@@ -7,6 +7,7 @@ from atsc_plugin import host
 from atsc_plugin.errors import HostError
 from atsc_plugin.methods.averkd import FrozenTeachers
 from atsc_plugin.methods.base import method
+from atsc_plugin.methods.host_methods import DKD
 
 
 @method("DKD_MULTI", "DKD, several teachers")
@@ -31,9 +32,7 @@ class DKDMulti(FrozenTeachers):
 
     @classmethod
     def problems(cls, cfg):
-        """The host's DKD divides the epoch by WARMUP."""
-        warmup = cfg.DKD.WARMUP
-        return [] if warmup >= 1 else [f"DKD.WARMUP: got {warmup}, expected at least 1."]
+        return DKD.problems(cfg)
 
     def phase(self, epoch):
         return min(epoch, self.node.WARMUP)
