@@ -8,6 +8,7 @@ over. Nothing is written here but teachers that are missing, and what a method c
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,15 @@ def distiller_of(cfg, student, networks, data):
         return kind(student)
     asked = class_of(cfg.DISTILLER.TYPE)
     teacher = networks if asked.TEACHERS == contract.SEVERAL else networks[0]
-    return kind(student, teacher, cfg, *asked.more_arguments(data.train_images))
+    try:
+        return kind(student, teacher, cfg, *asked.more_arguments(data.train_images))
+    except (RuntimeError, AssertionError) as error:
+        if torch.cuda.is_available() or not re.search("cuda|nvidia", str(error), re.IGNORECASE):
+            raise
+        raise PluginError(
+            f"{cfg.DISTILLER.TYPE} of this host puts something on a GPU as it is built; there is none "
+            "here. Use another method."
+        ) from error
 
 
 def check_trainer(cfg, device):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import os
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,7 +19,7 @@ from atsc_plugin.engine import mixing
 from atsc_plugin.engine.run_dir import read_tree
 from atsc_plugin.errors import ConfigError
 from atsc_plugin.host import CFG, CONTENT, FORKS_COSINE, distiller_dict, trainer_dict, warmup_epochs
-from atsc_plugin.keys import DEFAULTS, RECIPE, Key, did_you_mean, find, flatten, unknown_name
+from atsc_plugin.keys import DEFAULTS, RECIPE, Key, did_you_mean, find, flatten, names_in, unknown_name
 from atsc_plugin.methods.base import METHODS, class_of, constructor_problems, teacher_names
 from atsc_plugin.networks import named
 from atsc_plugin.registration import all_keys
@@ -137,7 +136,7 @@ def set_key(cfg: CfgNode, name: str, value: Any, strict: bool) -> list[str]:
         if type(old) is float and isinstance(value, str) and "e" in value.lower():
             hint = " YAML reads 1e-4 as text: write 1.0e-4 or 0.0001."
         got = f"{short_repr(value)} ({type(value).__name__})"
-        example = f"[{value}]" if isinstance(old, list) and isinstance(value, str) else repr(old)
+        example = f"[{value}]" if isinstance(old, list) and isinstance(value, str) and value[:1] != "[" else repr(old)
         return [f"{name}: got {got}, expected {type(old).__name__}, e.g. {example}.{hint}"]
     node[leaf] = value
     return []
@@ -160,18 +159,8 @@ def _decode(text, old):
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return _names(text) if isinstance(old, list) else text
+        return names_in(text) if isinstance(old, list) else text
     return float(value) if isinstance(old, float) and type(value) is int else value
-
-
-def _names(text):
-    """A list of names as YAML writes it, [resnet20, vgg13], without quotes that a shell would want quoted again.
-
-    Commas in brackets divide nothing: [stages_repeats=[4,8,4], drop_rate=0.1] are two arguments.
-    """
-    if not (text.startswith("[") and text.endswith("]")):
-        return text
-    return [name.strip(" '\"") for name in re.split(r",(?![^\[(]*[\])])", text[1:-1])]
 
 
 def datasets():

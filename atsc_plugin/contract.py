@@ -56,6 +56,7 @@ class Contract:
     PER_IMAGE = True  # losses are means over images; False refuses ACCUMULATE, and two ranks need not equal one
     HARD_LABELS = False  # True refuses mixed and smoothed labels
     TEACHER_CLASSES = True  # False: a teacher that tells other classes apart serves too, since its logits are not used
+    ANY_LAYOUT = True  # False: networks hand their maps over in torch's default layout, whatever they compute in
     HOST_READS = 0  # numbers that a training step reads back from the device; each waits for all that it was asked
     LEAVES_NETWORKS = False  # True: a run changes networks beside the student, which `adapted` gives out
     GIVES_WAY = True  # where a host has this name already, the host's stays
@@ -211,6 +212,7 @@ class HostMethod(Contract):
     """The contract's defaults around a distiller of the host. methods/host_methods.py says more of some of them."""
 
     HARD_LABELS = True  # what a method that is not known does with its labels is not known either
+    ANY_LAYOUT = False  # nor whether it calls .view on maps
 
     def __init__(self, distiller: Any, cfg: Any) -> None:
         self.distiller, self.cfg = distiller, cfg

@@ -7,6 +7,7 @@ a config of ours also loads by the host's plain merge; `remove_keys` takes them 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -329,6 +330,16 @@ TEACHER_KEYS = (
 
 COMMON_KEYS = (*RUN_KEYS, *ENGINE_KEYS, *TEACHER_KEYS)
 DEFAULTS = {key.name: key.default for key in COMMON_KEYS}
+
+
+def names_in(text: str) -> str | list[str]:
+    """A list of names as YAML writes it, [resnet20, vgg13], without quotes that a shell would want quoted again.
+
+    Commas in brackets divide nothing: [stages_repeats=[4,8,4], drop_rate=0.1] are two arguments.
+    """
+    if not (text.startswith("[") and text.endswith("]")):
+        return text
+    return [name.strip(" '\"") for name in re.split(r",(?![^\[(]*[\])])", text[1:-1])]
 
 
 def find(cfg: CfgNode, name: str) -> tuple[CfgNode | None, str | None]:

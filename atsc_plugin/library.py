@@ -20,13 +20,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from yacs.config import CfgNode
 
 from atsc_plugin import contract, host, students
 from atsc_plugin.cards import stem_of
 from atsc_plugin.config import set_key, value_problems
 from atsc_plugin.contract import Contract
-from atsc_plugin.engine import checkpoint, distributed
+from atsc_plugin.engine import checkpoint, distributed, precision
 from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
 from atsc_plugin.errors import ConfigError, ModelRefused, PluginError
 from atsc_plugin.keys import add_keys, changed, did_you_mean, find, flatten, unknown_name
@@ -38,6 +39,7 @@ from atsc_plugin.networks.maps import check_classes, evaluating, probe_image
 from atsc_plugin.registration import all_keys
 from atsc_plugin.untrusted import as_plugin_error
 
+FROZEN = WeakTensorKeyDictionary()  # parameters that a distiller froze; the next one that gets them thaws them
 NEVER = 10**9  # an epoch that no schedule reaches
 DATA = "own"  # DATASET.TYPE of images that only the loop knows
 LOOP_WORDS = {"SOLVER.LR": "lr", "DISTILLER.TYPE": "method", "DISTILLER.TEACHERS": "teacher"}
@@ -68,9 +70,13 @@ def distiller(
         raise ConfigError([f"image_size: got {image_size!r}, expected the side of square images in pixels, e.g. 224."])
     kind, teachers = class_of(method), _listed(teacher)
     _check_modules(kind, method, student, teachers)
+    for network in (student, *teachers):
+        for parameter in filter(FROZEN.__contains__, network.parameters()):
+            del FROZEN[parameter.requires_grad_(True)]
     for network in teachers:  # loops for KD freeze theirs; each method freezes what it does not move
         if not any(parameter.requires_grad for parameter in network.parameters()):
             network.requires_grad_(True)
+    trainable = [p for network in (student, *teachers) for p in network.parameters() if p.requires_grad]
     networks = [_adapted(network, image_size) for network in (student, *teachers)]
     names = _names(networks)
     cfg = _configuration(ours, method, names, image_size)
@@ -84,7 +90,9 @@ def distiller(
         chosen = {keys[option] for option in options}
         inner = _built(kinds[method], kind, cfg, networks, chosen)
         _check_formats(inner, networks)
-        return Distillation(inner, cfg, keys, loader)
+        made = Distillation(inner, cfg, keys, loader)
+    FROZEN.update((parameter, True) for parameter in trainable if not parameter.requires_grad)
+    return made
 
 
 # ---- networks ----
@@ -110,11 +118,17 @@ def _check_modules(kind, method, student, teachers):
     for role, network in (("student", student), *(("teacher", each) for each in teachers)):
         if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
             raise ModelRefused(f"The {role} is a {type(network).__name__}; expected an nn.Module with parameters.")
+        if "_orig_mod" in network._modules or network._compiled_call_impl is not None:
+            raise ModelRefused(f"The {role} is compiled; its maps cannot be read. Compile the distiller instead.")
     fits = {contract.NONE: not teachers, contract.ONE: len(teachers) == 1, contract.SEVERAL: len(teachers) > 0}
     wanted = {contract.NONE: "no teacher", contract.ONE: "one teacher", contract.SEVERAL: "one teacher or several"}
     if not fits[kind.TEACHERS]:
         instead = f", or use method {kind.MULTI}" if kind.MULTI and teachers else ""
         raise ModelRefused(f"{method} got {len(teachers)} teachers; expected {wanted[kind.TEACHERS]}{instead}.")
+    if not any(parameter.requires_grad or parameter in FROZEN for parameter in student.parameters()):
+        raise ModelRefused("All parameters of the student are frozen; expected some to train: requires_grad_(True).")
+    if len({id(each) for each in teachers}) < len(teachers):
+        raise ModelRefused("Two teachers are the same network object; expected different ones.")
     if any(each is student for each in teachers):
         raise ModelRefused("The student and a teacher are the same network object; expected different ones. Copy it.")
 
@@ -283,6 +297,7 @@ class Distillation(nn.Module):
         moving = {id(parameter) for group in self.param_groups(0.0) for parameter in group["params"]}
         for parameter in inner.parameters():  # DDP and its like expect a gradient wherever one is possible
             parameter.requires_grad_(id(parameter) in moving and parameter.requires_grad)
+        precision.keep_full(method.student, *(network.module for network in method.networks()))
         stored = inner.state_dict(keep_vars=True)
         unstored = [f"inner.{name}" for name, _ in inner.named_buffers() if name not in stored]
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, unstored)
@@ -481,8 +496,8 @@ class Distillation(nn.Module):
             "dataset": DATA,
             "classes": _logits_of(module, size).shape[1],
             "image_size": size,
-            "mean": list(mean),
-            "std": list(std),
+            "mean": [float(value) for value in mean],
+            "std": [float(value) for value in std],
             "class_names": list(class_names),
             **facts,
         }

@@ -6,6 +6,7 @@ executed. `atsc_plugin.load_student` is `load_student` here; it needs no teacher
 draws nothing from the process's random generator.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ def load_student(path, which: str = "last", allow: Sequence[str] = ()) -> nn.Mod
     `which` chooses the "last" or the "best" epoch of a run directory. The module's `card` says how it was made, what it
     scored, and how its images are normalised.
     """
-    with named.letting_in(allow):
+    with named.letting_in([allow] if isinstance(allow, str) else allow):
         module, module.card = load(path, which)
     return module
 
@@ -124,6 +125,21 @@ def load(path, which: str = "last") -> tuple[DeployedStudent, dict]:
     return module, card
 
 
+def check_names(origin, card, data) -> None:
+    """Refuse data whose classes have other names than the card's, in their order; spelling and spaces do not count."""
+    theirs, ours = (
+        [re.sub(r"[\W_]+", "", name).casefold() for name in names or ()]
+        for names in (card["class_names"], data.class_names)
+    )
+    for label, (one, other) in enumerate(zip(theirs, ours, strict=False)):
+        if one != other:
+            raise PluginError(
+                f"{origin} calls class {label} '{card['class_names'][label]}', {data.name} calls it "
+                f"'{data.class_names[label]}'; expected the same classes in the same order. Rename the folders, or the "
+                "class_names."
+            )
+
+
 def open_student(path, which: str = "last", cfg=None, data=None, skeleton: Callable | None = None) -> Opened:
     """The student of anything that holds one; a checkpoint needs its configuration, its data and build.skeleton.
 
@@ -137,6 +153,8 @@ def open_student(path, which: str = "last", cfg=None, data=None, skeleton: Calla
                 f"{path} tells {card['classes']} classes apart, {data.name} has {data.classes}; expected the data it "
                 "was trained on. Name their configuration with --cfg."
             )
+        if data is not None:
+            check_names(path, card, data)
         return Opened(module, card, f"deployed student ({card.get('method')}, {locate(path, which).name})")
     content = checkpoint.load(path)
     state = content.get("model", content) if isinstance(content, dict) else content

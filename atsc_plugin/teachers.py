@@ -94,7 +94,7 @@ def recipe(cfg, data):
 
 def cached_file(cfg, data):
     """The file of the teacher with this recipe, there or not."""
-    return Path(cfg.TEACHER.CACHE) / f"{_stem(cfg, data)}-{cfg.TEACHER.EPOCHS}ep-{key_of(recipe(cfg, data))}.pth"
+    return expand_user(cfg.TEACHER.CACHE) / f"{_stem(cfg, data)}-{cfg.TEACHER.EPOCHS}ep-{key_of(recipe(cfg, data))}.pth"
 
 
 def _stem(cfg, data):
@@ -239,14 +239,15 @@ def _start(cfg):
     return checkpoint.state_in(expand_user(cfg.DISTILLER.TEACHER_CKPT))
 
 
-def deployed(stem, classes):
+def deployed(stem, data):
     """A deployed student as a teacher network, with its weights."""
     module, card = students.load(stem)
-    if card["classes"] != classes:
+    if card["classes"] != data.classes:
         raise PluginError(
-            f"{stem}.safetensors is a student of {card['classes']} classes; the data have {classes}. Use one of these "
-            "data."
+            f"{stem}.safetensors is a student of {card['classes']} classes; the data have {data.classes}. Use one of "
+            "these data."
         )
+    students.check_names(stem, card, data)
     return as_teacher(module)
 
 
@@ -263,7 +264,7 @@ def _pretrained(name, taken):
 def new_teacher(cfg, data):
     """The network of a teacher, freshly initialised from its own random stream; a deployed student comes filled."""
     if stem := cards.deployed_stem(cfg.DISTILLER.TEACHER_CKPT):
-        return deployed(stem, data.classes)  # its card and its tensors belong together
+        return deployed(stem, data)  # its card and its tensors belong together
     torch.manual_seed(stream(cfg.TEACHER.SEED, "initialise", "TEACHER"))
     node, view = cfg.DISTILLER, None
     if pretrained_elsewhere(cfg):

@@ -164,6 +164,15 @@ class _BoundedLoader(yaml.SafeLoader):
         self.nodes, self.depth, self.sizes = 0, 0, {}  # sizes: {anchor: (nodes, height)}, once it is complete
         self.heights = [0]
 
+    def construct_mapping(self, node, deep=False):
+        """A key that stands twice is refused: yaml would take the second, and the first would be lost unseen."""
+        names = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in names:
+                raise ValueError(f"{key.value:.40} stands twice in one mapping")
+            names.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
     def compose_node(self, parent, index):
         event = self.peek_event()
         alias = isinstance(event, yaml.AliasEvent)

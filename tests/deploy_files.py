@@ -34,7 +34,7 @@ def student(heads=1, seed=0, classes=10, name="resnet8", channels=24):
 def write_student(path, *, heads=1, seed=0, without=(), classes=10, name="resnet8", **changes):
     """Write the pair of files at `path`; the module that they hold."""
     module = student(heads, seed, classes, name)
-    names = [f"class {i}" for i in range(classes)]
+    names = [f"{i:02}" if classes == 100 else f"class {i}" for i in range(classes)]  # digits100 has a hundred
     card = card_of(student=name, classes=classes, class_names=names) | module.facts() | changes
     save_tensors(tensors_of(module), path, {key: value for key, value in card.items() if key not in without})
     return module

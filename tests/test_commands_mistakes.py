@@ -54,6 +54,21 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_built(here, c
     refused(capsys, train("kd", "TEACHER.CACHE", str(here / "file" / "t")), "TEACHER.CACHE", "cannot be written")
 
 
+def test_what_no_run_could_use_is_told_by_name(here, capsys):
+    refused(capsys, train("vanilla", "--dry-run", "EXPERIMENT.DEVICE", "mps"), "expected auto, cpu, cuda or cuda:N")
+    words = ["--cfg", str(QUICK / "vanilla.yaml"), "DISTILLER.TEACHER", "resnet5", "--dry-run"]
+    refused(capsys, main(["teachers", *words]), "DISTILLER.TEACHER: got 'resnet5', expected one of")
+    refused(capsys, main(["doctor", "DATASET.ROOT", "x"]), "DATASET.ROOT changes a configuration", "Add --cfg FILE")
+
+
+def test_a_run_and_its_teacher_lie_under_home_where_the_tilde_says_so(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here / "home"))
+    (here / "home").mkdir()
+    assert train("kd", "LOG.PREFIX", "~/runs", "TEACHER.CACHE", "~/teachers") == 0
+    assert list((here / "home" / "runs").rglob("result.json")) and list((here / "home" / "teachers").glob("*.pth"))
+    assert not (here / "~").exists()
+
+
 def test_a_disk_that_fails_ends_with_a_message(here, capsys, monkeypatch, tiny_networks):
     def full(*_):
         raise OSError(28, "No space left on device", "latest")

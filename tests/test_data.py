@@ -341,6 +341,10 @@ def test_folders_that_do_not_fit_are_told(tmp_path):
     with pytest.raises(PluginError, match="no class folders"):
         data("folder", tmp_path / "a")
     root = folder_tree(tmp_path / "tree")
+    (root / "train" / "aardvark").mkdir()
+    with pytest.raises(PluginError, match="1 class folders without images: aardvark. Remove them"):
+        data("folder", root)
+    (root / "train" / "aardvark").rmdir()
     (root / "val" / "zebra").mkdir()
     with pytest.raises(PluginError, match="1 class folders that train/ has not: zebra"):
         data("folder", root)

@@ -14,6 +14,7 @@ from atsc_plugin.config import load_cfg
 from atsc_plugin.errors import ConfigError, ModelRefused, PluginError
 from atsc_plugin.networks.deployed_teacher import as_teacher
 from atsc_plugin.networks.maps import teacher_map
+from atsc_plugin.untrusted import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ROOT / "configs" / "quickstart"
@@ -106,6 +107,17 @@ def test_a_deployed_student_is_the_teacher_of_the_next_run(here, capsys, method)
     assert json.loads(capsys.readouterr().out)["top1"] == result["top1_last"]
 
 
+def test_a_deployed_student_that_calls_the_classes_by_other_names_is_refused_as_a_teacher_and_by_eval(here, capsys):
+    """The names come in the order of the outputs: another order would give every class the wrong output."""
+    names = ["01", "00", *(f"{label:02}" for label in range(2, 100))]
+    deploy(here / "swapped", class_names=names)
+    assert train("kd", teacher="swapped") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "swapped/deploy_last calls class 0 '01', digits100 calls it '00'; expected the same classes" in said
+    deploy(here / "spelt", class_names=[f" {label:02}_" for label in range(100)])
+    assert train("kd", teacher="spelt") == 0
+
+
 def test_a_deployed_student_is_one_of_several_teachers(here, capsys):
     words = ["DISTILLER.TYPE", "AVERKD", "DISTILLER.TEACHERS", "['tiny', 'tiny']", "DISTILLER.TEACHER", "tiny"]
     words += ["DISTILLER.TEACHER_CKPT", "", "DISTILLER.TEACHER_CKPTS", "['before', 'two/deploy_last.json']"]
@@ -114,15 +126,23 @@ def test_a_deployed_student_is_one_of_several_teachers(here, capsys):
     assert "two/deploy_last.safetensors" in capsys.readouterr().out
 
 
-def test_reviewkd_takes_a_chain_whose_maps_fit_its_lists_and_refuses_another_by_them(here, capsys):
+def test_reviewkd_reads_its_lists_off_a_chain(here):
     """A resnet8 has maps of 16, 32, 64 channels; here the last is the head's, with 24, and so are the pooled ones."""
     deploy(here / "resnet", name="resnet8")
-    assert train("reviewkd", teacher="resnet", student="resnet8") == 2
-    said = capsys.readouterr().err
-    assert "REVIEWKD.OUT_CHANNELS is [16, 32, 64, 64], but the maps of teacher resnet8 have [16, 32, 24, 24]" in said
-    assert not (here / "output").exists()
-    words = ["REVIEWKD.OUT_CHANNELS", "[16, 32, 24, 24]"]
-    assert train("reviewkd", *words, teacher="resnet", student="resnet8") == 0
+    assert train("reviewkd", teacher="resnet", student="resnet8") == 0
+    (written,) = (here / "output").rglob("cfg.yaml")
+    lists = read_yaml(written, "configuration")["REVIEWKD"]
+    assert (lists["IN_CHANNELS"], lists["OUT_CHANNELS"]) == ([16, 32, 64, 64], [16, 32, 24, 24])
+
+
+def test_a_wrong_list_of_a_published_pair_is_refused_with_the_right_one(here, capsys):
+    names = ["DISTILLER.TEACHER_CKPT", "", "DISTILLER.TEACHER", "resnet56", "DISTILLER.STUDENT", "resnet20"]
+    wrong = ["REVIEWKD.IN_CHANNELS", "[16, 32, 64, 63]", "REVIEWKD.SHAPES", "[1, 8, 16, 31]"]
+    registration.register()
+    assert main(["train", "--cfg", str(QUICK / "reviewkd.yaml"), "--dry-run", *names, *SMALL, *wrong]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "REVIEWKD.IN_CHANNELS is [16, 32, 64, 63], but the maps of resnet20 have [16, 32, 64, 64]" in said
+    assert "REVIEWKD.SHAPES is [1, 8, 16, 31], but the maps of resnet20 have [1, 8, 16, 32]" in said
 
 
 def test_reviewkd_needs_pre_activations(monkeypatch, capsys):
@@ -134,7 +154,7 @@ def test_reviewkd_needs_pre_activations(monkeypatch, capsys):
     monkeypatch.setitem(host.cifar_model_dict, "plain", (WithoutPreActivations, None))
     words = ["DISTILLER.TEACHER", "plain", "DISTILLER.STUDENT", "plain", "--dry-run", *SMALL]
     assert main(["train", "--cfg", str(QUICK / "reviewkd.yaml"), *words]) == 2
-    assert "teacher plain has no pre-activation maps" in capsys.readouterr().err
+    assert "square maps of several stages; plain has none in preact_feats" in capsys.readouterr().err
 
 
 # ---- refused ----

@@ -45,13 +45,20 @@ def test_pairs_expand_one_whole_before_the_next(suite):
 
 def test_a_trial_lies_in_a_folder_of_its_own_and_stretch_holds_for_it_too(suite):
     path = suite(arms={"good": {"cfg": "arm.yaml"}, "long": {"cfg": "arm.yaml", "stretch": 2}})
-    overrides = jobs.parse_overrides(["SOLVER.EPOCHS", "3", "DATASET.ROOT", "/there"])
+    places = ["DATASET.ROOT", "/there", "TEACHER.TRAIN_IF_MISSING", "True"]
+    overrides = jobs.parse_overrides(["SOLVER.EPOCHS", "3", *places])
     good, long = expand(path, seeds=[1], overrides=overrides)
-    assert good.folder == Path("o/s,SOLVER.EPOCHS=3/good/seed_1")  # a place such as DATASET.ROOT changes no result
+    assert good.folder == Path("o/s,SOLVER.EPOCHS=3/good/seed_1")  # a place changes no result, nor does leave to train
     assert good.keys["EXPERIMENT.PROJECT"] == "s,SOLVER.EPOCHS=3"
     assert (good.epochs, long.epochs) == (3, 6)
     assert (good.keys["SOLVER.LR_DECAY_STAGES"], long.keys["SOLVER.LR_DECAY_STAGES"]) == ([4, 5], [8, 10])
     assert expand(path)[0].folder == Path("o/s/good/seed_1")
+
+
+def test_a_whole_number_is_a_decimal_where_the_keys_default_is_one(suite):
+    path = suite(arms={"good": {"cfg": "arm.yaml"}})
+    (run,) = expand(path, seeds=[1], overrides=jobs.parse_overrides(["SOLVER.CLIP_NORM", "5"]))
+    assert (run.keys["SOLVER.CLIP_NORM"], type(run.keys["SOLVER.CLIP_NORM"])) == (5.0, float)
 
 
 def test_an_arm_with_seeds_of_its_own_has_no_other_runs(suite):
@@ -80,7 +87,8 @@ def test_a_display_name_is_the_suites_or_else_the_arms(suite):
     assert shown == {"two_words": "two words", "simkd": "SimKD"}
 
 
-@pytest.mark.parametrize(("text", "value"), [("3", 3), ("true", True), ("[1, 2]", [1, 2]), ("1j", "1j"), ("a", "a")])
+@pytest.mark.parametrize(("text", "value"), [("3", 3), ("true", True), ("[1, 2]", [1, 2]), ("1j", "1j"), ("a", "a"),
+                                            ("[resnet20, vgg13]", ["resnet20", "vgg13"])])  # fmt: skip
 def test_an_override_is_read_as_a_value_that_a_file_can_hold(text, value):
     assert jobs.parse_overrides(["A.B", text]) == [("A.B", value)]
 

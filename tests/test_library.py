@@ -13,6 +13,7 @@ from runs import without_bn
 from tiny import TinyNet, batch
 from tiny_stages import TinyStages
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from yacs.config import CfgNode
 
 import atsc_plugin
@@ -193,6 +194,10 @@ def test_all_mistakes_in_options_are_told_at_once_in_the_options_own_words():
         ({"method": None}, "method: got 'None', expected one of"),
         ({"image_size": (32, 32)}, r"image_size: got \(32, 32\), expected the side of square images in pixels"),
         ({"student": ONE_FOR_BOTH, "teacher": ONE_FOR_BOTH}, "are the same network object; expected different ones"),
+        ({"method": "AVERKD", "teacher": [ONE_FOR_BOTH] * 2}, "Two teachers are the same network object"),
+        ({"student": TinyNet().requires_grad_(False)}, "All parameters of the student are frozen; expected some"),
+        ({"method": "KD", "temperature": 0.0}, "temperature: got 0.0, expected a number above 0"),
+        ({"method": "DKD", "t": -1.0}, "t: got -1.0, expected a number above 0"),
         ({"teacher": TinyNet().double()}, "are torch.float32, torch.float64; expected one number format"),
         ({"student": TinyNet().double(), "teacher": TinyNet().double()}, "torch.float64; expected one number format"),
     ],
@@ -213,6 +218,57 @@ def test_a_teacher_that_was_handed_over_frozen_learns_where_the_method_has_it_le
     learning = {id(p) for group in d.param_groups(0.05) for p in group["params"] if p.requires_grad}
     beside = d.inner.get_submodule("online_teacher" if options == EMA else "teacher")
     assert any(id(p) in learning for p in beside.parameters()) == (options is not None)
+
+
+def test_a_network_that_a_distiller_froze_in_places_is_thawed_by_the_next_one():
+    student, teacher = TinyNet(), TinyNet(width=6)
+    teacher.conv.weight.requires_grad_(False)  # the loop's own wish
+    made("SIMKD", student, teacher)
+    assert not student.fc.weight.requires_grad  # SimKD predicts through the teacher's
+    made("KD", student, TinyNet(width=6))
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    made("DML", TinyNet(), teacher)
+    assert teacher.fc.weight.requires_grad and not teacher.conv.weight.requires_grad
+
+
+@pytest.mark.parametrize("compiled", [torch.compile, lambda network: network.compile() or network])
+def test_a_compiled_network_is_refused_since_its_maps_cannot_be_read(compiled):
+    with pytest.raises(ModelRefused, match="The student is compiled; its maps cannot be read. Compile the distiller"):
+        atsc_plugin.distiller(compiled(TinyNet()), TinyNet(), "SIMKD", image_size=32)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, width=6):
+        super().__init__()
+        self.a = nn.Conv2d(3, width, 3, stride=2)
+        self.b = nn.Sequential(nn.Conv2d(width, width, 3), nn.BatchNorm2d(width))
+        self.fc = nn.Linear(width, 10)
+
+    def forward(self, x):
+        x = self.a(x)
+        x = checkpoint(self.b, x, use_reentrant=True) if self.training else self.b(x)
+        return self.fc(x.relu().mean(dim=(2, 3)))
+
+
+def test_a_map_that_was_made_without_gradients_is_refused_and_not_taught_in_vain():
+    d = made("SIMKD", Checkpointed())
+    with pytest.raises(PluginError, match="The map of b.* has no gradient: .* activation checkpointing off"):
+        d(*batch(), epoch=1)
+
+
+def test_under_autocast_kd_is_told_in_full():
+    d = made("KD")
+    x, y = batch()
+    wanted = d(x, y).losses["loss_kd"].item()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = d(x, y).losses["loss_kd"].item()
+    assert got == pytest.approx(wanted, rel=0.05)
+
+
+def test_heads_leave_no_gradients_behind():
+    networks = TinyStages(width=4), TinyStages(width=4)
+    d = atsc_plugin.distiller(*networks, "DIH", image_size=32, loader=[batch()], heads_epochs=1)
+    assert all(parameter.grad is None for parameter in d.parameters())
 
 
 def test_a_method_that_counts_the_training_images_is_refused(monkeypatch):

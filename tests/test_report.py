@@ -268,7 +268,15 @@ def test_a_cell_is_read_back_as_it_was(value):
 def test_one_teacher_is_known_in_a_run_of_several_by_its_file(tmp_path):
     files = {"TYPE": "KD", "TEACHER_CKPT": "", "TEACHER_CKPTS": ["a/first.pth", "a/second.pth"]}
     folder = make_run(tmp_path, "several", 1, 50.0, cfg={"DISTILLER": files})
-    assert read_run(folder).teacher_id == "file first.pth"
+    assert read_run(folder).teacher_id == "file a/first.pth"
+
+
+def test_teachers_whose_files_have_one_name_in_two_folders_are_two(tmp_path):
+    for folder in ("a", "b"):
+        files = {"TYPE": "KD", "TEACHER_CKPT": f"/somewhere/{folder}/seed_1/latest"}
+        make_run(tmp_path / folder, "kd", 1, 50.0, cfg={"DISTILLER": files})
+    (table,) = tables_of(tmp_path)
+    assert [len(row.runs) for row in table.rows] == [2]
 
 
 def test_the_precision_of_older_runs_is_what_their_device_made_of_auto():

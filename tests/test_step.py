@@ -13,7 +13,7 @@ from atsc_plugin.engine import precision
 from atsc_plugin.engine.meters import Meters
 from atsc_plugin.engine.optim import set_learning_rate
 from atsc_plugin.engine.step import Step, micro_batches
-from atsc_plugin.errors import ConfigError
+from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.host import CFG, distiller_dict
 from atsc_plugin.methods.atsc import ATSC
 from atsc_plugin.methods.simkd import SimKD
@@ -51,6 +51,39 @@ def test_a_batch_is_split_into_micro_batches_as_equal_as_can_be():
     assert cut[1][0]["image"][1].tolist() == [3, 4, 5]
     assert cut[1][0]["epoch"] == 3
     assert len(micro_batches({"target": torch.arange(2)}, 8)) == 2
+
+
+@pytest.mark.parametrize(("images", "counts"), [(64, 16), (16, 4), (17, 5), (1, 1)])
+def test_a_short_last_batch_is_split_into_micro_batches_of_the_same_size(cfg, images, counts):
+    cfg.SOLVER.BATCH_SIZE, cfg.SOLVER.ACCUMULATE = 64, 16  # four images each
+    step, seen = Step(vanilla(bn=True), cfg), []
+    step.distiller.register_forward_pre_hook(lambda _m, _a, given: seen.append(len(given["target"])), with_kwargs=True)
+    step(inputs(images))
+    assert (len(seen), sum(seen), max(seen)) == (counts, images, min(images, 4))
+
+
+def test_one_image_at_a_norm_behind_one_pixel_ends_with_a_remedy(cfg):
+    network = TinyNet()
+    network.fc = torch.nn.Sequential(torch.nn.BatchNorm1d(network.fc.in_features), network.fc)
+    with pytest.raises(PluginError, match="A batch of one image met a BatchNorm .* Choose SOLVER.BATCH_SIZE"):
+        Step(distiller_dict["NONE"](network), cfg)(inputs(1))
+
+
+def test_a_host_method_that_may_call_view_gets_maps_in_the_default_layout(cfg):
+    """Channels-last maps have their channels next to each other; `.view(N, -1)` refuses them."""
+
+    class Viewing(distiller_dict["NONE"]):
+        def forward_train(self, image, target, **kwargs):
+            logits, maps = self.student(image)
+            return logits, {"ce": maps["feats"][-1].view(len(image), -1).mean() + logits.mean()}
+
+    torch.manual_seed(1)
+    viewing = Viewing(TinyNet().to(memory_format=torch.channels_last))
+    given = inputs() | {"image": inputs()["image"].to(memory_format=torch.channels_last)}
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        viewing.forward_train(**given)
+    cfg.DISTILLER.TYPE = "A_METHOD_OF_A_FORK"
+    assert Step(viewing, cfg)(given)[1]["ce"].isfinite()
 
 
 @pytest.mark.parametrize("count", [3, 10])

@@ -58,6 +58,7 @@ def test_a_shared_yaml_entry_is_read_and_counted_each_time():
         ("a: !!int ''", "is not valid YAML"),
         ("a: !!python/object/apply:os.system ['true']", "is not valid YAML"),
         ("a: \0", "is not valid YAML"),
+        ("a: 1\nb: 2\na: 3", "a stands twice in one mapping"),
         ("x" * 200_001, "is larger than 200,000 bytes"),
     ],
 )  # fmt: skip

@@ -20,11 +20,13 @@ EXAMPLES = """
 def parser():
     options = Parser("doctor", __doc__, EXAMPLES)
     options.add_argument("--cfg", metavar="FILE", help="also check that this configuration could start training")
-    options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys to override")
+    options.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys of --cfg to override")
     return options
 
 
 def run(args):
+    if args.opts and not args.cfg:
+        raise PluginError(f"{args.opts[0]} changes a configuration, and none is named. Add --cfg FILE.")
     versions = installed()
     problems = [f"package {name}: pip install {name}" for name, version in versions.items() if not version]
     _say("python", f"{platform.python_version()} on {platform.system()}, {os.cpu_count()} cores")

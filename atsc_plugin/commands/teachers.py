@@ -7,7 +7,7 @@ these data for TEACHER.FINE_TUNE_EPOCHS; runs with the same keys then find that 
 import argparse
 
 from atsc_plugin.commands import Parser, registered_cfg
-from atsc_plugin.errors import PluginError
+from atsc_plugin.errors import ConfigError, PluginError
 
 EXAMPLES = """
   teachers --cfg configs/quickstart/atsc_multi.yaml                 the three of DISTILLER.TEACHERS
@@ -60,8 +60,13 @@ def run(args):
 def _names_and_seeds(cfg, seeds):
     """The networks to train, and a seed for each where they are given."""
     from atsc_plugin.methods.base import teacher_names
+    from atsc_plugin.networks import named
 
-    names = teacher_names(cfg) or [cfg.DISTILLER.TEACHER]
+    names = teacher_names(cfg)
+    if not names:  # a method without a teacher: nothing has looked at this name yet
+        names = [cfg.DISTILLER.TEACHER]
+        if problems := named.problems("DISTILLER.TEACHER", cfg.DATASET.TYPE, names[0], cfg.DISTILLER.TEACHER_ARGS):
+            raise ConfigError(problems)
     if not seeds:
         return names, list(cfg.TEACHER.SEEDS)
     if len(set(names)) > 1:

@@ -155,13 +155,16 @@ def _class_files(root, split, names):
     foreign = sorted(_class_names(folder) - set(names))
     if foreign:
         raise PluginError(f"{folder} has {len(foreign)} class folders that train/ has not: {_some(foreign)}.")
-    labels, files = [], []
+    labels, files, empty = [], [], []
     for label, name in enumerate(names):
         wanted = _pictures_in(folder / name)
+        empty += [] if wanted else [name]
         files += [os.fsencode(os.path.join(split, name, file)) for file in wanted]
         labels += [label] * len(wanted)
     if not files:
         raise PluginError(f"{folder} holds no images ({', '.join(sorted(pictures.SUFFIXES))}) in its class folders.")
+    if empty and split == "train":
+        raise PluginError(f"{folder} has {len(empty)} class folders without images: {_some(empty)}. Remove them.")
     return np.array(files), np.array(labels, dtype=np.int64)
 
 

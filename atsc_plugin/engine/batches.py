@@ -34,8 +34,10 @@ def device_of(cfg: Any) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(wanted)
-    except RuntimeError as error:
-        raise PluginError(f"EXPERIMENT.DEVICE is '{wanted}'; expected auto, cpu, cuda or cuda:N.") from error
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise PluginError(f"EXPERIMENT.DEVICE is '{wanted}'; expected auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise PluginError(
             f"EXPERIMENT.DEVICE is '{wanted}', but torch sees {torch.cuda.device_count()} CUDA devices; "
@@ -57,6 +59,22 @@ def layout_of(device: torch.device) -> torch.memory_format:
 def place_module(module: nn.Module, device: torch.device) -> nn.Module:
     """Move a module to its device and layout, in place."""
     return module.to(device).to(memory_format=layout_of(device))
+
+
+def give_default_layout(networks: Iterable[nn.Module]) -> None:
+    """Have networks give maps in torch's default layout, which `.view` asks for; a copy of each map in every step."""
+    for network in networks:
+        network.register_forward_hook(_in_default_layout)
+
+
+def _in_default_layout(_module, _inputs, output):
+    if isinstance(output, Tensor):
+        return output.contiguous()
+    if isinstance(output, dict):
+        return {name: _in_default_layout(None, None, entry) for name, entry in output.items()}
+    if type(output) in (list, tuple):
+        return type(output)(_in_default_layout(None, None, entry) for entry in output)
+    return output
 
 
 def place(tensor: Tensor, device: torch.device) -> Tensor:

@@ -113,7 +113,13 @@ def chosen(precision: Precision) -> dict[str, str]:
 def keep_logits_full(networks: list[nn.Module], precision: Precision) -> None:
     """Have networks give their logits in fp32: on a CPU autocast leaves log-softmax in bf16."""
     if precision.dtype is not None:
-        for network in networks:
+        keep_full(*networks)
+
+
+def keep_full(*networks: nn.Module) -> None:
+    """The same under an autocast that only the loop knows of; a network has the hook once."""
+    for network in networks:
+        if _first_in_full not in network._forward_hooks.values():
             network.register_forward_hook(_first_in_full)
 
 

@@ -26,9 +26,12 @@ from atsc_plugin.untrusted import read_yaml
 LATEST, PREVIOUS = "latest", "latest_previous"
 LOCK, HOLDER = "run.lock", "run.lock.json"
 # Where and on what a run is made: neither a trial's name nor the comparison of two configurations knows these.
-PLACES = ("LOG.", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD", "EXPERIMENT.DEVICE", "TEACHER.CACHE")
+PLACES = (
+    "LOG.", "DATASET.ROOT", "DATASET.NUM_WORKERS", "DATASET.DOWNLOAD", "EXPERIMENT.DEVICE", "TEACHER.CACHE",
+    "TEACHER.TRAIN_IF_MISSING",
+)  # fmt: skip
 # May change when a run is continued: places, how long it goes on, what it does about trouble.
-FREE = (*PLACES, "SOLVER.EPOCHS", "SOLVER.NONFINITE", "DATASET.LOADER", "ATSC.GUARD", "TEACHER.TRAIN_IF_MISSING")
+FREE = (*PLACES, "SOLVER.EPOCHS", "SOLVER.NONFINITE", "DATASET.LOADER", "ATSC.GUARD")
 # May change too, and have no effect: the teachers are in the checkpoint.
 KEPT = ("DISTILLER.TEACHER_CKPT", "DISTILLER.TEACHER_CKPTS")
 LEFT_OUT = (*FREE, *KEPT, "EXPERIMENT.")  # overrides that do not belong into a run's name
@@ -95,7 +98,7 @@ def experiment_name(cfg, overrides=()):
 
 def run_directory(cfg, name):
     """The run's folder; whatever would leave LOG.PREFIX, by its name or through a link, is refused. Nothing is made."""
-    project, prefix = cfg.EXPERIMENT.PROJECT, Path(cfg.LOG.PREFIX)
+    project, prefix = cfg.EXPERIMENT.PROJECT, untrusted.expand_user(cfg.LOG.PREFIX)
     for part in (project, str(name)):
         if Path(part).is_absolute() or ".." in Path(part).parts or not part.isprintable():
             raise PluginError(

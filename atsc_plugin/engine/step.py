@@ -6,7 +6,8 @@ Nothing in it waits for the device: losses stay tensors, and the meters that add
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from atsc_plugin import contract
 from atsc_plugin.contract import IDLE_PARAMETERS, SECOND_STEP, Contract
 from atsc_plugin.engine import distributed, optim, precision
+from atsc_plugin.engine.batches import give_default_layout
 from atsc_plugin.errors import PluginError
 from atsc_plugin.networks.deployed import deployed_of
 from atsc_plugin.networks.ema import average_of, exchanged, tensor_pairs, update_ema
@@ -42,8 +44,9 @@ def _split(entry, count):
 class Step:
     """Calls the distiller on one batch and moves its weights; owns the optimizers, the number format, the compiler.
 
-    SOLVER.ACCUMULATE n: the gradient is sum_i (n_i / N) grad loss(micro-batch i), which for losses that are means over
-    images (and terms without images, such as drift) is the whole batch's, BN's batch statistics apart.
+    SOLVER.ACCUMULATE n: a full batch is split into n; a shorter one, the last of an epoch, into fewer of that size. The
+    gradient is sum_i (n_i / N) grad loss(micro-batch i), which for losses that are means over images (and terms without
+    images, such as drift) is the whole batch's, BN's batch statistics apart.
     """
 
     def __init__(self, distiller: nn.Module, cfg: Any) -> None:
@@ -66,6 +69,8 @@ class Step:
         self.skipped = self._skipped_steps(needs)
         networks = [distiller.student, *(network.module for network in method.networks())]
         precision.keep_logits_full(networks, self.precision)
+        if not method.ANY_LAYOUT:
+            give_default_layout(networks)
         self.deployed = self.average = None  # the deployed part and, under SOLVER.EMA, the average of it
         if self.solver.EMA:
             self.deployed = deployed_of(method)
@@ -112,8 +117,8 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         if self.skipped:
             self.skipped.remember()
-        with precision.compiler_errors():
-            results = self._results(micro_batches(inputs, self.solver.ACCUMULATE))
+        with precision.compiler_errors(), one_image_errors():
+            results = self._results(micro_batches(inputs, self._splits(len(inputs["target"]))))
         logits, losses = results[0] if len(results) == 1 else _together(results)
         if self.skipped and self.skipped.refuse(losses, [] if self.precision.scaler else self.parameters()):
             return logits, None
@@ -124,6 +129,10 @@ class Step:
         if self.average is not None:
             update_ema(self.average, self.deployed, self.solver.EMA)
         return logits, losses
+
+    def _splits(self, images):
+        """Into how many micro-batches so many images are split: their size stays that of a full batch's."""
+        return -(-images * self.solver.ACCUMULATE // max(images, self.solver.BATCH_SIZE // distributed.world()))
 
     def _results(self, batches):
         """(logits, losses) of each micro-batch; several ranks add their gradients up once, with the last one's."""
@@ -178,6 +187,20 @@ class Step:
             self.precision.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["model_ema"])
+
+
+@contextmanager
+def one_image_errors() -> Iterator[None]:
+    """BN of one image and one pixel has nothing to normalise over; torch's error inside the block gets a remedy."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise PluginError(
+            "A batch of one image met a BatchNorm behind a map of one pixel, which needs two. Choose SOLVER.BATCH_SIZE "
+            "and ACCUMULATE so that no batch has one image, the last of an epoch included."
+        ) from error
 
 
 def _together(results):

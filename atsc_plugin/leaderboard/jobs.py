@@ -23,7 +23,7 @@ import yaml
 from atsc_plugin.engine.run_dir import PLACES, read_tree
 from atsc_plugin.errors import ConfigError, PluginError
 from atsc_plugin.files import write_text
-from atsc_plugin.keys import flatten
+from atsc_plugin.keys import DEFAULTS, flatten, names_in
 from atsc_plugin.leaderboard.suite import Arm, Suite, is_plain
 
 COMMAND = (sys.executable, "-m", "atsc_plugin")
@@ -110,7 +110,7 @@ def _value(text):
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
+        return names_in(text)
     value = list(value) if isinstance(value, tuple) else value
     return value if is_plain(value) else text
 
@@ -144,11 +144,12 @@ def expand(suite: Suite, output, *, seeds=None, arms=None, pairs=None, overrides
 
 
 def _keys(suite, arm, pair, last, project, name):
-    """The flat configuration of an arm on a pair; whole numbers become decimals where its file has one."""
+    """The flat configuration of an arm on a pair; whole numbers become decimals where its file or default has one."""
     keys = flatten(read_tree(arm.config(pair)))
     last = last | {"EXPERIMENT.PROJECT": project, "EXPERIMENT.NAME": name}
     for key, value in (suite.common | suite.pairs[pair] | arm.set | last).items():
-        keys[key] = float(value) if isinstance(keys.get(key), float) and type(value) is int else value
+        decimal = isinstance(keys.get(key, DEFAULTS.get(key)), float) and type(value) is int
+        keys[key] = float(value) if decimal else value
     epochs, stages = keys.get("SOLVER.EPOCHS", EPOCHS), keys.get("SOLVER.LR_DECAY_STAGES", STAGES)
     if arm.stretch != 1 and type(epochs) is int and isinstance(stages, list):
         keys["SOLVER.EPOCHS"] = max(1, round(epochs * arm.stretch))

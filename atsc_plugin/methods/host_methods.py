@@ -9,7 +9,6 @@ from atsc_plugin.contract import NONE, HostMethod
 from atsc_plugin.errors import ModelRefused
 from atsc_plugin.methods.base import host_method
 from atsc_plugin.networks.maps import evaluating, probe_image
-from atsc_plugin.networks.named import is_foreign
 
 # DKD's BETA and ReviewKD's weight by pair, from mdistiller's configs (a08d46f) and the ReviewKD repository's script.
 # None: no weight is published for the pair, and 5.0 is ours.
@@ -68,11 +67,11 @@ def review_keys_of_pair(teacher: str, student: str) -> dict[str, list[int]]:
     return review_keys(*(([*sides, 1], [*channels, pooled]) for channels, sides, pooled in tables))
 
 
-def review_maps(network: nn.Module, image_size: int) -> list[Tensor]:
-    """The maps that ReviewKD compares, shallowest first; [] where a network has no pre-activation maps."""
+def review_maps(network: nn.Module, image_size: int, kind: str) -> list[Tensor]:
+    """The maps of a kind that ReviewKD compares, shallowest first; [] where a network has none: a teacher of ReLU's."""
     with evaluating(network), torch.no_grad():
         feats = network(probe_image(network, image_size))[1]
-    maps = feats.get("preact_feats", [])[1:]
+    maps = feats.get(kind, [])[1:]
     return [*maps, feats["pooled_feat"][:, :, None, None]] if maps else []
 
 
@@ -80,6 +79,7 @@ class TensorStep(HostMethod):
     """A host's method whose step is made of tensors alone, the same in every epoch."""
 
     HARD_LABELS = False
+    ANY_LAYOUT = True
 
     @classmethod
     def needs(cls, cfg):
@@ -87,6 +87,11 @@ class TensorStep(HostMethod):
 
     def phase(self, epoch):
         return None
+
+
+def not_above_zero(key: str, value: float) -> list[str]:
+    """The problem with a temperature that logits cannot be divided by; [] without one."""
+    return [] if value > 0 else [f"{key}: got {value}, expected a number above 0."]
 
 
 @host_method("NONE", "vanilla")
@@ -98,6 +103,10 @@ class Vanilla(TensorStep):
 class KD(TensorStep):
     MULTI = "AVERKD"
 
+    @classmethod
+    def problems(cls, cfg):
+        return not_above_zero("KD.TEMPERATURE", cfg.KD.TEMPERATURE)
+
 
 @host_method("DKD", "DKD")
 class DKD(TensorStep):
@@ -108,8 +117,8 @@ class DKD(TensorStep):
     @classmethod
     def problems(cls, cfg):
         """It divides the epoch by WARMUP."""
-        warmup = cfg.DKD.WARMUP
-        return [] if warmup >= 1 else [f"DKD.WARMUP: got {warmup}, expected at least 1."]
+        warmup, problems = cfg.DKD.WARMUP, not_above_zero("DKD.T", cfg.DKD.T)
+        return problems if warmup >= 1 else [*problems, f"DKD.WARMUP: got {warmup}, expected at least 1."]
 
     def phase(self, epoch):
         return min(epoch, self.cfg.DKD.WARMUP)
@@ -139,9 +148,14 @@ class ReviewKD(TensorStep):
 
     @classmethod
     def derives(cls, cfg):
-        """Its four lists, where a network is none of the host's."""
-        foreign = any(map(is_foreign, (cfg.DISTILLER.STUDENT, cfg.DISTILLER.TEACHER)))
-        return tuple(f"REVIEWKD.{name}" for name in LISTS) if foreign else ()
+        """Its four lists, for a pair that nobody has published."""
+        published = (cfg.DISTILLER.TEACHER, cfg.DISTILLER.STUDENT) in PUBLISHED
+        return () if published else tuple(f"REVIEWKD.{name}" for name in LISTS)
+
+    @staticmethod
+    def _kinds(cfg):
+        """Which maps it takes of the student, and which of the teacher."""
+        return "preact_feats" if cfg.REVIEWKD.STU_PREACT else "feats", "preact_feats"
 
     @classmethod
     def derived(cls, cfg, student, teachers, image_size):
@@ -149,11 +163,11 @@ class ReviewKD(TensorStep):
         if not cls.derives(cfg):
             return {}
         names, shapes = (cfg.DISTILLER.STUDENT, cfg.DISTILLER.TEACHER), []
-        for network, name in zip((student, *teachers), names, strict=True):
-            maps = review_maps(network, image_size)
+        for network, name, kind in zip((student, *teachers), names, cls._kinds(cfg), strict=True):
+            maps = review_maps(network, image_size, kind)
             if not maps or any(each.dim() != 4 or each.shape[-1] != each.shape[-2] for each in maps):
                 raise ModelRefused(
-                    f"REVIEWKD compares square maps of several stages; {name} has none. Use KD or SIMKD."
+                    f"REVIEWKD compares square maps of several stages; {name} has none in {kind}. Use KD or SIMKD."
                 )
             shapes.append(([each.shape[-1] for each in maps], [each.shape[1] for each in maps]))
         ours, theirs = (len(sides) - 1 for sides, _ in shapes)
@@ -165,17 +179,18 @@ class ReviewKD(TensorStep):
         return review_keys(*shapes)
 
     def misfits(self, image_size):
-        name, node = self.cfg.DISTILLER.TEACHER, self.cfg.REVIEWKD
-        maps = review_maps(self.distiller.teacher, image_size)
-        if not maps:
-            return [
-                f"teacher {name} has no pre-activation maps, which REVIEWKD compares. Use another teacher or method."
-            ]
-        fitting = {"OUT_SHAPES": [m.shape[-1] for m in maps][::-1], "OUT_CHANNELS": [m.shape[1] for m in maps]}
+        """Lists that do not fit the maps; only a published pair's can be wrong, by a file or the command line."""
+        node, names = self.cfg.REVIEWKD, (self.cfg.DISTILLER.STUDENT, self.cfg.DISTILLER.TEACHER)
+        networks = self.distiller.student, self.distiller.teacher
+        maps = [review_maps(net, image_size, kind) for net, kind in zip(networks, self._kinds(self.cfg), strict=True)]
+        for name, each, kind in zip(names, maps, self._kinds(self.cfg), strict=True):
+            if not each:
+                return [f"{name} has no {kind}, which REVIEWKD compares. Use another network or method."]
+        fitting = review_keys(*(([m.shape[-1] for m in each], [m.shape[1] for m in each]) for each in maps))
         return [
-            f"REVIEWKD.{key} is {list(node[key])}, but the maps of teacher {name} have {wanted}. Set it to that."
+            f"{key} is {list(node[leaf])}, but the maps of {names[leaf.startswith('OUT')]} have {wanted}. Set it so."
             for key, wanted in fitting.items()
-            if list(node[key]) != wanted
+            if list(node[leaf := key.removeprefix("REVIEWKD.")]) != wanted
         ]
 
 

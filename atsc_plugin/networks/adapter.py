@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atsc_plugin.errors import PluginError
 from atsc_plugin.losses import pool
 from atsc_plugin.networks.maps import FEATS, MapSource, evaluating, find_target, layouts_of, probe_image, recording
 from atsc_plugin.networks.tail import Step, without_zeros
@@ -62,8 +63,19 @@ class Adapted(nn.Module):
         with recording(self.network, places) as seen:
             logits = _logits(self.network(self.view(image)))
         feats = [seen[source] for source in self.sources]
+        if feats and self.training and logits.requires_grad and not feats[-1].requires_grad:
+            self._refuse_no_grad()
         pooled = seen[self.vector].flatten(1) if self.vector else (pool(feats[-1]) if feats else None)
         return logits, {"feats": feats, "preact_feats": feats, "pooled_feat": pooled}
+
+    def _refuse_no_grad(self):
+        """A map without a gradient is right where what makes it is frozen, and lost where it was made under no_grad."""
+        place = self.sources[-1].place
+        if any(parameter.requires_grad for parameter in self.network.get_submodule(place).parameters()):
+            raise PluginError(
+                f"The map of {place} has no gradient: it was read where gradients are off, as in a checkpointed block "
+                "(use_reentrant=True). Switch the network's activation checkpointing off."
+            )
 
 
 def adapt(network: nn.Module, image_size: int, view: View | None = None) -> nn.Module:

@@ -127,11 +127,12 @@ def deployed_of(method: Contract) -> DeployedStudent:
 
 
 def modules_of(names: Iterable[str], network: nn.Module) -> list[str]:
-    """The modules that own the named parameters and no others: 'fc.weight', 'fc.bias' -> ['fc']."""
+    """The modules that own the named parameters and no others, none in another: 'fc.weight', 'fc.bias' -> ['fc']."""
     names = set(names)
     others = [f"{name}." for name, _ in network.named_parameters() if name not in names]
     owners = {name.rpartition(".")[0] for name in names}
-    return sorted(owner for owner in owners if owner and not any(name.startswith(f"{owner}.") for name in others))
+    owners = {owner for owner in owners if owner and not any(name.startswith(f"{owner}.") for name in others)}
+    return sorted(owner for owner in owners if not any(owner.startswith(f"{other}.") for other in owners))
 
 
 def tensors_of(deployed: DeployedStudent) -> dict[str, Tensor]:

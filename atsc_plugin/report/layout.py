@@ -213,7 +213,7 @@ def again(run: Run) -> str:
         if not (run.path / "cfg.yaml").is_file():
             return run.get("command", "")
         argv = ["atsc-plugin", "train", "--cfg", str(run.path / "cfg.yaml"), "LOG.PREFIX", "again"]
-        argv += ["EXPERIMENT.SEED", str(run.get("seed"))]
+        argv += ["EXPERIMENT.NAME", run.path.parent.name, "EXPERIMENT.SEED", str(run.get("seed"))]
     return shlex.join(argv)
 
 

@@ -83,13 +83,16 @@ class Run:
 
     @property
     def teacher_id(self) -> str | None:
-        """A file's name, or the seed the teacher is trained with; several go by their first, none is None."""
+        """A file's name in its folders, or the seed that trained the teacher; several go by their first, none is None.
+
+        Three names, PROJECT/seed_1/latest, tell files apart and are the same on another machine.
+        """
         if not self.teachers:
             return None
         files = self.keys.get("DISTILLER.TEACHER_CKPTS") or self.keys.get("DISTILLER.TEACHER_CKPT")
         # A teacher that another run adapted further counts as the teacher that run began with.
         given = self.get("teacher_file") if self.get("adapted_by") else files[0] if isinstance(files, list) else files
-        return f"file {Path(str(given)).name}" if given else f"seed {self.keys.get('TEACHER.SEED', 1)}"
+        return f"file {'/'.join(Path(str(given)).parts[-3:])}" if given else f"seed {self.keys.get('TEACHER.SEED', 1)}"
 
     @property
     def precision(self) -> str:
