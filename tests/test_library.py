@@ -256,6 +256,22 @@ def test_a_map_that_was_made_without_gradients_is_refused_and_not_taught_in_vain
         d(*batch(), epoch=1)
 
 
+def test_a_layer_that_a_step_skips_is_named():
+    class Skipping(Checkpointed):
+        def forward(self, x):
+            x = self.a(x)
+            return self.fc((x if self.training else self.b(x)).relu().mean(dim=(2, 3)))
+
+    with pytest.raises(PluginError, match=r"b\S* was not run in this step"):
+        made("SIMKD", Skipping())(*batch())
+
+
+def test_heads_need_a_loader_that_knows_its_length():
+    networks = TinyStages(width=4), TinyStages(width=4)
+    with pytest.raises(PluginError, match="the loader has no length"):
+        atsc_plugin.distiller(*networks, "DIH", image_size=32, loader=iter([batch()]), heads_epochs=1)
+
+
 def test_under_autocast_kd_is_told_in_full():
     d = made("KD")
     x, y = batch()

@@ -63,6 +63,11 @@ class Heads(nn.Module):
 
 def train_heads(teacher, heads, loader, recipe):
     """Minimise the sum over heads of CE(head, y) with the teacher in eval mode and held; mean figures by epoch."""
+    if not hasattr(loader, "__len__"):
+        raise PluginError(
+            "The heads' rate falls over all steps, and the loader has no length. Hand over a list of batches, or a "
+            "DataLoader over a dataset with a length."
+        )
     heads.requires_grad_(True)
     teacher.eval()
     optimizer = torch.optim.Adam(heads.parameters(), lr=recipe["lr"], weight_decay=recipe["weight_decay"])

@@ -62,6 +62,11 @@ class Adapted(nn.Module):
         places = self.sources if self.vector is None else [*self.sources, self.vector]
         with recording(self.network, places) as seen:
             logits = _logits(self.network(self.view(image)))
+        if skipped := [place.place for place in places if place not in seen]:
+            raise PluginError(
+                f"{skipped[0]} was not run in this step, and its output is a map that methods compare. Switch off what "
+                "skips layers at random."
+            )
         feats = [seen[source] for source in self.sources]
         if feats and self.training and logits.requires_grad and not feats[-1].requires_grad:
             self._refuse_no_grad()
