@@ -87,6 +87,7 @@ def load_cfg(path, overrides=()) -> CfgNode:
     problems += check(cfg)
     if problems:
         raise ConfigError(problems)
+    cfg.LOG.PREFIX, cfg.TEACHER.CACHE = map(os.path.expanduser, (cfg.LOG.PREFIX, cfg.TEACHER.CACHE))
     cfg.freeze()
     return cfg
 

@@ -94,7 +94,7 @@ def recipe(cfg, data):
 
 def cached_file(cfg, data):
     """The file of the teacher with this recipe, there or not."""
-    return expand_user(cfg.TEACHER.CACHE) / f"{_stem(cfg, data)}-{cfg.TEACHER.EPOCHS}ep-{key_of(recipe(cfg, data))}.pth"
+    return Path(cfg.TEACHER.CACHE) / f"{_stem(cfg, data)}-{cfg.TEACHER.EPOCHS}ep-{key_of(recipe(cfg, data))}.pth"
 
 
 def _stem(cfg, data):

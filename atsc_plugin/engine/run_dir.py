@@ -98,7 +98,7 @@ def experiment_name(cfg, overrides=()):
 
 def run_directory(cfg, name):
     """The run's folder; whatever would leave LOG.PREFIX, by its name or through a link, is refused. Nothing is made."""
-    project, prefix = cfg.EXPERIMENT.PROJECT, untrusted.expand_user(cfg.LOG.PREFIX)
+    project, prefix = cfg.EXPERIMENT.PROJECT, Path(cfg.LOG.PREFIX)
     for part in (project, str(name)):
         if Path(part).is_absolute() or ".." in Path(part).parts or not part.isprintable():
             raise PluginError(

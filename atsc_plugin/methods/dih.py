@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -26,7 +27,7 @@ from atsc_plugin.losses import align, full, hard_labels, softened_divergence
 from atsc_plugin.methods.base import Key, Method, method
 from atsc_plugin.networks.maps import check_classes, classes_of
 from atsc_plugin.networks.stages import check_stages, stage_facts
-from atsc_plugin.untrusted import expand_user, open_regular, parse_json
+from atsc_plugin.untrusted import open_regular, parse_json
 
 LARGEST_IMAGE = 64  # above this every stage is pooled first: the first one of ResNet50 at 224 would need 803 M weights
 POOLED = 8
@@ -147,7 +148,7 @@ def recipe_of(cfg, teacher, heads):
 def cache_file(cfg, recipe, data):
     """The file of the heads with this recipe on these data, there or not."""
     key = key_of({**recipe, "data": data.identity, "mean": list(data.mean), "std": list(data.std)})
-    return expand_user(cfg.TEACHER.CACHE) / f"{cfg.DISTILLER.TEACHER}-{data.name}-heads-{key}.safetensors"
+    return Path(cfg.TEACHER.CACHE) / f"{cfg.DISTILLER.TEACHER}-{data.name}-heads-{key}.safetensors"
 
 
 def save_heads(heads, path, facts):
@@ -211,7 +212,7 @@ def find_cached(cfg, teacher, heads):
     """
     recipe, found = recipe_of(cfg, teacher, heads), []
     pattern = f"{cfg.DISTILLER.TEACHER}-{cfg.DATASET.TYPE}-heads-*.safetensors"
-    for path in sorted(expand_user(cfg.TEACHER.CACHE).glob(pattern)):
+    for path in sorted(Path(cfg.TEACHER.CACHE).glob(pattern)):
         try:
             facts = facts_of(path)
             if facts["recipe"] == recipe:
