@@ -84,7 +84,7 @@ def test_every_row_links_to_its_log_and_config_and_says_how_to_run_it_again(runs
     for seed in (1, 2, 3):
         assert f'seed {seed}: <a href="../runs/low/seed_{seed}/log.jsonl">log</a>' in text
         assert f'<a href="../runs/middle/seed_{seed}/cfg.yaml">config</a>' in text
-    assert "LOG.PREFIX again EXPERIMENT.SEED 1" in text
+    assert "LOG.PREFIX again EXPERIMENT.NAME low EXPERIMENT.SEED 1" in text
     assert set(re.findall(r'<a href="#(.*?)"', text)) == set(re.findall(r'<span id="(.*?)"', text))
 
 

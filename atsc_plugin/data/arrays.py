@@ -111,7 +111,7 @@ def _check_shape(path, name, images, labels):
         )
 
 
-def list_folder(root):
+def list_folder(root, empty_classes=False):
     """({split: (files relative to the root as an array of bytes, labels)}, class names); a lone val/ is the test split.
 
     Bytes: names need not be UTF-8, and an array of them costs a tenth of as many paths.
@@ -128,7 +128,7 @@ def list_folder(root):
         raise PluginError(
             f"{root / 'train'} has {len(names) or 'no'} class folders; expected one folder a class with its images."
         )
-    splits = {split: _class_files(root, split, names) for split in present}
+    splits = {split: _class_files(root, split, names, empty_classes or split != "train") for split in present}
     if "test" not in splits:  # a lone val/ is what is reported; it is then no validation split
         splits["test"] = splits.pop("val")
     return splits, [printable(name) for name in names]
@@ -150,7 +150,7 @@ def _pictures_in(folder):
     return sorted(found)
 
 
-def _class_files(root, split, names):
+def _class_files(root, split, names, empty_classes):
     folder = root / split
     foreign = sorted(_class_names(folder) - set(names))
     if foreign:
@@ -163,7 +163,7 @@ def _class_files(root, split, names):
         labels += [label] * len(wanted)
     if not files:
         raise PluginError(f"{folder} holds no images ({', '.join(sorted(pictures.SUFFIXES))}) in its class folders.")
-    if empty and split == "train":
+    if empty and not empty_classes:
         raise PluginError(f"{folder} has {len(empty)} class folders without images: {_some(empty)}. Remove them.")
     return np.array(files), np.array(labels, dtype=np.int64)
 
@@ -175,9 +175,9 @@ def refuse_unreadable(folder, unreadable):
         raise PluginError(f"{folder}: {len(lines)} unreadable images: {_some(lines)}. Repair or remove them.")
 
 
-def read_folder(root, image_size, crop=0.0):
+def read_folder(root, image_size, crop=0.0, empty_classes=False):
     """The images of `list_folder` decoded into memory; fitted to a size, as in evaluation, when one is asked for."""
-    splits, names = list_folder(root)
+    splits, names = list_folder(root, empty_classes)
     for split, (files, labels) in splits.items():
         splits[split] = _decoded(expand_user(root), files, image_size, crop), labels
     return splits, names

@@ -93,7 +93,7 @@ def read_cifar100(container: Container) -> Splits:
         "pickles": _read_pickles,
         "npz": read_npz,
         "packed npz": _read_packed_npz,
-        "class folders": lambda path: read_folder(path, 0),
+        "class folders": lambda path: read_folder(path, 0, empty_classes=True),
         "parquet": _read_parquet,
     }
     splits, names = readers[container.kind](container.path)
