@@ -55,6 +55,8 @@ def locate(path, which: str = "last") -> Path:
     if path.is_dir():
         raise PluginError(_why_none(path, which))
     hint = " Checkpoints other than deploy_* files are read by `export`." if path.is_file() else ""
+    if path.suffix == ".onnx":
+        hint = " An ONNX file is no module: onnxruntime runs it."
     raise PluginError(
         f"There is no {stem}.json; expected a run directory, or one of the two files of a deployed student "
         f"(deploy_last.safetensors with its card deploy_last.json).{hint}"

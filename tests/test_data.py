@@ -316,6 +316,11 @@ def test_what_systems_leave_in_a_folder_is_no_class_and_no_image_and_deeper_fold
     (root / "train" / "dog" / "2024").mkdir()
     Image.new("RGB", (32, 32)).save(root / "train" / "dog" / "2024" / "0.png")
     assert data("folder", root, *keys).train_images == 7
+    (root / "train" / "dog" / "2024" / "back").symlink_to(root / "train" / "dog")  # a loop
+    (tmp_path / "more").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "more" / "0.png")
+    (root / "train" / "dog" / "linked").symlink_to(tmp_path / "more")
+    assert data("folder", root, *keys).train_images == 8
 
 
 @pytest.mark.parametrize("loader", ["auto", "host"])

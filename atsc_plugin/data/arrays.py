@@ -140,10 +140,14 @@ def _class_names(folder):
 
 
 def _pictures_in(folder):
-    """Paths below a class folder, sorted; hidden ones, which systems leave behind, are none of somebody's pictures."""
-    found = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    """Paths below a class folder, sorted, through links too, though no folder twice; hidden ones are no pictures."""
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]
+        if real in seen:
+            continue
+        seen.add(real)
         below = "" if place == os.fspath(folder) else os.path.relpath(place, folder)
         shown = (name for name in files if not name.startswith(".") and os.path.splitext(name)[1].lower() in MEANT)
         found += [os.path.join(below, name) for name in shown]
