@@ -152,8 +152,8 @@ def _adapted(network, image_size):
     with as_plugin_error(refusal, ModelRefused):
         adapted = adapt(network, image_size)
         shape = tuple(_logits(adapted, image_size).shape)
-    if len(shape) != 2 or shape[0] != 2:
-        raise ModelRefused(f"{name} gives {shape} for two images; expected (2, classes).")
+    if len(shape) != 2 or shape[0] != 2 or shape[1] < 2:
+        raise ModelRefused(f"{name} gives {shape} for two images; expected (2, classes), and two classes or more.")
     return adapted
 
 

@@ -188,6 +188,7 @@ def test_all_mistakes_in_options_are_told_at_once_in_the_options_own_words():
         ({"student": nn.Flatten()}, "The student is a Flatten; expected an nn.Module with parameters"),
         ({"student": nn.Linear(3, 10)}, "torch.nn.modules.linear:Linear does not run on two images of 32 pixels"),
         ({"student": nn.Conv2d(3, 10, 3)}, r"Conv2d gives \(2, 10, 30, 30\) for two images; expected \(2, classes\)"),
+        ({"method": "KD", "student": TinyNet(1), "teacher": TinyNet(1)}, r"gives \(2, 1\) for .* two classes or more"),
         ({"method": "KD", "student": TinyNet(5)}, "student tiny:TinyNet has 5 classes, teacher tiny:TinyNet#1 10"),
         ({"method": "SIMKD", "projector_factor": 9}, "projector_factor is 9, but the teacher's map has 6 channels"),
         ({"method": "DIH"}, "DIH trains something before the student. Hand over the training images"),
