@@ -71,8 +71,9 @@ def distiller(
     kind, teachers = class_of(method), _listed(teacher)
     _check_modules(kind, method, student, teachers)
     for network in (student, *teachers):
-        for parameter in filter(FROZEN.__contains__, network.parameters()):
-            del FROZEN[parameter.requires_grad_(True)]
+        for parameter in network.parameters():
+            if FROZEN.pop(parameter, False):
+                parameter.requires_grad_(True)
     for network in teachers:  # loops for KD freeze theirs; each method freezes what it does not move
         if not any(parameter.requires_grad for parameter in network.parameters()):
             network.requires_grad_(True)

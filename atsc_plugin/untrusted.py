@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import unicodedata
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -166,11 +167,10 @@ class _BoundedLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         """A key that stands twice is refused: yaml would take the second, and the first would be lost unseen."""
-        names = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in names:
-                raise ValueError(f"{key.value:.40} stands twice in one mapping")
-            names.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, count in counts.items():
+            if count > 1:
+                raise ValueError(f"{name:.40} stands twice in one mapping")
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent, index):

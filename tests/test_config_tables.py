@@ -14,7 +14,7 @@ from atsc_plugin import build, host
 from atsc_plugin.config import load_cfg
 from atsc_plugin.contract import of
 from atsc_plugin.methods.base import HOST_METHODS
-from atsc_plugin.methods.host_methods import MAPS
+from atsc_plugin.methods.host_methods import IMAGENET_MAPS, MAPS
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
 CLASSES = {"cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000}
@@ -104,6 +104,15 @@ def test_the_published_hyper_parameters_of_a_pair_fit_its_networks(method):
             assert cfg[group][leaf] == value, (path.name, key)
         with torch.device("meta"):
             assert of(built(cfg), cfg).misfits(32) == [], path.name
+
+
+@pytest.mark.parametrize(("teacher", "student"), list(IMAGENET_MAPS))
+def test_the_published_lists_of_an_imagenet_pair_fit_its_networks(teacher, student):
+    """MobileNetV1 has no stem among its maps, so that its first is compared too: five of them with the pooled one."""
+    words = ["DISTILLER.TEACHER", teacher, "DISTILLER.STUDENT", student]
+    cfg = load_cfg(ROOT / "imagenet" / "reviewkd.yaml", words)
+    with torch.device("meta"):
+        assert of(built(cfg), cfg).misfits(224) == []
 
 
 @pytest.mark.parametrize("name", list(MAPS))

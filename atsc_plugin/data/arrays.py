@@ -144,10 +144,11 @@ def _pictures_in(folder):
     found, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]
         if real in seen:
+            folders.clear()
             continue
         seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
         below = "" if place == os.fspath(folder) else os.path.relpath(place, folder)
         shown = (name for name in files if not name.startswith(".") and os.path.splitext(name)[1].lower() in MEANT)
         found += [os.path.join(below, name) for name in shown]

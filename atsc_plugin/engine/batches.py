@@ -68,12 +68,16 @@ def give_default_layout(networks: Iterable[nn.Module]) -> None:
 
 
 def _in_default_layout(_module, _inputs, output):
+    return _contiguous(output)
+
+
+def _contiguous(output):
     if isinstance(output, Tensor):
         return output.contiguous()
     if isinstance(output, dict):
-        return {name: _in_default_layout(None, None, entry) for name, entry in output.items()}
+        return {name: _contiguous(entry) for name, entry in output.items()}
     if type(output) in (list, tuple):
-        return type(output)(_in_default_layout(None, None, entry) for entry in output)
+        return type(output)(map(_contiguous, output))
     return output
 
 

@@ -67,12 +67,17 @@ def review_keys_of_pair(teacher: str, student: str) -> dict[str, list[int]]:
     return review_keys(*(([*sides, 1], [*channels, pooled]) for channels, sides, pooled in tables))
 
 
-def review_maps(network: nn.Module, image_size: int, kind: str) -> list[Tensor]:
-    """The maps of a kind that ReviewKD compares, shallowest first; [] where a network has none: a teacher of ReLU's."""
+def review_maps(network: nn.Module, image_size: int, kind: str, first: int = 1) -> list[Tensor]:
+    """The maps of a kind from the `first` on, shallowest first, and the pooled features; [] where there are none."""
     with evaluating(network), torch.no_grad():
         feats = network(probe_image(network, image_size))[1]
-    maps = feats.get(kind, [])[1:]
+    maps = feats.get(kind, [])[first:]
     return [*maps, feats["pooled_feat"][:, :, None, None]] if maps else []
+
+
+def sizes_of(maps: list[Tensor]) -> tuple[list[int], list[int]]:
+    """(sides, channels) of maps, as `review_keys` takes them."""
+    return [each.shape[-1] for each in maps], [each.shape[1] for each in maps]
 
 
 class TensorStep(HostMethod):
@@ -169,7 +174,7 @@ class ReviewKD(TensorStep):
                 raise ModelRefused(
                     f"REVIEWKD compares square maps of several stages; {name} has none in {kind}. Use KD or SIMKD."
                 )
-            shapes.append(([each.shape[-1] for each in maps], [each.shape[1] for each in maps]))
+            shapes.append(sizes_of(maps))
         ours, theirs = (len(sides) - 1 for sides, _ in shapes)
         if ours != theirs:
             raise ModelRefused(
@@ -179,14 +184,18 @@ class ReviewKD(TensorStep):
         return review_keys(*shapes)
 
     def misfits(self, image_size):
-        """Lists that do not fit the maps; only a published pair's can be wrong, by a file or the command line."""
+        """Lists that do not fit the maps; only a published pair's can be wrong, by a file or the command line.
+
+        As many maps of the student as of the teacher are compared: its last, the first map among them if need be.
+        """
         node, names = self.cfg.REVIEWKD, (self.cfg.DISTILLER.STUDENT, self.cfg.DISTILLER.TEACHER)
-        networks = self.distiller.student, self.distiller.teacher
-        maps = [review_maps(net, image_size, kind) for net, kind in zip(networks, self._kinds(self.cfg), strict=True)]
-        for name, each, kind in zip(names, maps, self._kinds(self.cfg), strict=True):
-            if not each:
+        of_student, of_teacher = self._kinds(self.cfg)
+        theirs = review_maps(self.distiller.teacher, image_size, of_teacher)
+        ours = review_maps(self.distiller.student, image_size, of_student, first=0)[-len(theirs) :]
+        for name, maps, kind in zip(names, (ours, theirs), (of_student, of_teacher), strict=True):
+            if not maps:
                 return [f"{name} has no {kind}, which REVIEWKD compares. Use another network or method."]
-        fitting = review_keys(*(([m.shape[-1] for m in each], [m.shape[1] for m in each]) for each in maps))
+        fitting = review_keys(sizes_of(ours), sizes_of(theirs))
         return [
             f"{key} is {list(node[leaf])}, but the maps of {names[leaf.startswith('OUT')]} have {wanted}. Set it so."
             for key, wanted in fitting.items()
