@@ -448,6 +448,7 @@ def some_run_file(place, draw):
         "seed": 1,
         "cfg": "c.yaml",
         "set": {},
+        "common": {},
         "stretch": 1,
         "trials": 0,
         "adapted_by": None,

@@ -333,6 +333,8 @@ def test_a_plan_names_published_figures_and_expected_hours_and_starts_nothing(su
     assert main([*suite({"kd": {}}, common=common), "--plan", "--output", "new"]) == 0
     said = capsys.readouterr().out
     assert "kd: 70.66 (" in said
+    assert main([*suite({"kd": {}}, common={**common, "SOLVER.LR": 0.1}), "--plan", "--output", "other"]) == 0
+    assert "published" not in capsys.readouterr().out  # the published rate is 0.05
     assert "expected hours: unknown for 1 of 1 runs, whose images cannot be counted or timed here" in said
     assert not Path("events.txt").exists() and not Path("new").exists()
 

@@ -267,6 +267,8 @@ CIFAR = {"dataset": "cifar100", "data": "cifar100-50000", "teacher": "resnet32x4
         ((73.2, 73.5, 73.1), {"epochs": 240, "teacher": "resnet56"}, None, ""),
         ((73.2, 73.5, 73.1), {"epochs": 240, "dataset": "npz"}, None, ""),
         ((73.2, 73.5, 73.1), {"epochs": 240, "job": {"suite": "s", "overrides": ["SOLVER.LR", "0.2"]}}, None, ""),
+        ((73.2, 73.5, 73.1), {"epochs": 240, "job": {"suite": "s", "common": {"SOLVER.LR": 0.2}}}, None, ""),
+        ((73.3, 73.3, 73.3), {"epochs": 240, "job": {"suite": "s", "common": {"SOLVER.EPOCHS": 240}}}, "73.33", "yes"),
     ],
 )
 def test_reproduced_is_an_interval_within_half_a_point_of_the_figure(tmp_path, tops, changes, figure, said):

@@ -66,7 +66,7 @@ FIELDS = {
                          "images"), one_of(text(), NULL)),
         **dict.fromkeys(("overrides", "notes"), one_of(list_of(text(), 1000), NULL)),
         "arm": text(),
-        "set": one_of(MAPPING, NULL),
+        **dict.fromkeys(("set", "common"), one_of(MAPPING, NULL)),
         "stretch": number(1e-6, 1e6),
         "trials": whole(0, 10**9),
         "at_once": whole(1, 10**6),

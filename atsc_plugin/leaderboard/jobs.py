@@ -166,7 +166,8 @@ def _run(suite: Suite, arm: Arm, pair, seed, folder, names, keys, overrides):
     record = {
         "suite": suite.name, "suite_file": suite.path, "arm": arm.name, "display": arm.display, "pair": pair,
         "seed": seed, "cfg": arm.cfg.replace("{pair}", pair or ""), "set": arm.set, "stretch": arm.stretch,
-        "trials": arm.trials, "adapted_by": arm.adapted_by, "teacher_file": keys.get("DISTILLER.TEACHER_CKPT") or None,
+        "common": suite.common | suite.pairs[pair], "trials": arm.trials, "adapted_by": arm.adapted_by,
+        "teacher_file": keys.get("DISTILLER.TEACHER_CKPT") or None,
         "notes": suite.notes, "images": suite.images, "against": suite.against, "primary": suite.primary,
         "overrides": [word for key, value in overrides for word in (key, str(value))],
     }  # fmt: skip

@@ -11,12 +11,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from atsc_plugin.engine.run_dir import PLACES
 from atsc_plugin.report.runs import Run
 from atsc_plugin.report.table import Row, Table
 
 OURS, NAMED_BELOW = "mdistiller", ("simkd", "own")  # families: our configs' recipe; those that are told apart from it
 RESOLUTION = {"cifar100": 32, "tiny_imagenet": 64, "imagenet": 224}
 EPOCHS = {"cifar100": 240, "tiny_imagenet": 200, "imagenet": 100}
+NO_RECIPE = (*PLACES, "EXPERIMENT.", "DISTILLER.", "TEACHER.", "DATASET.TYPE", "SOLVER.EPOCHS")
 MARGIN, FEWEST = 0.5, 3  # points; runs
 RULE = (
     f"Reproduced: the 95 % interval of our mean lies within {MARGIN} points of the published figure (yes) or wholly "
@@ -55,9 +57,16 @@ def comparable(run: Run) -> bool:
     return size is not None and not own and whole and run.get("image_size", size) == size
 
 
+def as_published(common: dict[str, Any]) -> bool:
+    """Whether the keys that a suite gives to all arms leave the recipe alone. Length and images are looked at apart."""
+    return all(key.startswith(NO_RECIPE) for key in common)
+
+
 def beside(table: Table, row: Row) -> dict[str, Any] | None:
     """The published figure of a row, None for another data set, pair, method or settings."""
     if not row.runs or not row.plain or table.trial or len(table.teachers) > 1:
+        return None
+    if not all(as_published(run.get("common", {})) for run in row.runs):
         return None
     if not all(map(comparable, row.runs)):
         return None

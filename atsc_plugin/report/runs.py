@@ -38,7 +38,7 @@ RULES = {  # what values must be; anything else that is recorded passes through
                     one_of(number(), list_of(one_of(number(), NULL), 64))),
     "teacher": one_of(text(), list_of(one_of(text(), NULL), 64)),
     "seed": one_of(whole(0, 2**64), text()),
-    "set": MAPPING,
+    **dict.fromkeys(("set", "common"), MAPPING),
 }  # fmt: skip
 KNOWN_BETTER = ("seed", "device", "status")  # of job.json: the run itself says it
 
