@@ -128,8 +128,6 @@ def _check_modules(kind, method, student, teachers):
         raise ModelRefused(f"{method} got {len(teachers)} teachers; expected {wanted[kind.TEACHERS]}{instead}.")
     if not any(parameter.requires_grad or parameter in FROZEN for parameter in student.parameters()):
         raise ModelRefused("All parameters of the student are frozen; expected some to train: requires_grad_(True).")
-    if len({id(each) for each in teachers}) < len(teachers):
-        raise ModelRefused("Two teachers are the same network object; expected different ones.")
     if any(each is student for each in teachers):
         raise ModelRefused("The student and a teacher are the same network object; expected different ones. Copy it.")
 

@@ -195,7 +195,7 @@ def test_all_mistakes_in_options_are_told_at_once_in_the_options_own_words():
         ({"method": None}, "method: got 'None', expected one of"),
         ({"image_size": (32, 32)}, r"image_size: got \(32, 32\), expected the side of square images in pixels"),
         ({"student": ONE_FOR_BOTH, "teacher": ONE_FOR_BOTH}, "are the same network object; expected different ones"),
-        ({"method": "AVERKD", "teacher": [ONE_FOR_BOTH] * 2}, "Two teachers are the same network object"),
+        ({"method": "AVERKD", "teacher": [ONE_FOR_BOTH] * 2}, "same network object twice among 2 teachers"),
         ({"student": TinyNet().requires_grad_(False)}, "All parameters of the student are frozen; expected some"),
         ({"method": "KD", "temperature": 0.0}, "temperature: got 0.0, expected a number above 0"),
         ({"method": "DKD", "t": -1.0}, "t: got -1.0, expected a number above 0"),

@@ -34,6 +34,7 @@ from atsc_plugin.engine import mixing
 from atsc_plugin.errors import ConfigError, HostError, ModelRefused, PluginError
 from atsc_plugin.host import distiller_dict
 from atsc_plugin.keys import Key
+from atsc_plugin.networks.adapter import unwrapped
 
 if TYPE_CHECKING:
     Distiller = nn.Module  # the host's base class is one
@@ -198,7 +199,7 @@ def teacher_module(kind: type[Contract], teacher: Any, cfg: Any) -> nn.Module:
     if not listed or not all(isinstance(network, nn.Module) for network in listed):
         kinds = ", ".join(type(network).__name__ for network in listed) or "an empty list"
         raise ModelRefused(f"{name} got {kinds} for teachers; expected at least one network. Hand over some.")
-    if len({id(network) for network in listed}) < len(listed):
+    if len({id(unwrapped(network)) for network in listed}) < len(listed):
         raise ModelRefused(
             f"{name} got the same network object twice among {len(listed)} teachers; expected different ones. Copy it."
         )
