@@ -123,6 +123,19 @@ def test_networks_that_know_no_maps_are_taken_and_a_tail_of_two_layers_is_saved(
     assert loaded.card["heads"][0]["tail"]["network"] == "test_library:Plain"
 
 
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_classifier_that_the_teacher_parametrizes_is_saved_as_it_is_applied(tmp_path, norm):
+    teacher = TinyNet(width=6)
+    norm(teacher.fc)
+    d = made("ATSC", teacher=teacher)
+    x, y = batch()
+    stepped(d, (x, y))
+    d.save(tmp_path / "student")
+    loaded = atsc_plugin.load_student(tmp_path / "student", allow=["tiny"])
+    assert type(loaded.classifier) is nn.Linear
+    torch.testing.assert_close(loaded(x), d.eval()(x))
+
+
 def test_importing_and_calling_it_registers_nothing_and_a_registered_host_is_left_as_it_is():
     atsc_plugin.register()
     before = dict(host.distiller_dict), host.CFG.dump()

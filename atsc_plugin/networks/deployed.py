@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from atsc_plugin.contract import Contract
 from atsc_plugin.losses import align, pool
@@ -136,9 +137,18 @@ def modules_of(names: Iterable[str], network: nn.Module) -> list[str]:
 
 
 def tensors_of(deployed: DeployedStudent) -> dict[str, Tensor]:
-    """The state that is stored: everything but the backbone's unused modules."""
-    dropped = tuple(f"backbone.{module}." for module in deployed.unused)
-    return {name: tensor for name, tensor in deployed.state_dict().items() if not name.startswith(dropped)}
+    """The state that is stored: everything but the backbone's unused modules.
+
+    A classifier that the teacher parametrizes (weight_norm, spectral_norm) is stored as it is applied: a plain one
+    takes its place when the student is opened.
+    """
+    dropped, applied = [f"backbone.{module}." for module in deployed.unused], {}
+    for name, layer in deployed.named_children():
+        if name.startswith("classifier") and parametrize.is_parametrized(layer):
+            dropped.append(f"{name}.parametrizations.")
+            applied |= {f"{name}.{weight}": getattr(layer, weight).detach() for weight in layer.parametrizations}
+    kept = {name: tensor for name, tensor in deployed.state_dict().items() if not name.startswith(tuple(dropped))}
+    return kept | applied
 
 
 def drop_modules(backbone: nn.Module, names: Iterable[str]) -> nn.Module:
