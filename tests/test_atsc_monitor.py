@@ -216,7 +216,7 @@ def test_a_slow_fall_is_summed_up_against_the_start():
     assert warned_in(70.7, 59.1, 59.8, 64.0, 61.4, 64.3, 67.2, 65.5, 63.4, 75.2, 74.9, 76.5, 76.4) == []
 
 
-def test_of_the_recorded_teachers_that_kept_their_accuracy_two_are_warned_of_and_came_back_later():
+def test_of_the_recorded_teachers_that_kept_their_accuracy_three_are_warned_of_and_came_back_later():
     teachers = {}
     for path in (Path(__file__).resolve().parents[1] / "docs/results").glob("*/curves.csv"):
         with path.open(newline="", encoding="utf-8") as file:
@@ -231,7 +231,9 @@ def test_of_the_recorded_teachers_that_kept_their_accuracy_two_are_warned_of_and
         if shares[-1] > 0.9 and not any(map(collapsed, epochs)):
             warned += [teacher] if any(slow_fall(shares[: epoch + 1]) for epoch in range(1, len(shares))) else []
     # They learn their task: .83, .81, .76 and .77, .74, .67 of the start at the full rate, 1.03 when it had dropped.
-    assert warned == [("learning_teachers", "atsc_task/seed_4", 0), ("learning_teachers", "atsc_task/seed_5", 0)]
+    # Of all of CIFAR-100's: .86 of the start after epoch 5, .95 in the end.
+    early = [("learning_teachers", "atsc_task/seed_4", 0), ("learning_teachers", "atsc_task/seed_5", 0)]
+    assert sorted(warned) == [("finished_teacher_all", "atsc_ema/seed_2", 0), *early]
 
 
 @pytest.mark.parametrize("learns", ["features", "task"])

@@ -142,11 +142,13 @@ def tensors_of(deployed: DeployedStudent) -> dict[str, Tensor]:
     A classifier that the teacher parametrizes (weight_norm, spectral_norm) is stored as it is applied: a plain one
     takes its place when the student is opened.
     """
-    dropped, applied = [f"backbone.{module}." for module in deployed.unused], {}
+    dropped = [f"backbone.{module}." for module in deployed.unused]
+    applied: dict[str, Tensor] = {}
     for name, layer in deployed.named_children():
         if name.startswith("classifier") and parametrize.is_parametrized(layer):
             dropped.append(f"{name}.parametrizations.")
-            applied |= {f"{name}.{weight}": getattr(layer, weight).detach() for weight in layer.parametrizations}
+            weights = [weight for weight, _ in layer.get_submodule("parametrizations").named_children()]
+            applied |= {f"{name}.{weight}": getattr(layer, weight).detach() for weight in weights}
     kept = {name: tensor for name, tensor in deployed.state_dict().items() if not name.startswith(tuple(dropped))}
     return kept | applied
 
