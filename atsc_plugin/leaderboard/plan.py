@@ -29,9 +29,10 @@ def published_beside(run, facts: dict):
     dataset, teachers = keys["DATASET.TYPE"], facts["teacher_names"]
     trial = run.folder.parents[1].name != record["suite"]
     changed = trial or record["set"] or record["adapted_by"] or record["stretch"] != 1
-    changed = changed or not published.as_published(record["common"])
     cut = keys.get("DATASET.VAL_SPLIT") or keys.get("DATASET.IMAGE_SIZE")
     if changed or cut or len(teachers) > 1 or keys["SOLVER.EPOCHS"] != published.EPOCHS.get(dataset):
+        return None
+    if not published.as_published(record["common"]):
         return None
     return published.of_pair(dataset, teachers, keys["DISTILLER.STUDENT"], keys["DISTILLER.TYPE"])
 

@@ -66,9 +66,7 @@ def beside(table: Table, row: Row) -> dict[str, Any] | None:
     """The published figure of a row, None for another data set, pair, method or settings."""
     if not row.runs or not row.plain or table.trial or len(table.teachers) > 1:
         return None
-    if not all(as_published(run.get("common", {})) for run in row.runs):
-        return None
-    if not all(map(comparable, row.runs)):
+    if not all(comparable(run) and as_published(run.get("common", {})) for run in row.runs):
         return None
     return of_pair(table.data[0], table.teachers, table.student, row.any("method"))
 
