@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -149,6 +150,21 @@ def test_a_damaged_job_or_stop_file_ends_nothing(suite, text, capsys):
 
 
 # ---- teachers ----
+
+
+def test_the_time_left_follows_from_epochs_that_ended_and_falls_inside_one(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    run = Mock(epochs=4, epochs_done=lambda: run.done, done=1)  # one epoch was there before
+    lines = runner.Runner([Mock(run=run)], places=None)
+    now[0] = 600
+    assert lines._left() == ""  # none has ended in this call
+    run.done = 2
+    assert lines._left() == "; about 20 min left"  # two epochs of ten minutes
+    now[0] = 900
+    assert lines._left() == "; about 15 min left"
+    now[0] = 3000
+    assert lines._left() == "; about 0 min left"
 
 
 def test_missing_teachers_are_trained_side_by_side_and_only_their_students_wait(suite, capsys):

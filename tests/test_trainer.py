@@ -20,6 +20,7 @@ from tiny import TinyNet, batch
 from atsc_plugin.data.device_loader import DeviceLoader
 from atsc_plugin.engine import checkpoint, resume
 from atsc_plugin.engine.batches import inputs_of
+from atsc_plugin.engine.devices import processor_name
 from atsc_plugin.engine.evaluate import evaluate
 from atsc_plugin.engine.optim import learning_rate
 from atsc_plugin.engine.trainer import PluginTrainer
@@ -235,6 +236,17 @@ def test_a_continuation_with_another_loader_is_told_that_digits_may_differ(cfg, 
     assert "note: loader was DeviceLoader, is WorkerLoader: the last digits may differ" in capsys.readouterr().out
     about = json.loads((tmp_path / "run" / "about.json").read_text())
     assert (about["loader"], about["resumed"][0]["loader"]) == ("DeviceLoader", "WorkerLoader")
+
+
+def test_a_run_knows_its_processor_and_a_continuation_on_another_one_is_told(cfg, tmp_path, capsys, monkeypatch):
+    cfg.SOLVER.EPOCHS = 1
+    simkd_trainer(cfg, folder=tmp_path / "run").train()
+    here = json.loads((tmp_path / "run" / "about.json").read_text())["processor"]
+    assert here == processor_name() and here.endswith(torch.backends.cpu.get_cpu_capability())
+    cfg.SOLVER.EPOCHS = 2
+    monkeypatch.setattr("atsc_plugin.engine.trainer.processor_name", lambda: "Abacus, BEADS")
+    simkd_trainer(cfg, folder=tmp_path / "run").train(resume=True)
+    assert f"note: processor was {here}, is Abacus, BEADS: the last digits may differ" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_the_first_edition_is_refused_by_name(cfg, tmp_path):

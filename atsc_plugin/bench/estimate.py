@@ -18,7 +18,7 @@ from atsc_plugin.bench.steps import CLASSES, Arm, PreparedStep
 from atsc_plugin.bench.timing import milliseconds
 from atsc_plugin.data.datasets import train_images
 from atsc_plugin.engine.batches import device_of
-from atsc_plugin.engine.trainer import device_name
+from atsc_plugin.engine.devices import device_name
 from atsc_plugin.errors import PluginError
 from atsc_plugin.methods.base import class_of, teacher_names
 from atsc_plugin.networks import named

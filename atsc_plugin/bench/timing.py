@@ -7,7 +7,7 @@ from statistics import median
 
 import torch
 
-from atsc_plugin.engine.trainer import device_name
+from atsc_plugin.engine.devices import device_name, processor_name
 
 
 def interleaved(
@@ -65,4 +65,10 @@ def _text(value):
 def environment(device: torch.device) -> dict:
     """Device, torch, and how many processes are busy now (`load`), this one included."""
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-    return {"device": device_name(device), "torch": torch.__version__, "cores": os.cpu_count(), "load": load}
+    return {
+        "device": device_name(device),
+        "processor": processor_name(),
+        "torch": torch.__version__,
+        "cores": os.cpu_count(),
+        "load": load,
+    }

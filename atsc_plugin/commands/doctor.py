@@ -63,13 +63,14 @@ def _host_and_devices(args, problems):
         problems.append(f"host: {error}")
         return
     from atsc_plugin import host
-    from atsc_plugin.engine.trainer import device_name
+    from atsc_plugin.engine.devices import device_name, processor_name
 
     _say("host", f"{host.TITLE} ({host.FOLDER})")
     _say("methods", ", ".join(host.distiller_dict))
     count = torch.cuda.device_count()
     names = [torch.cuda.get_device_name(i) for i in range(count)] or [device_name(torch.device("cpu"))]
     _say("devices", ", ".join(names))
+    _say("processor", processor_name())
     _data_and_teachers(host)
     if args.cfg:
         _config(args, problems)

@@ -37,7 +37,7 @@ KEPT = ("DISTILLER.TEACHER_CKPT", "DISTILLER.TEACHER_CKPTS")
 LEFT_OUT = (*FREE, *KEPT, "EXPERIMENT.")  # overrides that do not belong into a run's name
 
 # Of about.json: what a run's last digits depend on besides its configuration.
-SURROUNDINGS = ("host_version", "torch", "device", "world_size", "loader", "precision")
+SURROUNDINGS = ("host_version", "torch", "device", "processor", "world_size", "loader", "precision")
 
 LOG_BYTES, LOG_LINES = 8 << 20, 20_000  # of log.jsonl
 

@@ -21,6 +21,7 @@ import torch
 from atsc_plugin import __version__, contract, host, untrusted
 from atsc_plugin.engine import checkpoint, distributed, graph, precision, run_dir
 from atsc_plugin.engine.batches import batches_from, inputs_of, place_module, progress, set_epoch
+from atsc_plugin.engine.devices import device_name, processor_name
 from atsc_plugin.engine.evaluate import LogitsFile, evaluate, in_eval_mode
 from atsc_plugin.engine.meters import Meters, NotFinite, peak_memory_mb
 from atsc_plugin.engine.mixing import mixing_of
@@ -41,13 +42,6 @@ READ_EVERY = 50  # steps between two looks at the meters, each of which waits fo
 
 def parameter_count(parameters) -> int:
     return sum(p.numel() for p in parameters)
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    count = torch.get_num_threads()
-    return f"cpu ({count} thread{'s' * (count > 1)})"
 
 
 def _measured(file: Path) -> float | None:
@@ -187,6 +181,7 @@ class PluginTrainer:
             **host.IDENTITY,
             "torch": torch.__version__,
             "device": device_name(self.device),
+            "processor": processor_name(),
             "world_size": distributed.world(),
             "loader": type(self.train_loader).__name__,
             "precision": self.step.precision.name,

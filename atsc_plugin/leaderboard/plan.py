@@ -8,6 +8,7 @@ import statistics
 from atsc_plugin.engine.run_dir import read_json
 from atsc_plugin.errors import PluginError
 from atsc_plugin.report import published
+from atsc_plugin.report.table import as_configured
 
 
 def states(runs: list) -> list:
@@ -28,11 +29,10 @@ def published_beside(run, facts: dict):
     keys, record = facts["keys"], run.record
     dataset, teachers = keys["DATASET.TYPE"], facts["teacher_names"]
     trial = run.folder.parents[1].name != record["suite"]
-    changed = trial or record["set"] or record["adapted_by"] or record["stretch"] != 1
     cut = keys.get("DATASET.VAL_SPLIT") or keys.get("DATASET.IMAGE_SIZE")
-    if changed or cut or len(teachers) > 1 or keys["SOLVER.EPOCHS"] != published.EPOCHS.get(dataset):
+    if trial or cut or len(teachers) > 1 or keys["SOLVER.EPOCHS"] != published.EPOCHS.get(dataset):
         return None
-    if not published.as_published(record["common"]):
+    if not (as_configured(record) and published.as_published(record["common"])):
         return None
     return published.of_pair(dataset, teachers, keys["DISTILLER.STUDENT"], keys["DISTILLER.TYPE"])
 

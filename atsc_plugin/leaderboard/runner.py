@@ -230,6 +230,7 @@ class Runner:
         self.total, self.ended, self.signals, self.failed, self.began = len(jobs), 0, 0, {}, {}
         self.runs = [job.run for job in jobs if job.run]
         self.start, self.epochs_before = time.monotonic(), sum(run.epochs_done() for run in self.runs)
+        self.counted = self.epochs_before, self.start  # epochs done, and when the last of them was seen to end
 
     def run(self) -> list:
         """[(job, reason)] of those that failed. Interrupted: everything is ended, then a PluginError."""
@@ -304,11 +305,14 @@ class Runner:
         print(f"[{self.ended}/{self.total}] {text}{self._left()}", flush=True)
 
     def _left(self):
-        """The time left, by the epochs done since the start; nothing while there are none."""
+        """The time left, by the epochs done since the start; nothing while there are none. It falls inside an epoch."""
         failed = {job.run for job, _ in self.failed.values()}
         left = sum(run.epochs - run.epochs_done() for run in self.runs if run not in failed)
-        done = sum(run.epochs_done() for run in self.runs) - self.epochs_before
-        minutes = (time.monotonic() - self.start) / max(done, 1) * left / 60
+        if (all_done := sum(run.epochs_done() for run in self.runs)) != self.counted[0]:
+            self.counted = all_done, time.monotonic()
+        done, since = all_done - self.epochs_before, self.counted[1]
         if done <= 0 or left <= 0:
             return ""
+        each = (since - self.start) / done
+        minutes = max(0.0, each * left - (time.monotonic() - since)) / 60
         return f"; about {minutes:.0f} min left" if minutes < 120 else f"; about {minutes / 60:.1f} h left"

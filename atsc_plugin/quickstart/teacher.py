@@ -47,6 +47,7 @@ def make(cfg: Any, folder: str | Path, overrides: Sequence[str] = ()) -> dict[st
     from atsc_plugin import build, host, teachers
     from atsc_plugin.engine import checkpoint
     from atsc_plugin.engine.batches import device_of, place_module
+    from atsc_plugin.engine.devices import processor_name
     from atsc_plugin.engine.evaluate import evaluate, in_eval_mode
     from atsc_plugin.networks.deployed import DeployedStudent, tensors_of
 
@@ -72,6 +73,7 @@ def make(cfg: Any, folder: str | Path, overrides: Sequence[str] = ()) -> dict[st
             "atsc_plugin": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
+            "processor": processor_name(),
             "host": f"{host.NAME} {host.VERSION}",
         },
         **data.facts(),

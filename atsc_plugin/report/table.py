@@ -34,9 +34,8 @@ class Row:
 
     @property
     def plain(self) -> bool:
-        """The method as its config file has it: no keys of the suite's own, no longer schedule."""
-        changed = self.first.get("set") or self.first.get("adapted_by") or stretch(self.first) != 1
-        return not changed and "=" not in self.first.name
+        """The method as its config file has it."""
+        return as_configured(self.first) and "=" not in self.first.name
 
     def is_called(self, name: str) -> bool:
         """By its label, or by its arm's name where the label says more than that."""
@@ -96,6 +95,14 @@ class Table:
 def stretch(run: Run) -> float:
     """How many times longer than the others of its table a run was meant to be (an arm of equal cost)."""
     return run.get("stretch", 1)
+
+
+def as_configured(said: Run | dict[str, Any]) -> bool:
+    """Whether a suite took an arm's config file as it is: no keys, no teacher of another run, no other length.
+
+    `said` is a run, or what a suite records of one.
+    """
+    return not (said.get("set") or said.get("adapted_by") or said.get("stretch", 1) != 1)
 
 
 def trial(run: Run) -> str:
