@@ -252,22 +252,40 @@ def test_a_compiled_network_is_refused_since_its_maps_cannot_be_read(compiled):
 
 
 class Checkpointed(nn.Module):
-    def __init__(self, width=6):
+    def __init__(self, width=6, reentrant=True):
         super().__init__()
+        self.reentrant = reentrant
         self.a = nn.Conv2d(3, width, 3, stride=2)
         self.b = nn.Sequential(nn.Conv2d(width, width, 3), nn.BatchNorm2d(width))
         self.fc = nn.Linear(width, 10)
 
     def forward(self, x):
         x = self.a(x)
-        x = checkpoint(self.b, x, use_reentrant=True) if self.training else self.b(x)
-        return self.fc(x.relu().mean(dim=(2, 3)))
+        again = self.training and self.reentrant is not None
+        x = checkpoint(self.block, x, use_reentrant=self.reentrant) if again else self.block(x)
+        return self.fc(x.mean(dim=(2, 3)))
+
+    def block(self, x):
+        return self.b(x).relu()
 
 
 def test_a_map_that_was_made_without_gradients_is_refused_and_not_taught_in_vain():
     d = made("SIMKD", Checkpointed())
     with pytest.raises(PluginError, match="The map of b.* has no gradient: .* activation checkpointing off"):
         d(*batch(), epoch=1)
+
+
+@pytest.mark.parametrize("method", ["KD", "SIMKD", "ATSC"])
+def test_networks_that_checkpoint_their_activations_get_the_gradients_of_those_that_do_not(method):
+    def gradients(reentrant):
+        torch.manual_seed(1)
+        d = made(method, Checkpointed(5, reentrant), Checkpointed(6, reentrant))
+        d(*batch(), epoch=1).loss.backward()
+        return {name: parameter.grad for name, parameter in d.named_parameters() if parameter.grad is not None}
+
+    plain, checkpointed = gradients(None), gradients(False)
+    assert plain.keys() == checkpointed.keys() and any("b.0.weight" in name for name in plain)
+    assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
 
 
 def test_a_layer_that_a_step_skips_is_named():

@@ -79,7 +79,7 @@ class Adapted(nn.Module):
         if any(parameter.requires_grad for parameter in self.network.get_submodule(place).parameters()):
             raise PluginError(
                 f"The map of {place} has no gradient: it was read where gradients are off, as in a checkpointed block "
-                "(use_reentrant=True). Switch the network's activation checkpointing off."
+                "(use_reentrant=True). Use use_reentrant=False, or switch the network's activation checkpointing off."
             )
 
 

@@ -84,14 +84,18 @@ def layouts_of(output: Any, prefixes: Sequence[int]) -> list[str]:
 
 @contextmanager
 def recording(model: nn.Module, sources: Sequence[MapSource]) -> Iterator[dict[MapSource, Tensor]]:
-    """{source: map} of the last forward pass within."""
+    """{source: map} of the last forward pass within, to be read behind the block.
+
+    A hook only keeps the output. What it computed inside a block that checkpoints its activations
+    (use_reentrant=False) would be missing when that block is run again on the way back, and torch refuses that.
+    """
     seen: dict[MapSource, Tensor] = {}
 
     def listen(source):
         module = model.get_submodule(source.place)
         if source.layout == "vector":
-            return module.register_forward_pre_hook(lambda _m, args: seen.update({source: source.shaped(args[0])}))
-        return module.register_forward_hook(lambda _m, _i, output: seen.update({source: source.shaped(output)}))
+            return module.register_forward_pre_hook(lambda _m, args: seen.update({source: args[0]}))
+        return module.register_forward_hook(lambda _m, _i, output: seen.update({source: output}))
 
     handles = [listen(source) for source in sources]
     try:
@@ -99,6 +103,7 @@ def recording(model: nn.Module, sources: Sequence[MapSource]) -> Iterator[dict[M
     finally:
         for handle in handles:
             handle.remove()
+    seen.update({source: source.shaped(output) for source, output in seen.items()})
 
 
 class MapReader:
