@@ -97,7 +97,7 @@ KEYS = (
         "features",
         "features: the feature loss moves the teacher's trunk, as released; task: the teacher's CE moves all of it and "
         "the feature loss none (ours). task is not the default, because it gained only where the teacher was not fully "
-        "trained; else SimKD at equal cost was better (docs/results/finished_teacher)",
+        "trained; else it was behind SimKD at equal cost, or not told apart from it (docs/results/finished_teacher)",
         choices=("features", "task"),
     ),
     Key("ATSC.TEACHER.LR_SCALE", 1.0, "the teacher's learning rate is SOLVER.LR times this", minimum=0.0),
