@@ -68,6 +68,14 @@ def test_columns_are_the_fields_and_keys_only_those_that_differ(suite, tmp_path)
     assert (curves[1]["teacher_agreement"], curves[1]["bad"]) == ("0.333333", "NaN")
 
 
+def test_a_note_that_a_suite_got_on_its_way_stays_in_whatever_order_its_runs_are_recorded(suite, tmp_path):
+    record = tmp_path / "record"
+    make_run(tmp_path / "later", "atsc", 6, 60.0, job={"suite": "s", "arm": "atsc", "notes": ["a note", "a new one"]})
+    for place in (suite, tmp_path / "later", suite):
+        assert main(["report", str(place), "--record", str(record)]) == 0
+    assert json.loads((record / "suite.json").read_text())["notes"] == ["a note", "a new one"]
+
+
 def test_more_runs_are_added_and_a_run_of_the_same_name_is_replaced(suite, tmp_path, capsys):
     record = str(tmp_path / "record")
     main(["report", str(suite / "kd"), "--record", record])

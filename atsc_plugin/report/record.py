@@ -25,6 +25,7 @@ CHECKOUT = re.compile(r"/[^\s\"']*/(?=(?:atsc_plugin|tools)/\w+\.py\b)")  # wher
 def record(runs: list[Run], folder: Path, against: list[str] | None = None) -> str:
     """Add finished, failed and stopped runs to a folder's tables, in place of those of the same name; says what it did.
 
+    A suite may get notes on its way: those of any run stay.
     `against`: rows that the page compares the others with; suite.json keeps them, unless the runs' suite names its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,8 +50,11 @@ def record(runs: list[Run], folder: Path, against: list[str] | None = None) -> s
             f"No finished run to record in {folder}. `report` without --record says what is wrong with each."
         )
     suite = {"about": "", **(old[0].suite if old else {})}
+    notes = list(suite.get("notes") or ())
     for run in new.values():
         suite |= {name: value for name, value in run.suite.items() if value}  # what is empty says nothing
+        notes += [note for note in run.suite.get("notes") or () if note not in notes]
+    suite |= {"notes": notes} if notes else {}
     suite |= {"against": against} if against else {}
     _write(sorted(whole.values(), key=lambda run: (run.name, str(run.get("seed")).zfill(9))), folder, suite)
     return f"recorded: {len(new)} runs, {replaced} in place of older ones; {len(whole)} in {folder}"
