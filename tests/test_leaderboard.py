@@ -149,9 +149,6 @@ def test_a_damaged_job_or_stop_file_ends_nothing(suite, text, capsys):
     assert main(words) == 0
 
 
-# ---- teachers ----
-
-
 def test_the_time_left_follows_from_epochs_that_ended_and_falls_inside_one(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
@@ -165,6 +162,9 @@ def test_the_time_left_follows_from_epochs_that_ended_and_falls_inside_one(monke
     assert lines._left() == "; about 15 min left"
     now[0] = 3000
     assert lines._left() == "; about 0 min left"
+
+
+# ---- teachers ----
 
 
 def test_missing_teachers_are_trained_side_by_side_and_only_their_students_wait(suite, capsys):

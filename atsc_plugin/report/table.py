@@ -92,7 +92,7 @@ class Table:
         return next(filter(None, map(trial, self.runs)), "")
 
 
-def stretch(run: Run) -> float:
+def stretch(run: Run | dict[str, Any]) -> float:
     """How many times longer than the others of its table a run was meant to be (an arm of equal cost)."""
     return run.get("stretch", 1)
 
@@ -102,7 +102,7 @@ def as_configured(said: Run | dict[str, Any]) -> bool:
 
     `said` is a run, or what a suite records of one.
     """
-    return not (said.get("set") or said.get("adapted_by") or said.get("stretch", 1) != 1)
+    return not (said.get("set") or said.get("adapted_by") or stretch(said) != 1)
 
 
 def trial(run: Run) -> str:
